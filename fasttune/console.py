@@ -1,0 +1,127 @@
+"""How fasttune speaks: findings, the one error class for people, languages, and the one rich console.
+
+stdout is data, stderr is talk. Everything that can be wrong with a recipe, a data set, a run or a machine is a `Finding`;
+a `FasttuneError` carries one or more of them and is shown without a traceback. Any other exception is a bug in fasttune
+and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import locale
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from rich.console import Console
+from rich.markup import escape
+
+Level = Literal["error", "warning", "info"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "info")
+STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+talk = Console(stderr=True, highlight=False, soft_wrap=True)
+data = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing worth saying about a recipe, a sample, a run or a machine.
+
+    `code` is kebab-case and never renamed, `where` is `file:line`, `file: key` or a run id, `what` is the fact, `why` the
+    reason it matters and `fix` what to do about it.
+    """
+
+    code: str
+    level: Level
+    where: str
+    what: str
+    why: str = ""
+    fix: str = ""
+
+
+class FasttuneError(Exception):
+    """A user's mistake or a condition of the machine: shown as findings with hints, never as a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, *findings: Finding) -> None:
+        super().__init__("\n".join(f"{f.where}: {f.what}" if f.where else f.what for f in findings))
+        self.findings = findings
+
+
+class UsageError(FasttuneError):
+    """The command or the recipe can't be used as written: exit code 2, nothing was started."""
+
+    exit_code = 2
+
+
+def error(code: str, what: str, *, where: str = "", why: str = "", fix: str = "") -> FasttuneError:
+    """A `FasttuneError` of a single finding, to be raised."""
+    return FasttuneError(Finding(code, "error", where, what, why, fix))
+
+
+def usage_error(code: str, what: str, *, where: str = "", why: str = "", fix: str = "") -> UsageError:
+    """A `UsageError` of a single finding, to be raised."""
+    return UsageError(Finding(code, "error", where, what, why, fix))
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings sorted by level, the order within a level kept."""
+    return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    """1 where a finding is an error, else 0: the one rule for every verb that reports."""
+    return int(any(finding.level == "error" for finding in findings))
+
+
+def show(findings: Sequence[Finding], *, as_json: bool = False) -> None:
+    """Findings for people on stderr, or as the JSON document of DESIGN section 9 on stdout."""
+    findings = worst_first(findings)
+    if as_json:
+        print_json({"findings": [asdict(finding) for finding in findings]})
+        return
+    for finding in findings:
+        where = f"[bold]{escape(finding.where)}[/]: " if finding.where else ""
+        label = _(finding.level)
+        talk.print(f"[{STYLES[finding.level]}]{label}:[/] {where}{escape(finding.what)}")
+        if finding.why:
+            talk.print(f"  {escape(finding.why)}")
+        if finding.fix:
+            talk.print(f"  [green]{_('hint')}:[/] {escape(finding.fix)}")
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout, Chinese readable."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+
+
+def language() -> str:
+    """`zh` or `en`: FASTTUNE_LANG, else the locale of the terminal."""
+    chosen = os.environ.get("FASTTUNE_LANG") or os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES")
+    chosen = chosen or os.environ.get("LANG") or locale.getlocale()[0] or ""
+    return "zh" if chosen.lower().startswith("zh") else "en"
+
+
+@functools.cache
+def catalog() -> dict[str, str]:
+    """English message -> Chinese message, from zh.toml beside this file."""
+    text = (Path(__file__).parent / "zh.toml").read_text(encoding="utf-8")
+    return {str(entry["en"]): str(entry["zh"]) for entry in tomllib.loads(text)["message"]}
+
+
+def _(message: str, **values: Any) -> str:
+    """The message in the user's language with its `{placeholders}` filled; English where no translation exists."""
+    if language() == "zh":
+        message = catalog().get(message, message)
+    return message.format(**values) if values else message
