@@ -85,7 +85,7 @@ def exit_code(findings: Iterable[Finding]) -> int:
     return int(any(finding.level == "error" for finding in findings))
 
 
-def show(findings: Sequence[Finding], *, as_json: bool = False) -> None:
+def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None:
     """Findings for people on stderr, or as the JSON document of DESIGN section 9 on stdout."""
     findings = worst_first(findings)
     if as_json:

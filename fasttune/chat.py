@@ -1,0 +1,68 @@
+"""`fasttune chat`: talk to the GGUF of a run, with the template and the system prompt it was trained with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from fasttune import model, runs
+from fasttune.console import _, error, talk
+from fasttune.export.llama import open_gguf, stream
+from fasttune.recipe import ModelRecipe
+from fasttune.render import conversation_tokens
+from fasttune.runs import Run
+
+CONTEXT = 4096
+
+
+def chat(name: str, root: Path, prompt: str | None, system: str | None, temperature: float, max_new_tokens: int) -> None:
+    """Answer one prompt, or lines from stdin until it ends; answers go to stdout as they are made.
+
+    A conversation that would outgrow the context drops its oldest turns, never the system prompt.
+    """
+    run = runs.find(root, name)
+    provenance = runs.read_json(run.provenance)
+    chosen = system if system is not None else provenance["system"]
+    base = ModelRecipe(base=provenance["base"]["name"], revision=provenance["base"]["revision"])
+    tokenizer = model.load_tokenizer(model.locate(base))
+    gguf = newest_gguf(run)
+    talk.print(_("{file} of {run}; an empty line or Ctrl-D ends the talk", file=gguf.name, run=run.id))
+    turns: list[dict[str, str]] = []
+    with open_gguf(gguf, CONTEXT) as loaded:
+        while question := prompt if prompt is not None else ask():
+            turns.append({"role": "user", "content": question})
+            ids = fitting(turns, chosen, tokenizer, CONTEXT - max_new_tokens)
+            answer = ""
+            for piece in stream(loaded, ids, max_new_tokens=max_new_tokens, temperature=temperature):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+                answer += piece
+            sys.stdout.write("\n")
+            turns.append({"role": "assistant", "content": answer})
+            if prompt is not None:
+                return
+
+
+def newest_gguf(run: Run) -> Path:
+    """The GGUF of a run that was written last."""
+    files = sorted(run.exports.glob("*.gguf"), key=lambda path: path.stat().st_mtime) if run.exports.is_dir() else []
+    if not files:
+        raise error("no-gguf", _("this run has no GGUF file yet"), where=run.id, fix=_("`fasttune run` its recipe to the end"))
+    return files[-1]
+
+
+def ask() -> str:
+    """The next line of the user; empty when the talk is over."""
+    if sys.stdin.isatty():
+        talk.print("> ", end="")
+    return sys.stdin.readline().strip()
+
+
+def fitting(turns: list[dict[str, str]], system: str | None, tokenizer: Any, room: int) -> tuple[int, ...]:
+    """The prompt of a conversation in at most `room` ids, the oldest question and answer dropped while it is longer."""
+    while True:
+        ids = conversation_tokens(turns, system, tokenizer)
+        if len(ids) <= room or len(turns) < 3:
+            return ids
+        del turns[:2]

@@ -1,0 +1,137 @@
+"""The command line: one function a verb. Reads arguments, calls one worker, shows the result.
+
+stdout is data, stderr is talk. Exit codes: 0 good, 1 failed or an error-level finding, 2 wrong usage, 130 stopped by the
+user. Workers are imported inside their verb, so that `fasttune --help` loads no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import fasttune
+from fasttune.console import FasttuneError, _, show_findings, talk
+
+if TYPE_CHECKING:
+    from fasttune.strategy import Plan
+
+STOPPED = 130
+
+overrides_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help=_("Override a recipe value, e.g. train.learning_rate=1e-4.")
+)
+runs_option = click.option(
+    "--runs", "root", envvar="FASTTUNE_RUNS", default="runs", type=click.Path(path_type=Path), show_default=True,
+    help=_("Folder of the runs (or FASTTUNE_RUNS)."),
+)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help=_("Print one JSON document on stdout."))
+
+
+def main() -> None:
+    """The console script: findings instead of tracebacks for what a user can mend."""
+    try:
+        code = commands.main(prog_name="fasttune", standalone_mode=False)
+    except FasttuneError as problem:
+        show_findings(problem.findings)
+        sys.exit(problem.exit_code)
+    except click.ClickException as problem:
+        problem.show()
+        sys.exit(problem.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        talk.print(_("stopped"))
+        sys.exit(STOPPED)
+    sys.exit(code or 0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(fasttune.__version__, prog_name="fasttune")
+def commands() -> None:
+    """Train a small Qwen2.5 model on your conversations and get a GGUF file that answers."""
+
+
+@commands.command(help=_("Train what the recipe says, export GGUF files, answer the probe questions."))
+@click.argument("recipe_file", metavar="RECIPE", type=click.Path(path_type=Path))
+@overrides_option
+@runs_option
+@click.option(
+    "--on-existing", type=click.Choice(["resume", "new", "stop"]), default=None,
+    help=_("With earlier runs of this name: resume an unfinished one, train a new one, or stop. Default: resume, else stop."),
+)  # fmt: skip
+@json_option
+def run(recipe_file: Path, overrides: tuple[str, ...], root: Path, on_existing: Any, as_json: bool) -> int:
+    from fasttune import strategy
+
+    todo = planned(recipe_file, overrides)
+    resume = strategy.run_to_resume(root, todo, on_existing)
+
+    from fasttune import evaluate, show, train
+    from fasttune.export import export
+
+    record = train.train(todo, root, resume)
+    if not record.finished:
+        talk.print(_("stopped at step {step}; the same command goes on from there", step=record.steps))
+        return STOPPED
+    wanted = todo.recipe.export
+    artifacts = export(
+        record.base, record.run.adapter, record.run.exports, todo.recipe.name, wanted.gguf,
+        run_id=record.run.id, system=todo.system, num_ctx=wanted.num_ctx, say=talk.print,
+    )  # fmt: skip
+    probes = evaluate.probe(record.run, record.base, artifacts, todo) if artifacts else ()
+    show.result(record, artifacts, probes, as_json=as_json)
+    return 0
+
+
+@commands.command(help=_("Show every resolved value with its source, and what training would do; starts nothing."))
+@click.argument("recipe_file", metavar="RECIPE", type=click.Path(path_type=Path))
+@overrides_option
+@json_option
+def plan(recipe_file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    from fasttune import show
+
+    show.plan(planned(recipe_file, overrides), as_json=as_json)
+
+
+@commands.command("show", help=_("Show the tokens of one sample, FILE:LINE, with those that are learned marked."))
+@click.argument("sample", metavar="FILE:LINE")
+@click.option("--base", default="builtin:tiny", show_default=True, help=_("Whose tokenizer and chat template: hub name or folder."))
+@click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help=_("Take base, system prompt and learn from a recipe."))
+@overrides_option
+@json_option
+def show_sample(sample: str, base: str, recipe_file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    from fasttune import show
+
+    show.sample(sample, base, recipe_file, overrides, as_json=as_json)
+
+
+@commands.command(help=_("Talk to the GGUF of a run (a series name, a run id, or a .gguf file)."))
+@click.argument("name", metavar="RUN")
+@click.option("--prompt", help=_("One question; print the answer and end."))
+@click.option("--system", help=_("Another system prompt than the trained one."))
+@click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(0, 2), help=_("0 = always the likeliest."))
+@click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(1))
+@runs_option
+def chat(name: str, prompt: str | None, system: str | None, temperature: float, max_new_tokens: int, root: Path) -> None:
+    from fasttune import chat
+
+    chat.chat(name, root, prompt, system, temperature, max_new_tokens)
+
+
+@commands.command("runs", help=_("List the runs of all series, or of one."))
+@click.argument("series", required=False)
+@runs_option
+@json_option
+def list_runs(series: str | None, root: Path, as_json: bool) -> None:
+    from fasttune import show
+
+    show.runs_table(root, series, as_json=as_json)
+
+
+def planned(recipe_file: Path, overrides: tuple[str, ...]) -> Plan:
+    """Recipe and data read and checked, and what follows from them."""
+    from fasttune import data, recipe, strategy
+
+    read = recipe.load(recipe_file, overrides)
+    return strategy.decide(read, data.load(read.data, read.train.seed))

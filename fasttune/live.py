@@ -1,0 +1,82 @@
+"""What a waiting person sees: start-up phases with their seconds, and the live line of a training.
+
+Knows transformers' callback interface and the console, nothing of models or files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from fasttune.console import _, talk
+
+PLAIN_LINE_EVERY = 10.0  # seconds between lines where stderr is no terminal
+
+
+class Phases:
+    """Names each start-up phase as it begins and says how long it took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        with talk.status(name):
+            yield
+        self.seconds[name] = time.monotonic() - started
+        talk.print(f"{name}: {self.seconds[name]:.1f} s")
+
+
+class LiveLine(TrainerCallback):  # type: ignore[misc]
+    """Step, loss, accuracy, tokens/s and time left: a moving line in a terminal, a line now and then elsewhere."""
+
+    def __init__(self, total_steps: int) -> None:
+        self.total = total_steps
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=talk,
+            disable=not talk.is_terminal,
+        )
+        self.task: TaskID | None = None
+        self.last_line = 0.0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+        self.progress.start()
+        self.task = self.progress.add_task(_("first step"), total=self.total, completed=state.global_step)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_more: Any) -> None:
+        if "eval_loss" in logs:
+            talk.print(
+                _(
+                    "step {step}: held-out loss {loss:.4f}, accuracy {accuracy:.1%}",
+                    step=state.global_step,
+                    loss=logs["eval_loss"],
+                    accuracy=logs["eval_mean_token_accuracy"],
+                )
+            )
+        if "loss" not in logs or self.task is None:
+            return
+        text = _(
+            "loss {loss:.4f}  accuracy {accuracy:.1%}  {rate:,.0f} tokens/s",
+            loss=logs["loss"],
+            accuracy=logs["mean_token_accuracy"],
+            rate=logs["tokens_per_second"],
+        )
+        self.progress.update(self.task, completed=state.global_step, description=text)
+        now = time.monotonic()
+        last = state.global_step == self.total
+        if not talk.is_terminal and (last or now - self.last_line >= PLAIN_LINE_EVERY):
+            self.last_line = now
+            talk.print(_("step {step}/{total}  {text}", step=state.global_step, total=self.total, text=text))
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+        self.progress.stop()

@@ -1,0 +1,382 @@
+"""The model: every touch of Unsloth and PEFT. Finds the base, loads it, adds LoRA, runs a row through it.
+
+Unsloth has two back ends with one face. On a CUDA card it replaces the forward passes with its Triton kernels and takes a
+row's layout as `prefix_seg_info` or `packed_seq_lengths`; without a card it loads stock transformers, and the attention
+of engine.py is registered there. `hidden_states` hides the difference; above this file nobody knows which one runs.
+
+Settings that Unsloth reads from the environment are made here, once, before it is imported: no statistics ping (it can
+block for two minutes), no installer, the compile cache in one place, banners off stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fasttune.console import _, error
+from fasttune.packing import Row
+from fasttune.recipe import LoraRecipe, ModelRecipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from fasttune.engine import Batch
+
+Device = Literal["cpu", "cuda"]
+TINY = Path(__file__).parent / "tiny"
+ATTENTION = "fasttune"  # the name of engine.attention among transformers' attention functions
+FLEX_BLOCK = 128  # Unsloth's shared-prefix kernel pads every layer's Q, K and V to this unless the row already fits
+
+
+# Where the base is -----------------------------------------------------------------------------------------------------
+
+
+def locate(recipe: ModelRecipe) -> Path:
+    """The local folder of the base: `builtin:tiny`, a folder, or a hub's snapshot (downloaded once, then from its cache).
+
+    Raises FasttuneError where the name is unknown or the hub can't be reached.
+    """
+    if recipe.base == "builtin:tiny":
+        return TINY
+    folder = Path(recipe.base).expanduser()
+    if folder.is_dir():
+        return require_model_folder(folder)
+    if looks_like_path(recipe.base):
+        raise error("base-not-found", _("there is no folder {folder}", folder=recipe.base), where="model.base")
+    download = download_from_modelscope if recipe.mirror == "modelscope" else download_from_hub
+    return require_model_folder(download(recipe.base, recipe.revision or None))
+
+
+def looks_like_path(base: str) -> bool:
+    """Whether a base that is no folder was meant as one: hub names are `owner/name`."""
+    return base.startswith((".", "/", "~")) or base.count("/") != 1 or "\\" in base
+
+
+def require_model_folder(folder: Path) -> Path:
+    """The folder, if it holds a Hugging Face checkpoint; a message that names what is missing otherwise."""
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
+    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    missing += [] if weights else ["*.safetensors"]
+    if missing:
+        raise error(
+            "base-incomplete",
+            _("{folder} is no complete Hugging Face checkpoint: {missing} missing", folder=folder, missing=", ".join(missing)),
+            where="model.base",
+            fix=_("name the folder that holds config.json, tokenizer.json and the .safetensors files"),
+        )
+    return folder
+
+
+def download_from_hub(name: str, revision: str | None) -> Path:
+    """A snapshot by huggingface_hub, which honours HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.json"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except RepositoryNotFoundError as reason:
+        raise error(
+            "base-not-found",
+            _("the hub knows no model {name}", name=name),
+            where="model.base",
+            why=str(reason).splitlines()[0],
+            fix=_("check the spelling (Qwen/Qwen2.5-0.5B-Instruct); a private model needs HF_TOKEN"),
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as reason:
+        raise error(
+            "hub-unreachable",
+            _("{name} is not in the local cache and can't be downloaded", name=name),
+            where="model.base",
+            why=str(reason).splitlines()[0],
+            fix=_(
+                'check the connection; set HF_ENDPOINT to a mirror, or mirror = "modelscope" under [model], '
+                "or name a local folder as base"
+            ),
+        ) from None
+
+
+def download_from_modelscope(name: str, revision: str | None) -> Path:
+    """A snapshot by the modelscope package, which the user installs when they want it."""
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise error(
+            "modelscope-missing",
+            _("the package modelscope is not installed"),
+            where="model.mirror",
+            fix=_("install it with: .venv/bin/python -m pip install modelscope"),
+        ) from None
+    try:
+        return Path(snapshot_download(name, revision=revision))
+    except (OSError, ValueError) as reason:
+        raise error(
+            "hub-unreachable",
+            _("ModelScope did not give {name}", name=name),
+            where="model.base",
+            why=str(reason).splitlines()[0],
+            fix=_("check the name and the connection, or name a local folder as base"),
+        ) from None
+
+
+# The device ------------------------------------------------------------------------------------------------------------
+
+
+def device() -> Device:
+    """`cuda` where a card can be driven, else `cpu`; never a silent fall back.
+
+    Raises FasttuneError where the machine shows a card that this torch can't drive.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    card = visible_card()
+    if card and os.environ.get("UNSLOTH_FORCE_CPU") != "1":
+        raise error(
+            "gpu-not-usable",
+            _("this machine has a card ({card}), but torch {version} can't use it", card=card, version=torch.__version__),
+            why=_("this torch is built for: {build}", build=f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"),
+            fix=_("run `make quickstart` again to install the CUDA build, update the driver, or set UNSLOTH_FORCE_CPU=1"),
+        )
+    return "cpu"
+
+
+def visible_card() -> str:
+    """The first NVIDIA card the driver lists; empty where there is none. WSL2 keeps nvidia-smi off PATH at times."""
+    program = shutil.which("nvidia-smi") or shutil.which("/usr/lib/wsl/lib/nvidia-smi")
+    if program is None:
+        return ""
+    listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False, timeout=30)
+    return listed.stdout.split("(UUID")[0].strip() if listed.returncode == 0 else ""
+
+
+def shares_prefixes() -> bool:
+    """Whether this machine's attention can share prefixes: on CPU, and on cards of compute capability 8.0 and above."""
+    import torch
+
+    return device() == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
+
+
+def precision() -> dict[str, bool]:
+    """The Trainer's mixed-precision flag: bf16 where the card has it, else fp16; none on CPU (float32)."""
+    import torch
+
+    if device() == "cpu":
+        return {}
+    return {"bf16": True} if torch.cuda.get_device_capability() >= (8, 0) else {"fp16": True}
+
+
+# Loading ---------------------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(base: Path) -> Any:
+    """The base's own tokenizer (Hugging Face, fast)."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base)
+
+
+def load(base: Path, recipe: ModelRecipe) -> Any:
+    """The frozen base through Unsloth: bf16 or fp16 (or NF4) on a card, float32 on CPU."""
+    fast_language_model = import_unsloth()
+    import torch
+
+    where = device()
+    with quiet():
+        model, _tokenizer = fast_language_model.from_pretrained(
+            model_name=str(base),
+            max_seq_length=recipe.max_seq_length,
+            dtype=torch.float32 if where == "cpu" else None,
+            load_in_4bit=recipe.load_in_4bit,
+            use_exact_model_name=True,
+            local_files_only=True,
+        )
+    return model
+
+
+def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) -> Any:
+    """A PeftModel with fresh LoRA weights on the recipe's linear layers, its attention set up for packed rows."""
+    fast_language_model = import_unsloth()
+    with quiet():
+        model = fast_language_model.get_peft_model(
+            model,
+            r=recipe.r,
+            lora_alpha=recipe.alpha,
+            lora_dropout=recipe.dropout,
+            target_modules=list(recipe.target_modules),
+            bias="none",
+            use_gradient_checkpointing="unsloth" if checkpointing and device() == "cuda" else checkpointing,
+            random_state=seed,
+        )
+    if device() == "cpu":
+        register_attention()
+        model.get_base_model().set_attn_implementation(ATTENTION)
+    return model
+
+
+def import_unsloth() -> Any:
+    """Unsloth's FastLanguageModel; it must come before transformers' trainer is used, so train.py asks for it first."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fasttune" / "unsloth"
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache))
+    with quiet():
+        from unsloth import FastLanguageModel
+    return FastLanguageModel
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Unsloth announces itself with print and warnings; stdout is for data, so they go nowhere unless asked for."""
+    if os.environ.get("FASTTUNE_DEBUG"):
+        yield
+        return
+    logging.getLogger("unsloth").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# Running ---------------------------------------------------------------------------------------------------------------
+
+
+def register_attention() -> None:
+    """Make engine.attention known to transformers; without a mask function of that name, no T x T mask is built."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    from fasttune import engine
+
+    def packed(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, spans: Any = None, **more: Any
+    ) -> tuple[Any, None]:
+        if spans is None:  # a single sequence, as in generate(): nothing is packed, plain causal attention is right
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
+        return engine.attention(query, key, value, spans, scaling), None
+
+    AttentionInterface.register(ATTENTION, packed)
+
+
+def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
+    """States after the final norm, [1, T, C], of one packed row."""
+    backbone = model.get_base_model().model
+    if device() == "cpu":
+        output = backbone(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, spans=batch.spans
+        )
+        return output[0]
+    input_ids, position_ids, layout = cuda_layout(batch)
+    output = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False, **layout)
+    return output[0]
+
+
+def cuda_layout(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """Ids, positions and the keyword that tells Unsloth's attention a row's layout.
+
+    Rows with shared prefixes go as `prefix_seg_info`, padded by a group of their own to whole flex blocks; others as
+    `packed_seq_lengths` (variable-length attention).
+    """
+    import torch
+
+    lengths = [end - begin for span in batch.spans for begin, end in span.suffixes]
+    where = batch.input_ids.device
+    if all(span.prefix_end == span.start for span in batch.spans):
+        return batch.input_ids, batch.position_ids, {
+            "packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32, device=where)
+        }
+    from unsloth.utils.prefix_grouper_kernel import build_seg_info_multigroup
+
+    groups = [(s.prefix_end - s.start, [end - begin for begin, end in s.suffixes]) for s in batch.spans]
+    padding = -batch.input_ids.shape[1] % FLEX_BLOCK
+    input_ids, position_ids = batch.input_ids, batch.position_ids
+    if padding:
+        groups.append((0, [padding]))
+        input_ids = torch.nn.functional.pad(input_ids, (0, padding))
+        position_ids = torch.cat((position_ids, torch.arange(padding, device=where)[None]), dim=1)
+    segments, _groups = build_seg_info_multigroup(groups, where)
+    return input_ids, position_ids, {"prefix_seg_info": segments}
+
+
+def head(model: Any) -> torch.Tensor:
+    """The frozen output embedding, [V, C]."""
+    return model.get_output_embeddings().weight
+
+
+def generate(model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: int) -> str:
+    """The greedy answer to a tokenized prompt, ended by the template's end token."""
+    import torch
+
+    fast_language_model = import_unsloth()
+    fast_language_model.for_inference(model)
+    ids = torch.tensor([list(prompt)], device=model.device)
+    with torch.no_grad(), quiet():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    fast_language_model.for_training(model)
+    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+# Memory ----------------------------------------------------------------------------------------------------------------
+
+
+def tokens_per_row(model: Any, chosen: str | int) -> int:
+    """Tokens of a row: the recipe's number, or for "auto" what half of the free memory holds with recomputation.
+
+    On CPU a fixed 4096: rows beyond that gain no speed there, and a run then computes the same on every machine.
+    """
+    if chosen != "auto":
+        return int(chosen)
+    if device() == "cpu":
+        return 4096
+    config = model.config
+    kept = config.num_hidden_layers * config.hidden_size * 2  # each layer's input, in 16 bit
+    working = (24 * config.hidden_size + 8 * config.intermediate_size) * 2  # one layer at a time, recomputed
+    fitting = free_memory() // 2 // (kept + working)
+    return int(min(65536, max(2048, fitting // FLEX_BLOCK * FLEX_BLOCK)))
+
+
+def needs_checkpointing(model: Any, rows: Sequence[Row]) -> bool:
+    """Whether the largest row's activations would take more than a quarter of the free memory without recomputation.
+
+    A decoder layer keeps about 12 hidden-sized and 4 feed-forward-sized values a token for its backward pass, twice that
+    with LoRA's own inputs and the attention's statistics (counted over transformers' Qwen2 in float32).
+    """
+    config = model.config
+    values = config.num_hidden_layers * (24 * config.hidden_size + 8 * config.intermediate_size)
+    width = 4 if device() == "cpu" else 2
+    largest = max((row.tokens for row in rows), default=0)
+    return values * width * largest > free_memory() / 4
+
+
+def free_memory() -> int:
+    """Bytes that can still be had: of the card where one is used, else of the machine."""
+    import psutil
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if device() == "cuda" else psutil.virtual_memory().available
+
+
+def used_memory() -> int:
+    """Peak bytes of this process: reserved on the card where one is used, else resident."""
+    import resource
+
+    import torch
+
+    if device() == "cuda":
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

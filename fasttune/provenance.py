@@ -1,0 +1,93 @@
+"""Where a run comes from: versions, device, commit, and fingerprints of its data and its base."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import fasttune
+from fasttune.strategy import Plan
+
+PACKAGES = (
+    "torch", "transformers", "peft", "trl", "accelerate", "datasets", "unsloth", "unsloth_zoo", "bitsandbytes", "xformers",
+    "tokenizers", "safetensors", "gguf", "llama-cpp-python",
+)  # fmt: skip
+SAMPLED = 4 * 1024 * 1024
+
+
+def collect(plan: Plan, base: Path, device: str) -> dict[str, Any]:
+    """The document of provenance.json."""
+    return {
+        "fasttune": fasttune.__version__,
+        "commit": commit(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "command": sys.argv[1:],
+        "device": device_name(device),
+        "packages": versions(),
+        "base": {"name": plan.recipe.model.base, "revision": plan.recipe.model.revision, "fingerprint": fingerprint(base)},
+        "data": {
+            "train": plan.recipe.data.train,
+            "val": plan.recipe.data.val,
+            "fingerprint": plan.dataset.fingerprint,
+        },
+        "system": plan.system,
+        "parent": None,
+    }
+
+
+def device_name(device: str) -> dict[str, Any]:
+    """The card with its memory, or the processor and its threads."""
+    import torch
+
+    if device == "cuda":
+        card = torch.cuda.get_device_properties(0)
+        return {"kind": "cuda", "name": card.name, "memory_gib": round(card.total_memory / 1024**3, 2)}
+    return {"kind": "cpu", "name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that decide what a training computes."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit of a fasttune that runs from its repository, `-dirty` where files differ; empty elsewhere."""
+    folder = Path(__file__).parent.parent
+    if not (folder / ".git").exists():
+        return ""
+    described = subprocess.run(
+        ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return described.stdout.strip()
+
+
+def fingerprint(base: Path) -> str:
+    """sha256 over a checkpoint's configuration and, for each weight file, its name, size and first and last 4 MiB.
+
+    Whole files would take a 3B model a minute at every start; a change of weights shows in what is read.
+    """
+    digest = hashlib.sha256()
+    for path in [base / "config.json", base / "tokenizer.json", *sorted(base.glob("*.safetensors"))]:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(SAMPLED))
+            if size > 2 * SAMPLED:
+                file.seek(-SAMPLED, 2)
+                digest.update(file.read(SAMPLED))
+    return digest.hexdigest()

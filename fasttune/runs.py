@@ -1,0 +1,336 @@
+"""The run folder: the only file that knows its names.
+
+    runs/linzhi/current                 id of the run in use (a text file, no symlink: Windows drives)
+    runs/linzhi/003-retune/
+      recipe.toml  plan.json            as given; every resolved value with its source
+      provenance.json                   versions, device, commit, data and base fingerprints, parent
+      history.jsonl  trainer_state.json one line a logged step; Hugging Face's own file
+      checkpoints/checkpoint-120/       Hugging Face layout + manifest.json (sha256 of each file)
+      adapter/                          PEFT layout: loads with plain peft; its presence says that the run is finished
+      scores.json  tensorboard/
+      exports/linzhi-Q4_K_M.gguf + .json, Modelfile
+
+Every file appears whole or not at all: it is written under a temporary name, flushed to disk and renamed (E6). Nothing
+here deletes a run; `rotate` removes old checkpoints of its own run only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fasttune.console import _, error, usage_error
+
+Status = Literal["running", "finished", "stopped"]
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its folder. `id` is `SERIES/NNN-strategy`."""
+
+    root: Path
+    id: str
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.id
+
+    @property
+    def series(self) -> str:
+        return self.id.split("/")[0]
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.toml"
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / "plan.json"
+
+    @property
+    def provenance(self) -> Path:
+        return self.folder / "provenance.json"
+
+    @property
+    def history(self) -> Path:
+        return self.folder / "history.jsonl"
+
+    @property
+    def trainer_state(self) -> Path:
+        return self.folder / "trainer_state.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    @property
+    def exports(self) -> Path:
+        return self.folder / "exports"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / ".lock"
+
+    @property
+    def status(self) -> Status:
+        """finished: it has its adapter; running: a live process holds its lock; stopped: neither."""
+        if self.adapter.is_dir():
+            return "finished"
+        return "running" if is_locked(self.lock) else "stopped"
+
+
+# Writing ---------------------------------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file that appears whole or not at all."""
+    partial = path.with_name(path.name + PARTIAL)
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """A JSON file that appears whole or not at all, Chinese readable."""
+    write_text(path, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The document in a JSON file of a run."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def append_line(path: Path, document: Any) -> None:
+    """One more line of a JSONL file, handed to the system before this returns."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(document, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that appears under its name only when the block ends well, replacing none."""
+    partial = path.with_name(path.name + PARTIAL)
+    if partial.exists():
+        shutil.rmtree(partial)  # left by a process that died while writing it: never complete, never used
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for file in sorted(partial.rglob("*")):
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+    if path.exists():
+        shutil.rmtree(path)  # only a damaged checkpoint is ever written again
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in this folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Series and runs -------------------------------------------------------------------------------------------------------
+
+
+def create(root: Path, series: str, strategy: str) -> Run:
+    """A new, empty, numbered run folder; under the series' lock, so that two processes never get the same number."""
+    folder = root / series
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", _("another process is starting a run of {series}", series=series)):
+        number = 1 + max((run_number(run) for run in list_runs(root, series)), default=0)
+        run = Run(root, f"{series}/{number:03d}-{strategy}")
+        run.folder.mkdir()
+    return run
+
+
+def list_runs(root: Path, series: str) -> list[Run]:
+    """The runs of a series, oldest first."""
+    folder = root / series
+    if not folder.is_dir():
+        return []
+    found = [Run(root, f"{series}/{path.name}") for path in folder.iterdir() if path.is_dir() and path.name[:3].isdigit()]
+    return sorted(found, key=run_number)
+
+
+def list_series(root: Path) -> list[str]:
+    """Names of all series under a runs folder."""
+    if not root.is_dir():
+        return []
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and list_runs(root, path.name))
+
+
+def run_number(run: Run) -> int:
+    """3 for linzhi/003-retune."""
+    return int(run.id.split("/")[1].split("-")[0])
+
+
+def set_current(run: Run) -> None:
+    """Make this run the one its series' name stands for."""
+    write_text(run.root / run.series / "current", run.id + "\n")
+
+
+def current(root: Path, series: str) -> Run | None:
+    """The run a series' name stands for: the one in `current`, else the newest."""
+    pointer = root / series / "current"
+    if pointer.is_file():
+        run = Run(root, pointer.read_text(encoding="utf-8").strip())
+        if run.folder.is_dir():
+            return run
+    found = list_runs(root, series)
+    return found[-1] if found else None
+
+
+def find(root: Path, name: str) -> Run:
+    """The run meant by an id (`linzhi/003-retune`, `linzhi/003`), a series name or the path of a run folder.
+
+    Raises UsageError with the names there are where none fits.
+    """
+    path = Path(name)
+    if (path / "plan.json").is_file():
+        return Run(path.resolve().parent.parent, f"{path.resolve().parent.name}/{path.resolve().name}")
+    series, _slash, number = name.strip("/").partition("/")
+    if not number:
+        run = current(root, series)
+    else:
+        matches = [run for run in list_runs(root, series) if run.id == name or run.id.startswith(f"{series}/{number}-")]
+        run = matches[0] if len(matches) == 1 else None
+    if run is None:
+        known = ", ".join(list_series(root)) or _("none yet")
+        raise usage_error(
+            "unknown-run",
+            _("no run called {name} in {root}", name=name, root=root),
+            fix=_("series there: {known}; `fasttune runs` lists them, --runs DIR looks elsewhere", known=known),
+        )
+    return run
+
+
+# Locks -----------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(path: Path, otherwise: str) -> Iterator[None]:
+    """Holds a lock file for this process; the system frees it when the process ends, however it ends.
+
+    Raises FasttuneError with the message `otherwise` where a live process holds it.
+    """
+    with open(path, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise error("run-is-locked", otherwise, where=str(path), fix=_("wait for it, or stop it first")) from None
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a live process holds this lock file."""
+    if not path.exists():
+        return False
+    with open(path, encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+# Checkpoints -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing_checkpoint(run: Run, step: int) -> Iterator[Path]:
+    """A checkpoint folder to fill; it gets its manifest and its name only when the block ends well."""
+    with whole_folder(run.checkpoints / f"checkpoint-{step}") as folder:
+        yield folder
+        files = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        write_json(folder / "manifest.json", {"step": step, "sha256": files})
+
+
+def list_checkpoints(run: Run) -> list[Path]:
+    """Finished checkpoint folders of a run, oldest first."""
+    if not run.checkpoints.is_dir():
+        return []
+    found = [path for path in run.checkpoints.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(folder: Path) -> int:
+    """120 for checkpoint-120."""
+    return int(folder.name.split("-")[1])
+
+
+def damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint against its manifest, in words; empty when it is whole."""
+    try:
+        expected = read_json(checkpoint / "manifest.json")["sha256"]
+    except (OSError, ValueError, KeyError):
+        return _("its manifest.json is missing or unreadable")
+    for name, digest in expected.items():
+        if not (checkpoint / name).is_file():
+            return _("{file} is missing", file=name)
+        if file_sha256(checkpoint / name) != digest:
+            return _("{file} is not what was written", file=name)
+    return ""
+
+
+def rotate(run: Run, keep: int, best_step: int | None) -> None:
+    """Remove the oldest checkpoints of this run beyond `keep`; the best one stays as well."""
+    for path in list_checkpoints(run)[:-keep]:
+        if checkpoint_step(path) != best_step:
+            shutil.rmtree(path)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_history(run: Run) -> list[dict[str, Any]]:
+    """The lines of history.jsonl; a last line that a dying process left half-written is not one."""
+    if not run.history.is_file():
+        return []
+    lines = run.history.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def trim_history(run: Run, step: int) -> None:
+    """Drop the lines after `step`, which a resumed run will write again."""
+    lines = read_history(run)
+    kept = [line for line in lines if line["step"] <= step]
+    if run.history.is_file():
+        write_text(run.history, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))

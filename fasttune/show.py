@@ -1,0 +1,179 @@
+"""What the reporting verbs print: plans, samples, runs, results. Tables for people, one JSON document with --json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from fasttune import runs
+from fasttune.console import FasttuneError, _, data, print_json, show_findings, talk, usage_error
+from fasttune.runs import Run
+from fasttune.strategy import Plan
+
+
+def plan(todo: Plan, *, as_json: bool) -> None:
+    """Every resolved value with its source, and the counts that follow from the data."""
+    document = todo.document()
+    if as_json:
+        print_json(document)
+        return
+    show_findings(todo.dataset.findings)
+    table = Table("", _("value"), _("from"), box=None, pad_edge=False, title=escape(str(todo.recipe.path)), title_justify="left")
+    for entry in document["settings"]:
+        table.add_row(entry["key"], escape(str(entry["value"])), entry["source"])
+    data.print(table)
+    data.print(
+        _(
+            "{train} samples to train on, {val} held out; {per_epoch} steps an epoch, {total} steps ({epochs:.2f} epochs)",
+            train=len(todo.dataset.train),
+            val=len(todo.dataset.val),
+            per_epoch=todo.steps_per_epoch,
+            total=todo.total_steps,
+            epochs=todo.epochs,
+        )
+    )
+    data.print(_("system prompt it is served with: {system}", system=todo.system if todo.system is not None else _("none")))
+    data.print(_("nothing was started; train with: fasttune run {recipe}", recipe=todo.recipe.path))
+
+
+def sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[str], *, as_json: bool) -> None:
+    """The tokens of one sample as the model will see them, the learned ones marked (also without colour)."""
+    from fasttune import data as files
+    from fasttune import model, recipe
+    from fasttune.recipe import DataRecipe, ModelRecipe
+    from fasttune.render import pieces, render_all
+
+    path, _colon, line = where.rpartition(":")
+    if not path or not line.split("#")[0].isdigit():
+        raise usage_error("not-a-sample", _("{text} is not FILE:LINE", text=where), fix=_("for example data/linzhi/train.jsonl:17"))
+    chosen = recipe.load(recipe_file, overrides) if recipe_file else None
+    of_data = chosen.data if chosen else DataRecipe(train=path)
+    of_model = chosen.model if chosen else ModelRecipe(base=base)
+    reading = files.read(path)
+    found = [one for one in files.with_system(reading.samples, of_data.system) if one.id == where]
+    if not found:
+        problems = [finding for finding in reading.findings if finding.where == where]
+        if problems:
+            raise FasttuneError(*problems)
+        raise usage_error(
+            "no-such-sample",
+            _("no sample begins at line {line}", line=line),
+            where=path,
+            fix=_("samples are named by the line they begin on; the file has {count} of them", count=len(reading.samples)),
+        )
+    tokenizer = model.load_tokenizer(model.locate(of_model))
+    rendered = render_all(found, tokenizer, of_data, of_model.max_seq_length)
+    (example,) = rendered.examples
+    shown = pieces(example, tokenizer)
+    learned = sum(end - start for start, end in example.learn)
+    if as_json:
+        tokens = [{"text": piece.text, "ids": list(piece.ids), "supervised": piece.supervised} for piece in shown]
+        print_json({"sample": where, "tokens": len(example.tokens), "supervised": learned, "pieces": tokens})
+        return
+    show_findings(rendered.findings)
+    text = ""
+    for piece in shown:
+        body = escape(piece.text)
+        text += f"[bold green]⟦{body}⟧[/]" if piece.supervised else f"[dim]{body}[/]"
+    data.print(text.replace("⟧[/][bold green]⟦", "|"))
+    talk.print(_("{tokens} tokens, {learned} learned (between ⟦ and ⟧, cut by |)", tokens=len(example.tokens), learned=learned))
+
+
+def runs_table(root: Path, series: str | None, *, as_json: bool) -> None:
+    """The runs of one or all series, with the figures each ended on."""
+    names = [series] if series else runs.list_series(root)
+    if series and not runs.list_runs(root, series):
+        runs.find(root, series)  # raises with the names there are
+    rows = [run_row(run, runs.current(root, name)) for name in names for run in runs.list_runs(root, name)]
+    if as_json:
+        print_json({"runs": rows})
+        return
+    if not rows:
+        talk.print(_("no runs in {root} yet", root=root))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in (_("run"), _("state"), _("steps"), _("loss"), _("held-out loss"), _("accuracy"), _("GGUF"), _("date")):
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(
+            ("→ " if row["current"] else "  ") + row["id"],
+            _(row["status"]),
+            str(row["steps"]),
+            figure(row["loss"]),
+            figure(row["eval_loss"]),
+            figure(row["mean_token_accuracy"]),
+            ", ".join(row["exports"]),
+            row["date"],
+        )
+    data.print(table)
+
+
+def figure(value: float | None) -> str:
+    """A loss or a share with three decimals; a dash where there is none."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def run_row(run: Run, current: Run | None) -> dict[str, Any]:
+    """What `fasttune runs --json` says of one run."""
+    history = runs.read_history(run)
+    trained = [line for line in history if "loss" in line]
+    held_out = [line for line in history if "eval_loss" in line]
+    return {
+        "id": run.id,
+        "current": run == current,
+        "status": run.status,
+        "steps": trained[-1]["step"] if trained else 0,
+        "epoch": trained[-1]["epoch"] if trained else 0,
+        "first_loss": trained[0]["loss"] if trained else None,
+        "loss": trained[-1]["loss"] if trained else None,
+        "eval_loss": held_out[-1]["eval_loss"] if held_out else None,
+        "mean_token_accuracy": trained[-1]["mean_token_accuracy"] if trained else None,
+        "exports": sorted(path.name for path in run.exports.glob("*.gguf")) if run.exports.is_dir() else [],
+        "date": datetime.fromtimestamp(run.folder.stat().st_mtime).isoformat(sep=" ", timespec="minutes"),
+        "folder": str(run.folder),
+    }
+
+
+def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_json: bool) -> None:
+    """What a finished run came to: losses, answers before and after, and where everything lies."""
+    if as_json:
+        print_json(
+            {
+                "run": record.run.id,
+                "steps": record.steps,
+                "first": record.first,
+                "last": record.last,
+                "best_eval_loss": record.best_eval_loss,
+                "seconds": record.seconds,
+                "exports": [{"path": str(a.path), "type": a.type, "bytes": a.bytes, "sha256": a.sha256} for a in artifacts],
+                "probes": [asdict(probe) for probe in probes],
+                "folder": str(record.run.folder),
+            }
+        )
+        return
+    if probes:
+        table = Table(_("question"), _("the base answered"), _("the trained GGUF answers"), show_lines=True)
+        for probe in probes:
+            table.add_row(escape(probe.question), escape(probe.base), escape(probe.trained), style=None)
+        data.print(table, soft_wrap=False)
+    data.print(
+        _(
+            "loss {first:.3f} -> {last:.3f}, accuracy {accuracy:.1%}, {steps} steps in {seconds:.0f} s",
+            first=record.first["loss"],
+            last=record.last["loss"],
+            accuracy=record.last["mean_token_accuracy"],
+            steps=record.steps,
+            seconds=record.seconds,
+        )
+    )
+    data.print(_("run      {folder}", folder=record.run.folder))
+    data.print(_("adapter  {folder}", folder=record.run.adapter))
+    for artifact in artifacts:
+        data.print(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
+    data.print(_("talk to it: fasttune chat {series}", series=record.run.series))

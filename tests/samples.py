@@ -1,0 +1,43 @@
+"""Random examples with shared beginnings, for the packing and engine tests."""
+
+from __future__ import annotations
+
+import random
+
+from fasttune.render import Example
+
+
+def random_examples(seed: int, count: int, vocabulary: int = 200) -> list[Example]:
+    """Examples that grow from a random tree of prefixes: some equal, some nested, some alone, one to three learned spans."""
+    rng = random.Random(seed)
+    prefixes: list[list[int]] = [[]]
+    for _number in range(rng.randint(1, 6)):
+        parent = rng.choice(prefixes)
+        prefixes.append(parent + [rng.randrange(vocabulary) for _token in range(rng.randint(1, 12))])
+    examples: list[Example] = []
+    for number in range(count):
+        if examples and rng.random() < 0.1:
+            twin = rng.choice(examples)
+            examples.append(Example(f"random:{number}", twin.tokens, twin.learn))
+            continue
+        tokens = list(rng.choice(prefixes))
+        tokens += [rng.randrange(vocabulary) for _token in range(rng.randint(2, 6))]
+        spans = []
+        for _turn in range(rng.randint(1, 3)):
+            start = len(tokens)
+            tokens += [rng.randrange(vocabulary) for _token in range(rng.randint(1, 8))]
+            spans.append((start, len(tokens)))
+            tokens += [rng.randrange(vocabulary) for _token in range(rng.randint(0, 4))]
+        examples.append(Example(f"random:{number}", tuple(tokens), tuple(merged(spans))))
+    return examples
+
+
+def merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans that touch become one."""
+    result: list[tuple[int, int]] = []
+    for start, end in spans:
+        if result and result[-1][1] == start:
+            result[-1] = (result[-1][0], end)
+        else:
+            result.append((start, end))
+    return result
