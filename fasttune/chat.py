@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 from fasttune import model, runs
 from fasttune.console import _, error, talk
-from fasttune.export.llama import open_gguf, stream
+from fasttune.data import Message
+from fasttune.export.llama import Sampling, open_gguf, stream
 from fasttune.recipe import ModelRecipe
-from fasttune.render import conversation_tokens
+from fasttune.render import chat_tokens
 from fasttune.runs import Run
 
 CONTEXT = 4096
 
 
-def chat(name: str, root: Path, prompt: str | None, system: str | None, temperature: float, max_new_tokens: int) -> None:
+def chat(
+    name: str, root: Path, prompt: str | None, system: str | None, temperature: float, max_new_tokens: int
+) -> None:
     """Answer one prompt, or lines from stdin until it ends; answers go to stdout as they are made.
 
     A conversation that would outgrow the context drops its oldest turns, never the system prompt.
@@ -28,18 +32,19 @@ def chat(name: str, root: Path, prompt: str | None, system: str | None, temperat
     tokenizer = model.load_tokenizer(model.locate(base))
     gguf = newest_gguf(run)
     talk.print(_("{file} of {run}; an empty line or Ctrl-D ends the talk", file=gguf.name, run=run.id))
-    turns: list[dict[str, str]] = []
+    turns: list[Message] = []
+    sampling = Sampling(max_new_tokens, temperature, seed=random.randrange(2**31))
     with open_gguf(gguf, CONTEXT) as loaded:
         while question := prompt if prompt is not None else ask():
-            turns.append({"role": "user", "content": question})
+            turns.append(Message("user", question))
             ids = fitting(turns, chosen, tokenizer, CONTEXT - max_new_tokens)
             answer = ""
-            for piece in stream(loaded, ids, max_new_tokens=max_new_tokens, temperature=temperature):
+            for piece in stream(loaded, ids, sampling):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
                 answer += piece
             sys.stdout.write("\n")
-            turns.append({"role": "assistant", "content": answer})
+            turns.append(Message("assistant", answer))
             if prompt is not None:
                 return
 
@@ -48,7 +53,9 @@ def newest_gguf(run: Run) -> Path:
     """The GGUF of a run that was written last."""
     files = sorted(run.exports.glob("*.gguf"), key=lambda path: path.stat().st_mtime) if run.exports.is_dir() else []
     if not files:
-        raise error("no-gguf", _("this run has no GGUF file yet"), where=run.id, fix=_("`fasttune run` its recipe to the end"))
+        raise error(
+            "no-gguf", _("this run has no GGUF file yet"), where=run.id, fix=_("`fasttune run` its recipe to the end")
+        )
     return files[-1]
 
 
@@ -59,10 +66,11 @@ def ask() -> str:
     return sys.stdin.readline().strip()
 
 
-def fitting(turns: list[dict[str, str]], system: str | None, tokenizer: Any, room: int) -> tuple[int, ...]:
+def fitting(turns: list[Message], system: str | None, tokenizer: Any, room: int) -> tuple[int, ...]:
     """The prompt of a conversation in at most `room` ids, the oldest question and answer dropped while it is longer."""
+    first = [] if system is None else [Message("system", system)]
     while True:
-        ids = conversation_tokens(turns, system, tokenizer)
+        ids = chat_tokens([*first, *turns], tokenizer)
         if len(ids) <= room or len(turns) < 3:
             return ids
         del turns[:2]

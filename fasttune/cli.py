@@ -1,7 +1,7 @@
 """The command line: one function a verb. Reads arguments, calls one worker, shows the result.
 
-stdout is data, stderr is talk. Exit codes: 0 good, 1 failed or an error-level finding, 2 wrong usage, 130 stopped by the
-user. Workers are imported inside their verb, so that `fasttune --help` loads no torch.
+stdout is data, stderr is talk. Exit codes: 0 good, 1 failed or an error-level finding, 2 wrong usage, 130 stopped by
+the user. Workers are imported inside their verb, so that `fasttune --help` loads no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 STOPPED = 130
 
 overrides_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help=_("Override a recipe value, e.g. train.learning_rate=1e-4.")
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help=_("Override a recipe value, e.g. train.learning_rate=1e-4."),
 )
 runs_option = click.option(
     "--runs", "root", envvar="FASTTUNE_RUNS", default="runs", type=click.Path(path_type=Path), show_default=True,
@@ -58,7 +62,8 @@ def commands() -> None:
 @runs_option
 @click.option(
     "--on-existing", type=click.Choice(["resume", "new", "stop"]), default=None,
-    help=_("With earlier runs of this name: resume an unfinished one, train a new one, or stop. Default: resume, else stop."),
+    help=_("With earlier runs of this name: resume an unfinished one, train a new one, or stop. "
+           "Default: resume, else stop."),
 )  # fmt: skip
 @json_option
 def run(recipe_file: Path, overrides: tuple[str, ...], root: Path, on_existing: Any, as_json: bool) -> int:
@@ -79,7 +84,7 @@ def run(recipe_file: Path, overrides: tuple[str, ...], root: Path, on_existing: 
         record.base, record.run.adapter, record.run.exports, todo.recipe.name, wanted.gguf,
         run_id=record.run.id, system=todo.system, num_ctx=wanted.num_ctx, say=talk.print,
     )  # fmt: skip
-    probes = evaluate.probe(record.run, record.base, artifacts, todo) if artifacts else ()
+    probes = evaluate.probe(todo, record.run, record.base, artifacts[0].path) if artifacts else ()
     show.result(record, artifacts, probes, as_json=as_json)
     return 0
 
@@ -96,8 +101,18 @@ def plan(recipe_file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
 @commands.command("show", help=_("Show the tokens of one sample, FILE:LINE, with those that are learned marked."))
 @click.argument("sample", metavar="FILE:LINE")
-@click.option("--base", default="builtin:tiny", show_default=True, help=_("Whose tokenizer and chat template: hub name or folder."))
-@click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help=_("Take base, system prompt and learn from a recipe."))
+@click.option(
+    "--base",
+    default="builtin:tiny",
+    show_default=True,
+    help=_("Whose tokenizer and chat template: hub name or folder."),
+)
+@click.option(
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path),
+    help=_("Take base, system prompt and learn from a recipe."),
+)
 @overrides_option
 @json_option
 def show_sample(sample: str, base: str, recipe_file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -110,10 +125,14 @@ def show_sample(sample: str, base: str, recipe_file: Path | None, overrides: tup
 @click.argument("name", metavar="RUN")
 @click.option("--prompt", help=_("One question; print the answer and end."))
 @click.option("--system", help=_("Another system prompt than the trained one."))
-@click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(0, 2), help=_("0 = always the likeliest."))
+@click.option(
+    "--temperature", default=0.7, show_default=True, type=click.FloatRange(0, 2), help=_("0 = always the likeliest.")
+)
 @click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(1))
 @runs_option
-def chat(name: str, prompt: str | None, system: str | None, temperature: float, max_new_tokens: int, root: Path) -> None:
+def chat(
+    name: str, prompt: str | None, system: str | None, temperature: float, max_new_tokens: int, root: Path
+) -> None:
     from fasttune import chat
 
     chat.chat(name, root, prompt, system, temperature, max_new_tokens)

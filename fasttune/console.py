@@ -1,8 +1,8 @@
 """How fasttune speaks: findings, the one error class for people, languages, and the one rich console.
 
-stdout is data, stderr is talk. Everything that can be wrong with a recipe, a data set, a run or a machine is a `Finding`;
-a `FasttuneError` carries one or more of them and is shown without a traceback. Any other exception is a bug in fasttune
-and keeps its traceback.
+stdout is data, stderr is talk. Everything that can be wrong with a recipe, a data set, a run or a machine is a
+`Finding`; a `FasttuneError` carries one or more of them and is shown without a traceback. Any other exception is a
+bug in fasttune and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ data = Console(highlight=False, soft_wrap=True)
 class Finding:
     """One thing worth saying about a recipe, a sample, a run or a machine.
 
-    `code` is kebab-case and never renamed, `where` is `file:line`, `file: key` or a run id, `what` is the fact, `why` the
-    reason it matters and `fix` what to do about it.
+    `code` is kebab-case and never renamed, `where` is `file:line`, `file: key` or a run id, `what` is the fact, `why`
+    the reason it matters and `fix` what to do about it.
     """
 
     code: str

@@ -4,9 +4,9 @@
     position_ids             0 1 2   3 4   3 4 5   0 1 2 3
     who attends to what      P: itself, causally   a, b: P and itself, causally   c: itself, causally
 
-`attention` is the fast way (one scaled-dot-product call a suffix, no T x T mask); `dense_mask` describes the same layout
-plainly and is what the tests compare with. The loss projects only the supervised positions onto the vocabulary, in
-chunks, and gets the gradient and the top-1 hits from the same pass, so full logits exist nowhere.
+`attention` is the fast way (one scaled-dot-product call a suffix, no T x T mask); `dense_mask` describes the same
+layout plainly and is what the tests compare with. The loss projects only the supervised positions onto the
+vocabulary, in chunks, and gets the gradient and the top-1 hits from the same pass, so full logits exist nowhere.
 
 What this file does not know: Unsloth, files, chat templates.
 """
@@ -53,11 +53,11 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same row on a device; copies overlap with computation where the host memory is pinned."""
         return Batch(
-            *(
-                tensor.to(device, non_blocking=True)
-                for tensor in (self.input_ids, self.position_ids, self.predictors, self.targets)
-            ),
-            spans=self.spans,
+            self.input_ids.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            self.predictors.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            self.spans,
         )
 
 
@@ -148,8 +148,8 @@ def dense_mask(spans: Sequence[Span], length: int) -> torch.Tensor:
 class SupervisedCrossEntropy(torch.autograd.Function):
     """Sum of -log p(target) over supervised positions, and top-1 hits, without ever holding all logits.
 
-    The head is frozen in LoRA training, so the gradient with respect to the hidden states is formed in the forward pass,
-    chunk by chunk, and only scaled in the backward pass.
+    The head is frozen in LoRA training, so the gradient with respect to the hidden states is formed in the forward
+    pass, chunk by chunk, and only scaled in the backward pass.
     """
 
     @staticmethod

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fasttune import runs
-from fasttune.export.llama import answer, open_gguf
+from fasttune.export.llama import Sampling, answer, open_gguf
 from fasttune.model import load_tokenizer
 from fasttune.render import prompt_tokens
 from fasttune.runs import Run
+from fasttune.strategy import Plan
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class Probe:
     trained: str
 
 
-def probe(run: Run, base: Path, gguf: Path, system: str | None, max_new_tokens: int, num_ctx: int) -> tuple[Probe, ...]:
+def probe(plan: Plan, run: Run, base: Path, gguf: Path) -> tuple[Probe, ...]:
     """Ask a GGUF file the run's probe questions (greedily) and keep its answers in scores.json beside the base's."""
     scores = runs.read_json(run.scores)
     tokenizer = load_tokenizer(base)
     probes = []
-    with open_gguf(gguf, num_ctx) as model:
+    with open_gguf(gguf, plan.recipe.export.num_ctx) as model:
         for asked in scores["probes"]:
-            prompt = prompt_tokens(asked["question"], system, tokenizer)
-            trained = answer(model, prompt, max_new_tokens=max_new_tokens).strip()
+            prompt = prompt_tokens(asked["question"], plan.system, tokenizer)
+            trained = answer(model, prompt, Sampling(plan.recipe.probe.max_new_tokens)).strip()
             probes.append(Probe(asked["question"], asked["base"], trained))
     scores["probes"] = [{"question": p.question, "base": p.base, "trained": p.trained} for p in probes]
     scores["answered_by"] = gguf.name

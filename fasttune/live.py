@@ -33,7 +33,7 @@ class Phases:
         talk.print(f"{name}: {self.seconds[name]:.1f} s")
 
 
-class LiveLine(TrainerCallback):  # type: ignore[misc]
+class LiveLine(TrainerCallback):
     """Step, loss, accuracy, tokens/s and time left: a moving line in a terminal, a line now and then elsewhere."""
 
     def __init__(self, total_steps: int) -> None:

@@ -1,8 +1,9 @@
 """The model: every touch of Unsloth and PEFT. Finds the base, loads it, adds LoRA, runs a row through it.
 
-Unsloth has two back ends with one face. On a CUDA card it replaces the forward passes with its Triton kernels and takes a
-row's layout as `prefix_seg_info` or `packed_seq_lengths`; without a card it loads stock transformers, and the attention
-of engine.py is registered there. `hidden_states` hides the difference; above this file nobody knows which one runs.
+Unsloth has two back ends with one face. On a CUDA card it replaces the forward passes with its Triton kernels and
+takes a row's layout as `prefix_seg_info` or `packed_seq_lengths`; without a card it loads stock transformers, and the
+attention of engine.py is registered there. `hidden_states` hides the difference; above this file nobody knows which
+one runs.
 
 Settings that Unsloth reads from the environment are made here, once, before it is imported: no statistics ping (it can
 block for two minutes), no installer, the compile cache in one place, banners off stdout.
@@ -36,11 +37,12 @@ ATTENTION = "fasttune"  # the name of engine.attention among transformers' atten
 FLEX_BLOCK = 128  # Unsloth's shared-prefix kernel pads every layer's Q, K and V to this unless the row already fits
 
 
-# Where the base is -----------------------------------------------------------------------------------------------------
+# Where the base is --------------------------------------------------------------------------------------------------
 
 
 def locate(recipe: ModelRecipe) -> Path:
-    """The local folder of the base: `builtin:tiny`, a folder, or a hub's snapshot (downloaded once, then from its cache).
+    """The local folder of the base: `builtin:tiny`, a folder, or a hub's snapshot (downloaded once, then from its
+    cache).
 
     Raises FasttuneError where the name is unknown or the hub can't be reached.
     """
@@ -68,7 +70,11 @@ def require_model_folder(folder: Path) -> Path:
     if missing:
         raise error(
             "base-incomplete",
-            _("{folder} is no complete Hugging Face checkpoint: {missing} missing", folder=folder, missing=", ".join(missing)),
+            _(
+                "{folder} is no complete Hugging Face checkpoint: {missing} missing",
+                folder=folder,
+                missing=", ".join(missing),
+            ),
             where="model.base",
             fix=_("name the folder that holds config.json, tokenizer.json and the .safetensors files"),
         )
@@ -127,7 +133,7 @@ def download_from_modelscope(name: str, revision: str | None) -> Path:
         ) from None
 
 
-# The device ------------------------------------------------------------------------------------------------------------
+# The device ---------------------------------------------------------------------------------------------------------
 
 
 def device() -> Device:
@@ -143,9 +149,17 @@ def device() -> Device:
     if card and os.environ.get("UNSLOTH_FORCE_CPU") != "1":
         raise error(
             "gpu-not-usable",
-            _("this machine has a card ({card}), but torch {version} can't use it", card=card, version=torch.__version__),
-            why=_("this torch is built for: {build}", build=f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"),
-            fix=_("run `make quickstart` again to install the CUDA build, update the driver, or set UNSLOTH_FORCE_CPU=1"),
+            _(
+                "this machine has a card ({card}), but torch {version} can't use it",
+                card=card,
+                version=torch.__version__,
+            ),
+            why=_(
+                "this torch is built for: {build}", build=f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+            ),
+            fix=_(
+                "run `make quickstart` again to install the CUDA build, update the driver, or set UNSLOTH_FORCE_CPU=1"
+            ),
         )
     return "cpu"
 
@@ -175,7 +189,7 @@ def precision() -> dict[str, bool]:
     return {"bf16": True} if torch.cuda.get_device_capability() >= (8, 0) else {"fp16": True}
 
 
-# Loading ---------------------------------------------------------------------------------------------------------------
+# Loading ------------------------------------------------------------------------------------------------------------
 
 
 def load_tokenizer(base: Path) -> Any:
@@ -229,8 +243,13 @@ def import_unsloth() -> Any:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache))
+    for name in ("bitsandbytes", "unsloth"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with quiet():
+        from transformers.utils import logging as transformers_logging
         from unsloth import FastLanguageModel
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     return FastLanguageModel
 
 
@@ -240,13 +259,12 @@ def quiet() -> Iterator[None]:
     if os.environ.get("FASTTUNE_DEBUG"):
         yield
         return
-    logging.getLogger("unsloth").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-# Running ---------------------------------------------------------------------------------------------------------------
+# Running ------------------------------------------------------------------------------------------------------------
 
 
 def register_attention() -> None:
@@ -257,7 +275,14 @@ def register_attention() -> None:
     from fasttune import engine
 
     def packed(
-        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, spans: Any = None, **more: Any
+        module: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        attention_mask: Any,
+        scaling: float,
+        spans: Any = None,
+        **more: Any,
     ) -> tuple[Any, None]:
         if spans is None:  # a single sequence, as in generate(): nothing is packed, plain causal attention is right
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
@@ -290,9 +315,11 @@ def cuda_layout(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any
     lengths = [end - begin for span in batch.spans for begin, end in span.suffixes]
     where = batch.input_ids.device
     if all(span.prefix_end == span.start for span in batch.spans):
-        return batch.input_ids, batch.position_ids, {
-            "packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32, device=where)
-        }
+        return (
+            batch.input_ids,
+            batch.position_ids,
+            {"packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32, device=where)},
+        )
     from unsloth.utils.prefix_grouper_kernel import build_seg_info_multigroup
 
     groups = [(s.prefix_end - s.start, [end - begin for begin, end in s.suffixes]) for s in batch.spans]
@@ -331,7 +358,7 @@ def generate(model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: 
     return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
-# Memory ----------------------------------------------------------------------------------------------------------------
+# Memory -------------------------------------------------------------------------------------------------------------
 
 
 def tokens_per_row(model: Any, chosen: str | int) -> int:
@@ -353,8 +380,8 @@ def tokens_per_row(model: Any, chosen: str | int) -> int:
 def needs_checkpointing(model: Any, rows: Sequence[Row]) -> bool:
     """Whether the largest row's activations would take more than a quarter of the free memory without recomputation.
 
-    A decoder layer keeps about 12 hidden-sized and 4 feed-forward-sized values a token for its backward pass, twice that
-    with LoRA's own inputs and the attention's statistics (counted over transformers' Qwen2 in float32).
+    A decoder layer keeps about 12 hidden-sized and 4 feed-forward-sized values a token for its backward pass, twice
+    that with LoRA's own inputs and the attention's statistics (counted over transformers' Qwen2 in float32).
     """
     config = model.config
     values = config.num_hidden_layers * (24 * config.hidden_size + 8 * config.intermediate_size)

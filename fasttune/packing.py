@@ -7,9 +7,9 @@
     X d
 
 A group computes its prefix once; each suffix sees the prefix and, causally, itself, at the positions it had in its own
-sample. A prefix holds no supervised token, and the first token after it is unsupervised too: then no target is predicted
-from a shared position and the gradients are those of one sample per row (DESIGN section 7, research: Prefix Grouper,
-arXiv 2506.05433).
+sample. A prefix holds no supervised token, and the first token after it is unsupervised too: then no target is
+predicted from a shared position and the gradients are those of one sample per row (DESIGN section 7, research: Prefix
+Grouper, arXiv 2506.05433).
 
 What this file does not know: tokens' meaning, tensors, models. Steps depend on seed and epoch alone (E1); the token
 budget only changes how a step is cut into rows.
@@ -46,8 +46,8 @@ class Row:
 class Step:
     """One optimizer step: the samples that count in it and the rows that compute them.
 
-    `tokens` are the samples' own, `computed_tokens` what the rows hold after sharing, `supervised` the tokens the loss is
-    averaged over.
+    `tokens` are the samples' own, `computed_tokens` what the rows hold after sharing, `supervised` the tokens the
+    loss is averaged over.
     """
 
     samples: tuple[int, ...]
@@ -116,9 +116,9 @@ class Sharing:
 def share_prefixes(examples: Sequence[Example], samples: Sequence[int]) -> list[Group]:
     """The partition into groups that computes the fewest tokens, deterministic for given samples.
 
-    The samples, sorted, are the leaves of a tree of common prefixes. A branch with a group of `shared` tokens open above it
-    either opens one at its own, deeper fork or passes the open one down; the cheaper way is found bottom up. Time is
-    forks x depth of the tree, which is small for one step's samples.
+    The samples, sorted, are the leaves of a tree of common prefixes. A branch with a group of `shared` tokens open
+    above it either opens one at its own, deeper fork or passes the open one down; the cheaper way is found bottom up.
+    Time is forks x depth of the tree, which is small for one step's samples.
     """
     heads = {i: tuple(examples[i].tokens[: shareable(examples[i])]) for i in samples}
     lengths = {i: len(examples[i].tokens) for i in samples}
@@ -170,7 +170,8 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def fill_rows(examples: Sequence[Example], groups: Sequence[Group], budget: int) -> list[Row]:
-    """First-fit decreasing of groups into rows of at most `budget` tokens; a larger group is cut, its prefix repeated."""
+    """First-fit decreasing of groups into rows of at most `budget` tokens; a larger group is cut, its prefix
+    repeated."""
     pieces = [piece for group in groups for piece in cut_group(examples, group, budget)]
     pieces.sort(key=lambda piece: -group_tokens(examples, piece))
     rows: list[tuple[list[Group], int]] = []

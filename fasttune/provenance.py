@@ -15,8 +15,8 @@ import fasttune
 from fasttune.strategy import Plan
 
 PACKAGES = (
-    "torch", "transformers", "peft", "trl", "accelerate", "datasets", "unsloth", "unsloth_zoo", "bitsandbytes", "xformers",
-    "tokenizers", "safetensors", "gguf", "llama-cpp-python",
+    "torch", "transformers", "peft", "trl", "accelerate", "datasets", "unsloth", "unsloth_zoo", "bitsandbytes",
+    "xformers", "tokenizers", "safetensors", "gguf", "llama-cpp-python",
 )  # fmt: skip
 SAMPLED = 4 * 1024 * 1024
 
@@ -32,7 +32,11 @@ def collect(plan: Plan, base: Path, device: str) -> dict[str, Any]:
         "command": sys.argv[1:],
         "device": device_name(device),
         "packages": versions(),
-        "base": {"name": plan.recipe.model.base, "revision": plan.recipe.model.revision, "fingerprint": fingerprint(base)},
+        "base": {
+            "name": plan.recipe.model.base,
+            "revision": plan.recipe.model.revision,
+            "fingerprint": fingerprint(base),
+        },
         "data": {
             "train": plan.recipe.data.train,
             "val": plan.recipe.data.val,

@@ -100,7 +100,7 @@ class Run:
         return "running" if is_locked(self.lock) else "stopped"
 
 
-# Writing ---------------------------------------------------------------------------------------------------------------
+# Writing ------------------------------------------------------------------------------------------------------------
 
 
 def write_text(path: Path, text: str) -> None:
@@ -161,7 +161,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# Series and runs -------------------------------------------------------------------------------------------------------
+# Series and runs ----------------------------------------------------------------------------------------------------
 
 
 def create(root: Path, series: str, strategy: str) -> Run:
@@ -180,7 +180,9 @@ def list_runs(root: Path, series: str) -> list[Run]:
     folder = root / series
     if not folder.is_dir():
         return []
-    found = [Run(root, f"{series}/{path.name}") for path in folder.iterdir() if path.is_dir() and path.name[:3].isdigit()]
+    found = [
+        Run(root, f"{series}/{path.name}") for path in folder.iterdir() if path.is_dir() and path.name[:3].isdigit()
+    ]
     return sorted(found, key=run_number)
 
 
@@ -236,7 +238,7 @@ def find(root: Path, name: str) -> Run:
     return run
 
 
-# Locks -----------------------------------------------------------------------------------------------------------------
+# Locks --------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -265,7 +267,7 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-# Checkpoints -----------------------------------------------------------------------------------------------------------
+# Checkpoints --------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -24,7 +24,9 @@ def plan(todo: Plan, *, as_json: bool) -> None:
         print_json(document)
         return
     show_findings(todo.dataset.findings)
-    table = Table("", _("value"), _("from"), box=None, pad_edge=False, title=escape(str(todo.recipe.path)), title_justify="left")
+    table = Table(
+        "", _("value"), _("from"), box=None, pad_edge=False, title=escape(str(todo.recipe.path)), title_justify="left"
+    )
     for entry in document["settings"]:
         table.add_row(entry["key"], escape(str(entry["value"])), entry["source"])
     data.print(table)
@@ -38,7 +40,9 @@ def plan(todo: Plan, *, as_json: bool) -> None:
             epochs=todo.epochs,
         )
     )
-    data.print(_("system prompt it is served with: {system}", system=todo.system if todo.system is not None else _("none")))
+    data.print(
+        _("system prompt it is served with: {system}", system=todo.system if todo.system is not None else _("none"))
+    )
     data.print(_("nothing was started; train with: fasttune run {recipe}", recipe=todo.recipe.path))
 
 
@@ -51,9 +55,11 @@ def sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[
 
     path, _colon, line = where.rpartition(":")
     if not path or not line.split("#")[0].isdigit():
-        raise usage_error("not-a-sample", _("{text} is not FILE:LINE", text=where), fix=_("for example data/linzhi/train.jsonl:17"))
+        raise usage_error(
+            "not-a-sample", _("{text} is not FILE:LINE", text=where), fix=_("for example data/linzhi/train.jsonl:17")
+        )
     chosen = recipe.load(recipe_file, overrides) if recipe_file else None
-    of_data = chosen.data if chosen else DataRecipe(train=path)
+    of_data = chosen.data if chosen else DataRecipe(train=(path,))
     of_model = chosen.model if chosen else ModelRecipe(base=base)
     reading = files.read(path)
     found = [one for one in files.with_system(reading.samples, of_data.system) if one.id == where]
@@ -65,7 +71,9 @@ def sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[
             "no-such-sample",
             _("no sample begins at line {line}", line=line),
             where=path,
-            fix=_("samples are named by the line they begin on; the file has {count} of them", count=len(reading.samples)),
+            fix=_(
+                "samples are named by the line they begin on; the file has {count} of them", count=len(reading.samples)
+            ),
         )
     tokenizer = model.load_tokenizer(model.locate(of_model))
     rendered = render_all(found, tokenizer, of_data, of_model.max_seq_length)
@@ -73,16 +81,18 @@ def sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[
     shown = pieces(example, tokenizer)
     learned = sum(end - start for start, end in example.learn)
     if as_json:
-        tokens = [{"text": piece.text, "ids": list(piece.ids), "supervised": piece.supervised} for piece in shown]
+        tokens = [{"text": piece.text, "ids": list(piece.tokens), "supervised": piece.learned} for piece in shown]
         print_json({"sample": where, "tokens": len(example.tokens), "supervised": learned, "pieces": tokens})
         return
     show_findings(rendered.findings)
     text = ""
     for piece in shown:
         body = escape(piece.text)
-        text += f"[bold green]⟦{body}⟧[/]" if piece.supervised else f"[dim]{body}[/]"
+        text += f"[bold green]⟦{body}⟧[/]" if piece.learned else f"[dim]{body}[/]"
     data.print(text.replace("⟧[/][bold green]⟦", "|"))
-    talk.print(_("{tokens} tokens, {learned} learned (between ⟦ and ⟧, cut by |)", tokens=len(example.tokens), learned=learned))
+    talk.print(
+        _("{tokens} tokens, {learned} learned (between ⟦ and ⟧, cut by |)", tokens=len(example.tokens), learned=learned)
+    )
 
 
 def runs_table(root: Path, series: str | None, *, as_json: bool) -> None:
@@ -98,7 +108,16 @@ def runs_table(root: Path, series: str | None, *, as_json: bool) -> None:
         talk.print(_("no runs in {root} yet", root=root))
         return
     table = Table(box=None, pad_edge=False)
-    for heading in (_("run"), _("state"), _("steps"), _("loss"), _("held-out loss"), _("accuracy"), _("GGUF"), _("date")):
+    for heading in (
+        _("run"),
+        _("state"),
+        _("steps"),
+        _("loss"),
+        _("held-out loss"),
+        _("accuracy"),
+        _("GGUF"),
+        _("date"),
+    ):
         table.add_column(heading)
     for row in rows:
         table.add_row(
@@ -151,7 +170,9 @@ def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_j
                 "last": record.last,
                 "best_eval_loss": record.best_eval_loss,
                 "seconds": record.seconds,
-                "exports": [{"path": str(a.path), "type": a.type, "bytes": a.bytes, "sha256": a.sha256} for a in artifacts],
+                "exports": [
+                    {"path": str(a.path), "type": a.type, "bytes": a.bytes, "sha256": a.sha256} for a in artifacts
+                ],
                 "probes": [asdict(probe) for probe in probes],
                 "folder": str(record.run.folder),
             }

@@ -1,8 +1,8 @@
 """What a recipe's run will do: where it starts from and how many steps it takes. Decides, starts nothing.
 
-    strategy     starts from
-    fresh        the base
-    (any)        its own newest checkpoint, where the newest run of the series was stopped before its end
+strategy     starts from
+fresh        the base
+(any)        its own newest checkpoint, where the newest run of the series was stopped before its end
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,15 @@ from fasttune.runs import Run
 
 OnExisting = Literal["resume", "new", "stop"]
 # What a resumed run may change: none of it reaches the weights.
-FREE = ("name", "export.", "probe.", "train.logging_steps", "train.save_steps", "train.save_total_limit", "train.report_to")
+FREE = (
+    "name",
+    "export.",
+    "probe.",
+    "train.logging_steps",
+    "train.save_steps",
+    "train.save_total_limit",
+    "train.report_to",
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class Plan:
 
     @property
     def system(self) -> str | None:
-        """The system prompt the trained model is served with: the commonest one of the samples; None where none has one."""
+        """The system prompt the trained model is served with: the commonest one of the samples; None where none has
+        one."""
         prompts = Counter(m.content for sample in self.dataset.train for m in sample.messages if m.role == "system")
         return prompts.most_common(1)[0][0] if prompts else None
 
@@ -103,7 +111,8 @@ def run_to_resume(root: Path, plan: Plan, on_existing: OnExisting | None) -> Run
 
 
 def differences(run: Run, plan: Plan) -> list[Finding]:
-    """What a stopped run began with and the recipe or the data now say otherwise; a resumed run must not mix the two."""
+    """What a stopped run began with and the recipe or the data now say otherwise; a resumed run must not mix the
+    two."""
     before = runs.read_json(run.plan)
     old = {entry["key"]: entry["value"] for entry in before["settings"]}
     new = {entry["key"]: entry["value"] for entry in plan.document()["settings"]}

@@ -1,13 +1,14 @@
 """THE MAIN PATH: from a plan to a trained adapter. `train` reads from top to bottom.
 
 The loop is transformers' own Trainer. A dataset item is one optimizer step, already laid out in rows (packing.py);
-`StepTrainer.training_step` runs all of its rows and leaves the gradient of the step's mean loss. trl's SFTTrainer is not
-used, docs/design-notes.md says why.
+`StepTrainer.training_step` runs all of its rows and leaves the gradient of the step's mean loss. trl's SFTTrainer is
+not used, docs/design-notes.md says why.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import time
@@ -28,7 +29,6 @@ models.import_unsloth()  # before transformers' Trainer, which it patches
 
 # isort: split
 import torch
-import transformers
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fasttune import engine
@@ -39,7 +39,8 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A training that has come to its end, or was stopped before it (`finished` is false): its figures and where it lies.
+    """A training that has come to its end, or was stopped before it (`finished` is false): its figures and where it
+    lies.
 
     `first` and `last` are lines of history.jsonl; `seconds` is the time in the training loop.
     """
@@ -57,8 +58,8 @@ class RunRecord:
 def train(plan: Plan, root: Path, resume: Run | None = None) -> RunRecord:
     """Train what the plan says and return the record; `resume` goes on with a run that was stopped.
 
-    Raises FasttuneError for what the user can mend; whatever the data and the model can be checked for is checked before
-    a run folder exists.
+    Raises FasttuneError for what the user can mend; whatever the data and the model can be checked for is checked
+    before a run folder exists.
     """
     recipe, phases = plan.recipe, Phases()
     with phases(_("tokenizing")):
@@ -88,7 +89,7 @@ def train(plan: Plan, root: Path, resume: Run | None = None) -> RunRecord:
         return finish(trainer, base, time.monotonic() - started)
 
 
-# Before the first step -------------------------------------------------------------------------------------------------
+# Before the first step ----------------------------------------------------------------------------------------------
 
 
 class Steps(torch.utils.data.Dataset[Step]):
@@ -117,12 +118,14 @@ def eval_rows(examples: Sequence[Example], budget: int) -> tuple[Sequence[Exampl
 
 
 def remembered_budget(resume: Run | None) -> int:
-    """The tokens a row that a stopped run began with, so that going on cuts its steps alike (E2, bit for bit); else 0."""
+    """The tokens a row that a stopped run began with, so that going on cuts its steps alike (E2, bit for bit); else
+    0."""
     return int(runs.read_json(resume.provenance)["tokens_per_row"]) if resume else 0
 
 
 def wants_checkpointing(net: Any, plan: Plan, steps: Steps) -> bool:
-    """The recipe's word on gradient checkpointing; "auto" decides by the first step's largest row and the free memory."""
+    """The recipe's word on gradient checkpointing; "auto" decides by the first step's largest row and the free
+    memory."""
     chosen = plan.recipe.train.gradient_checkpointing
     return models.needs_checkpointing(net, steps[0].rows) if chosen == "auto" else bool(chosen)
 
@@ -140,15 +143,16 @@ def record_base_answers(run: Run, plan: Plan, net: Any, tokenizer: Any) -> None:
     answers = []
     for question in plan.recipe.probe.questions:
         prompt = prompt_tokens(question, plan.system, tokenizer)
-        answers.append({"question": question, "base": models.generate(net, tokenizer, prompt, plan.recipe.probe.max_new_tokens)})
+        answers.append(
+            {"question": question, "base": models.generate(net, tokenizer, prompt, plan.recipe.probe.max_new_tokens)}
+        )
     runs.write_json(run.scores, {"probes": answers})
 
 
 def arguments(plan: Plan, run: Run) -> TrainingArguments:
     """The recipe in the Trainer's words."""
     settings = plan.recipe.train
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)  # the callback's only way to be told
     evaluates = bool(plan.dataset.val)
     return TrainingArguments(
         output_dir=str(run.folder),
@@ -189,7 +193,7 @@ def newest_checkpoint(run: Run) -> str | None:
     return None
 
 
-# The loop --------------------------------------------------------------------------------------------------------------
+# The loop -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -234,7 +238,7 @@ class Window:
         }
 
 
-class StepTrainer(Trainer):  # type: ignore[misc]
+class StepTrainer(Trainer):
     """transformers' Trainer with whole steps as items, packed evaluation and checkpoints that are whole or absent."""
 
     def __init__(
@@ -260,7 +264,9 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         """In order, one step an item, on every process: a step is split over processes by its rows, not by items."""
         return torch.utils.data.DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=only)
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Step], num_batches: int, device: Any) -> tuple[list[Step], None]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Step], num_batches: int, device: Any
+    ) -> tuple[list[Step], None]:
         """The next step; its supervised tokens are counted when it is planned."""
         return [next(epoch_iterator) for _batch in range(num_batches)], None
 
@@ -299,7 +305,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             "eval_mean_token_accuracy": sum(hits.item() for _loss, hits in sums) / supervised,
         }
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.clock = time.monotonic()
         return metrics
 
@@ -326,7 +332,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             self._save_scaler(folder)
             self._save_rng_state(folder)
             self.state.save_to_json(folder / "trainer_state.json")
-        runs.rotate(self.run, self.args.save_total_limit, self.state.best_global_step)
+        runs.rotate(self.run, self.plan.recipe.train.save_total_limit, self.state.best_global_step)
         self.clock = time.monotonic()
 
 
@@ -336,8 +342,9 @@ def only(items: list[Step]) -> Step:
     return item
 
 
-class Director(TrainerCallback):  # type: ignore[misc]
-    """Writes the history, and decides when to evaluate, save and stop. Keeps no state of its own that a resume would lose."""
+class Director(TrainerCallback):
+    """Writes the history, and decides when to evaluate, save and stop. Keeps no state of its own that a resume would
+    lose."""
 
     def __init__(self, trainer: StepTrainer) -> None:
         self.trainer, self.plan = trainer, trainer.plan
@@ -374,8 +381,8 @@ class Director(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
     def reached_target(self, state: TrainerState) -> bool:
-        """Whether the last epoch's mean loss and accuracy are as good as `until` asks; the last epoch, so that every sample
-        has its say and one easy step does not end a run."""
+        """Whether the last epoch's mean loss and accuracy are as good as `until` asks; the last epoch, so that every
+        sample has its say and one easy step does not end a run."""
         until = self.plan.recipe.train.until
         since = state.global_step - self.plan.steps_per_epoch
         lines = [line for line in state.log_history if "loss" in line and line["step"] > since]
@@ -406,7 +413,7 @@ def stoppable(trainer: StepTrainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# After the last step ---------------------------------------------------------------------------------------------------
+# After the last step ------------------------------------------------------------------------------------------------
 
 
 def finish(trainer: StepTrainer, base: Path, seconds: float) -> RunRecord:

@@ -8,7 +8,8 @@ from fasttune.render import Example
 
 
 def random_examples(seed: int, count: int, vocabulary: int = 200) -> list[Example]:
-    """Examples that grow from a random tree of prefixes: some equal, some nested, some alone, one to three learned spans."""
+    """Examples that grow from a random tree of prefixes: some equal, some nested, some alone, one to three learned
+    spans."""
     rng = random.Random(seed)
     prefixes: list[list[int]] = [[]]
     for _number in range(rng.randint(1, 6)):

@@ -1,4 +1,5 @@
-"""Packed rows compute what one sample a row computes: attention, loss and every gradient, in float64 on a real Qwen2."""
+"""Packed rows compute what one sample a row computes: attention, loss and every gradient, in float64 on a real
+Qwen2."""
 
 from __future__ import annotations
 
