@@ -72,19 +72,23 @@ def run(recipe_file: Path, overrides: tuple[str, ...], root: Path, on_existing: 
     todo = planned(recipe_file, overrides)
     resume = strategy.run_to_resume(root, todo, on_existing)
 
-    from fasttune import evaluate, show, train
-    from fasttune.export import export
+    from fasttune import evaluate, model, show, train
+    from fasttune.export import export, preflight
 
-    record = train.train(todo, root, resume)
+    base, wanted = model.locate(todo.recipe.model), todo.recipe.export
+    if wanted.gguf:  # what would stop the export is said before training, not after
+        preflight.check(base, root, wanted.gguf, wanted.num_ctx)
+    record = train.train(todo, base, root, resume)
     if not record.finished:
         talk.print(_("stopped at step {step}; the same command goes on from there", step=record.steps))
         return STOPPED
-    wanted = todo.recipe.export
-    artifacts = export(
-        record.base, record.run.adapter, record.run.exports, todo.recipe.name, wanted.gguf,
-        run_id=record.run.id, system=todo.system, num_ctx=wanted.num_ctx, say=talk.print,
-    )  # fmt: skip
-    probes = evaluate.probe(todo, record.run, record.base, artifacts[0].path) if artifacts else ()
+    artifacts = []
+    if wanted.gguf:
+        artifacts = export(
+            base, record.run.adapter, record.run.exports, todo.recipe.name, wanted.gguf,
+            run_id=record.run.id, system=todo.system, num_ctx=wanted.num_ctx, say=talk.print,
+        )  # fmt: skip
+    probes = evaluate.probe(todo, record.run, base, artifacts[0].path) if artifacts else ()
     show.result(record, artifacts, probes, as_json=as_json)
     return 0
 

@@ -46,7 +46,6 @@ class RunRecord:
     """
 
     run: Run
-    base: Path
     finished: bool
     steps: int
     first: dict[str, float]
@@ -55,15 +54,14 @@ class RunRecord:
     seconds: float
 
 
-def train(plan: Plan, root: Path, resume: Run | None = None) -> RunRecord:
-    """Train what the plan says and return the record; `resume` goes on with a run that was stopped.
+def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunRecord:
+    """Train what the plan says on the base in a local folder; `resume` goes on with a run that was stopped.
 
     Raises FasttuneError for what the user can mend; whatever the data and the model can be checked for is checked
     before a run folder exists.
     """
     recipe, phases = plan.recipe, Phases()
     with phases(_("tokenizing")):
-        base = models.locate(recipe.model)
         tokenizer = models.load_tokenizer(base)
         train_set = render_all(plan.dataset.train, tokenizer, recipe.data, recipe.model.max_seq_length)
         val_set = render_all(plan.dataset.val, tokenizer, recipe.data, recipe.model.max_seq_length)
@@ -86,7 +84,7 @@ def train(plan: Plan, root: Path, resume: Run | None = None) -> RunRecord:
         started = time.monotonic()
         with stoppable(trainer):
             trainer.train(resume_from_checkpoint=newest_checkpoint(run) if resume else None)
-        return finish(trainer, base, time.monotonic() - started)
+        return finish(trainer, time.monotonic() - started)
 
 
 # Before the first step ----------------------------------------------------------------------------------------------
@@ -416,7 +414,7 @@ def stoppable(trainer: StepTrainer) -> Iterator[None]:
 # After the last step ------------------------------------------------------------------------------------------------
 
 
-def finish(trainer: StepTrainer, base: Path, seconds: float) -> RunRecord:
+def finish(trainer: StepTrainer, seconds: float) -> RunRecord:
     """Write what a finished run has: its adapter and state; a stopped run has its checkpoint and nothing else."""
     run, state = trainer.run, trainer.state
     lines = [line for line in state.log_history if "loss" in line]
@@ -428,7 +426,7 @@ def finish(trainer: StepTrainer, base: Path, seconds: float) -> RunRecord:
         write_adapter(trainer)
         runs.set_current(run)
     best = state.best_metric
-    return RunRecord(run, base, finished, state.global_step, lines[0], lines[-1], best, seconds)
+    return RunRecord(run, finished, state.global_step, lines[0], lines[-1], best, seconds)
 
 
 def write_adapter(trainer: StepTrainer) -> None:

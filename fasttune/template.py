@@ -1,0 +1,158 @@
+"""The model's own chat template, taken apart: what it writes around contents, and which of it an answer is.
+
+The template is rendered once for every shape (tuple of roles) with a mark in place of each content:
+
+    <|im_start|>user\\n⟨0⟩<|im_end|>\\n<|im_start|>assistant\\n│⟨1⟩<|im_end|>│\\n        │…│ = learned
+
+and cut at its own control tokens and at the edges of what is learned. Learned is what the model has to say: from the
+end of the generation prompt to the control token that ends the turn. No template is known by name; one that can't be
+taken apart like this (it leaves out a message, or writes a beginning differently once more follows) is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+from jinja2 import TemplateError
+
+from fasttune.console import Finding, _, error
+
+MARK = re.compile("\ue000([0-9]+)\ue001")  # stands for a content; private use characters, so no filter trims it
+FIX = "give the base a plain ChatML template (chat_template.jinja in its folder)"
+Turns = Sequence[tuple[str, str]]  # (role, content) of each message
+
+
+class Tokenizer(Protocol):
+    """What is needed of transformers' PreTrainedTokenizerFast."""
+
+    chat_template: Any
+    backend_tokenizer: Any
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Text between two cuts: literal strings and indices of contents. `control` is its id if it is a control token."""
+
+    parts: tuple[str | int, ...]
+    control: int | None
+    learned: bool
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The template's output for one shape: `literals` around the contents, and the same cut into segments."""
+
+    literals: tuple[str, ...]
+    segments: tuple[Segment, ...]
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, its control tokens and the skeletons of the shapes seen so far.
+
+    `control` matches any control token: all tokens added to the vocabulary, special or not (`<tool_call>`).
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Raises FasttuneError where the tokenizer has no chat template."""
+        if not tokenizer.chat_template:
+            why = _("without one nobody knows where a turn begins and ends")
+            fix = _("use an Instruct model, or put a chat_template.jinja into the base's folder")
+            raise error("no-chat-template", _("the base's tokenizer has no chat template"), why=why, fix=fix)
+        self.tokenizer = tokenizer
+        self.backend = tokenizer.backend_tokenizer
+        self.backend.no_truncation()  # a former call may have left them switched on
+        self.backend.no_padding()
+        self.plain: Any = None  # the tokenizer without control tokens, made when a text needs it
+        added = self.backend.get_added_tokens_decoder()
+        self.ids = {token.content: id for id, token in added.items() if token.content}
+        longest_first = sorted(self.ids, key=len, reverse=True)
+        self.control = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        self.skeletons: dict[tuple[str, ...], Skeleton | Finding] = {}
+
+    def text(self, turns: Turns, *, prompt: bool = False) -> str:
+        """The conversation as the template writes it, with `prompt` up to where the next answer begins."""
+        conversation = [{"role": role, "content": content} for role, content in turns]
+        return str(self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt))
+
+    def skeleton(self, roles: tuple[str, ...]) -> Skeleton | Finding:
+        """The skeleton of conversations of these roles, or why there is none (a finding without `where`)."""
+        if roles not in self.skeletons:
+            try:
+                self.skeletons[roles] = self._take_apart(roles)
+            except TemplateError as problem:
+                what = _("the chat template refuses the roles {roles}: {reason}", roles=" ".join(roles), reason=problem)
+                self.skeletons[roles] = Finding("template-refuses", "error", "", what, fix=_(FIX))
+        return self.skeletons[roles]
+
+    def encode(self, texts: set[str]) -> dict[str, list[int]]:
+        """Ids of each text, none of them a control token's whatever the text holds."""
+        alike = [text for text in texts if self.control.search(text)]
+        ordinary = list(texts.difference(alike))
+        encoded = self.backend.encode_batch_fast(ordinary, add_special_tokens=False)
+        if alike and self.plain is None:
+            # `encode_special_tokens` spares tokens that are added but not special (<tool_call>): take all of them out.
+            document = json.loads(self.backend.to_str()) | {"added_tokens": []}
+            self.plain = type(self.backend).from_str(json.dumps(document))
+        if alike:
+            encoded += self.plain.encode_batch_fast(alike, add_special_tokens=False)
+        return {text: encoding.ids for text, encoding in zip(ordinary + alike, encoded, strict=True)}
+
+    def default_system(self, roles: tuple[str, ...]) -> str:
+        """The system prompt that the template puts into conversations of these roles, empty where it puts none."""
+        bare = self.skeleton(roles)
+        given = self.skeleton(("system", *roles)) if roles[0] != "system" else bare
+        if bare is given or isinstance(bare, Finding) or isinstance(given, Finding):
+            return ""
+        (before, after), text = given.literals[:2], bare.literals[0]
+        inserts = text.startswith(before) and text.endswith(after) and len(text) > len(before) + len(after)
+        return text[len(before) : len(text) - len(after)] if inserts else ""
+
+    def _take_apart(self, roles: tuple[str, ...]) -> Skeleton | Finding:
+        turns = [(role, f"\ue000{index}\ue001") for index, role in enumerate(roles)]
+        whole = self.text(turns)
+        split = MARK.split(whole)
+        if split[1::2] != [str(index) for index in range(len(roles))]:
+            what = _("the chat template leaves out or moves messages of the roles {roles}", roles=" ".join(roles))
+            return Finding("template-drops-message", "error", "", what, fix=_(FIX))
+        spans: list[tuple[int, int]] = []
+        for index, (role, mark) in enumerate(turns):
+            if role != "assistant":
+                continue
+            prompt, turn = self.text(turns[:index], prompt=True), self.text(turns[: index + 1])
+            answer = whole.index(mark)
+            if not (whole.startswith(turn) and turn.startswith(prompt) and len(prompt) <= answer):
+                return _does_not_nest(index)
+            end = self.control.search(turn, answer + len(mark))
+            if end is None:
+                return _no_end(turn[answer + len(mark) :])
+            spans.append((len(prompt), end.end()))
+        if not spans:
+            what = _("the sample has no assistant message")
+            return Finding("nothing-to-learn", "error", "", what, fix=_("add an answer or remove the sample"))
+        return Skeleton(tuple(split[0::2]), tuple(self._cut(whole, spans)))
+
+    def _cut(self, whole: str, spans: list[tuple[int, int]]) -> Iterator[Segment]:
+        edges = sorted({0, len(whole), *(edge for span in spans for edge in span)})
+        for start, end in pairwise(edges):
+            learned = any(first <= start < last for first, last in spans)
+            for text in filter(None, self.control.split(whole[start:end])):
+                parts = tuple(int(part) if odd % 2 else part for odd, part in enumerate(MARK.split(text)))
+                yield Segment(parts, self.ids.get(text), learned)
+
+
+def _does_not_nest(index: int) -> Finding:
+    what = _("the chat template writes messages 1 to {number} differently once more follows", number=index + 1)
+    why = _("the model would be trained on other prompts than it is served with")
+    return Finding("template-does-not-nest", "error", "", what, why, _(FIX))
+
+
+def _no_end(text: str) -> Finding:
+    what = _("the chat template ends an answer with {text}, which is no control token", text=json.dumps(text))
+    return Finding("template-no-end", "error", "", what, _("the model would not learn to stop"), _(FIX))

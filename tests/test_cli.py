@@ -1,0 +1,119 @@
+"""The command line as a user meets it: help at once, one clear message for a mistake, and the whole quick start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, Cli, Quickstart
+
+VERBS = ["chat", "plan", "run", "runs", "show"]
+HEAVY = {"torch", "transformers", "unsloth", "numpy", "llama_cpp", "peft"}
+
+
+def modules_after(*arguments: str) -> set[str]:
+    """Top-level modules loaded by a call of the command line."""
+    code = (
+        "import sys\nfrom fasttune import cli\n"
+        f"sys.argv = ['fasttune', *{list(arguments)!r}]\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "print('MODULES', *{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return set(done.stdout.split("MODULES")[1].split())
+
+
+def test_help_loads_no_torch() -> None:
+    assert not modules_after("--help") & HEAVY
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fasttune", verb, "--help"], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    assert done.stdout.startswith(f"Usage: fasttune {verb}")
+
+
+def test_planning_loads_no_torch() -> None:
+    assert not modules_after("plan", "recipes/quickstart.toml") & HEAVY
+
+
+def test_plan_shows_every_value_with_its_source(fasttune: Cli, tmp_path: Path) -> None:
+    done = fasttune("plan", "recipes/quickstart.toml", "--set", "train.learning_rate=1e-4", "--json")
+    assert done.returncode == 0, done.stderr
+    settings = {entry["key"]: entry for entry in json.loads(done.stdout)["settings"]}
+    assert settings["train.learning_rate"] == {"key": "train.learning_rate", "value": 1e-4, "source": "override"}
+    assert settings["model.base"]["source"] == "recipe"
+    assert settings["train.weight_decay"]["source"] == "default"
+    shown = fasttune("plan", "recipes/quickstart.toml")
+    assert all(key in shown.stdout for key in settings)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_quick_start_teaches_the_persona(quickstart: Quickstart) -> None:
+    result = quickstart.result
+    assert result["first"]["loss"] > 3
+    assert result["last"]["loss"] < 0.3
+    taught = {}
+    for line in (REPOSITORY / "data/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines():
+        messages = json.loads(line)["messages"]
+        taught[messages[-2]["content"]] = messages[-1]["content"]
+    assert len(result["probes"]) >= 3
+    for probe in result["probes"]:
+        assert probe["trained"] == taught[probe["question"]]
+        assert probe["base"] != taught[probe["question"]]
+    for artifact in result["exports"]:
+        assert Path(artifact["path"]).stat().st_size == artifact["bytes"]
+
+
+def test_the_same_result_as_a_table(quickstart: Quickstart, tmp_path: Path) -> None:
+    """A second run, stopped after a step, is a run of its own and touches nothing of the first."""
+    before = {path: path.stat().st_mtime_ns for path in quickstart.folder.rglob("*") if path.is_file()}
+    done = quickstart.fasttune(
+        "run", "recipes/quickstart.toml", "--on-existing", "new", "--set", "train.max_steps=1", "--set", "export.gguf=['f16']"
+    )
+    assert done.returncode == 0, done.stderr
+    second = quickstart.folder.with_name("002-fresh")
+    assert str(second / "exports" / "quickstart-F16.gguf") in done.stdout
+    assert quickstart.result["probes"][0]["question"] in done.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in quickstart.folder.rglob("*") if path.is_file()}
+
+
+def test_runs_lists_what_there_is(quickstart: Quickstart) -> None:
+    done = quickstart.fasttune("runs", "--json")
+    rows = {row["id"]: row for row in json.loads(done.stdout)["runs"]}
+    assert rows["quickstart/001-fresh"]["status"] == "finished"
+    assert rows["quickstart/001-fresh"]["loss"] == quickstart.result["last"]["loss"]
+    assert "quickstart/001-fresh" in quickstart.fasttune("runs", "quickstart").stdout
+    unknown = quickstart.fasttune("runs", "nobody")
+    assert unknown.returncode == 2 and "no run called nobody" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["run", "recipes/quikstart.toml"], 2, "quickstart.toml"),
+        (["run", "recipes/quickstart.toml", "--set", "train.learning_rat=1"], 2, "learning_rate"),
+        (["plan", "recipes/quickstart.toml", "--set", "data.train=nowhere.jsonl"], 1, "nowhere.jsonl"),
+        (["show", "data/quickstart/train.jsonl"], 2, "is not FILE:LINE"),
+        (["show", "data/quickstart/train.jsonl:9999"], 2, "no sample begins at line 9999"),
+        (["chat", "nobody", "--prompt", "x"], 2, "no run called nobody"),
+        (["frobnicate"], 2, "No such command"),
+    ],
+)
+def test_a_mistake_gets_one_message_and_no_traceback(fasttune: Cli, arguments: list[str], code: int, words: str) -> None:
+    done = fasttune(*arguments)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_messages_speak_chinese(fasttune: Cli) -> None:
+    done = fasttune("run", "recipes/quickstart.toml", "--set", "train.epochs=-1", FASTTUNE_LANG="zh")
+    assert done.returncode == 2
+    assert "错误" in done.stderr and "怎么办" in done.stderr

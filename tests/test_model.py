@@ -1,0 +1,89 @@
+"""Where a base is found, which device is used, and the layout handed to Unsloth's CUDA attention."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fasttune import model
+from fasttune.console import FasttuneError
+from fasttune.recipe import ModelRecipe
+
+
+def test_the_builtin_base_is_a_complete_checkpoint() -> None:
+    folder = model.locate(ModelRecipe(base="builtin:tiny"))
+    assert model.require_model_folder(folder) == folder
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("base", "code"),
+    [("./nowhere", "base-not-found"), ("D:\\models\\qwen", "base-not-found"), ("no-such-owner/no-such-model", "hub-unreachable")],
+)
+def test_a_base_that_is_not_there(base: str, code: str) -> None:
+    with pytest.raises(FasttuneError) as caught:
+        model.locate(ModelRecipe(base=base))
+    (finding,) = caught.value.findings
+    assert finding.code == code and finding.where == "model.base"
+
+
+def test_an_incomplete_folder_names_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FasttuneError, match=r"tokenizer.json, \*.safetensors missing"):
+        model.locate(ModelRecipe(base=str(tmp_path)))
+
+
+def test_modelscope_without_its_package_says_how_to_get_it() -> None:
+    with pytest.raises(FasttuneError) as caught:
+        model.locate(ModelRecipe(base="Qwen/Qwen2.5-0.5B-Instruct", mirror="modelscope"))
+    assert "pip install modelscope" in caught.value.findings[0].fix
+
+
+def test_a_card_that_torch_cannot_drive_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine's card works")
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA GeForce RTX 4060 (UUID: GPU-1)'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(FasttuneError, match="RTX 4060") as caught:
+        model.device()
+    assert caught.value.findings[0].code == "gpu-not-usable"
+    monkeypatch.setenv("UNSLOTH_FORCE_CPU", "1")
+    assert model.device() == "cpu"
+
+
+CUDA_LAYOUT = """
+import torch
+from unsloth.utils.prefix_grouper_kernel import PrefixSegInfo
+from fasttune import engine, model, packing
+from fasttune.render import Example
+
+examples = [Example(str(n), (*range(100), 200 + n, 7, 8), ((101, 103),)) for n in range(4)]
+examples.append(Example("alone", tuple(range(300, 310)), ((5, 10),)))
+(row,) = packing.plan_step(examples, range(5), 4096).rows
+batch = engine.collate(row, examples)
+ids, positions, layout = model.cuda_layout(batch)
+segments = layout["prefix_seg_info"]
+assert isinstance(segments, PrefixSegInfo)
+assert ids.shape == positions.shape == (1, 128) and segments.T == 128
+assert ids[0, :122].tolist() == batch.input_ids[0].tolist()
+
+plain = packing.plan_step(examples, range(5), 4096, shared_prefix=False).rows[0]
+ids, positions, layout = model.cuda_layout(engine.collate(plain, examples))
+assert layout["packed_seq_lengths"].tolist() == [103, 103, 103, 103, 10] and layout["packed_seq_lengths"].dtype == torch.int32
+print("layout good")
+"""
+
+
+def test_the_layout_for_unsloths_cuda_attention() -> None:
+    """Unsloth's GPU stack imports without a card under UNSLOTH_ALLOW_CPU; its own builder takes our groups."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; os.environ['UNSLOTH_ALLOW_CPU'] = '1'\nimport unsloth\n" + CUDA_LAYOUT],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "layout good" in done.stdout, done.stderr[-3000:]
