@@ -61,28 +61,52 @@ def commands() -> None:
 @overrides_option
 @runs_option
 @click.option(
-    "--on-existing", type=click.Choice(["resume", "new", "stop"]), default=None,
-    help=_("With earlier runs of this name: resume an unfinished one, train a new one, or stop. "
-           "Default: resume, else stop."),
+    "--continue", "strategy", type=click.Choice(["incremental", "retune", "augment", "custom"]),
+    help=_("Go on from the series' current run in this way, whatever strategy the recipe names."),
 )  # fmt: skip
+@click.option(
+    "--on-existing", type=click.Choice(["resume", "new", "stop"]),
+    help=_(
+        "With earlier runs of this name: resume an unfinished one, train a new one, or stop. "
+        "Default: resume, else stop."
+    ),
+)  # fmt: skip
+@click.option("--overwrite", metavar="NAME/NNN", help=_("Remove this run, then train; the only option that deletes."))
+@click.option("--allow-overfit", is_flag=True, help=_("Train more than 10 epochs in total."))
 @json_option
-def run(recipe_file: Path, overrides: tuple[str, ...], root: Path, on_existing: Any, as_json: bool) -> int:
-    from fasttune import strategy
+def run(
+    recipe_file: Path,
+    overrides: tuple[str, ...],
+    root: Path,
+    strategy: str | None,
+    on_existing: Any,
+    overwrite: str | None,
+    allow_overfit: bool,
+    as_json: bool,
+) -> int:
+    from fasttune import runs
+    from fasttune.strategy import run_to_resume
 
-    todo = planned(recipe_file, overrides)
-    resume = strategy.run_to_resume(root, todo, on_existing)
+    if strategy:
+        overrides = (*overrides, f"strategy={strategy}")
+    todo = planned(recipe_file, overrides, root, allow_overfit=allow_overfit)
+    if overwrite:
+        runs.delete(runs.find(root, overwrite))
+    resume = run_to_resume(root, todo, "new" if overwrite else on_existing)
 
     from fasttune import evaluate, model, show, train
-    from fasttune.export import export, preflight
+    from fasttune.export import Artifact, export, preflight
 
     base, wanted = model.locate(todo.recipe.model), todo.recipe.export
     if wanted.gguf:  # what would stop the export is said before training, not after
-        preflight.check(base, root, wanted.gguf, wanted.num_ctx)
+        preflight.preflight(
+            base, None, root, todo.recipe.name, wanted.gguf, run_id="", system=todo.system, num_ctx=wanted.num_ctx
+        )
     record = train.train(todo, base, root, resume)
     if not record.finished:
         talk.print(_("stopped at step {step}; the same command goes on from there", step=record.steps))
         return STOPPED
-    artifacts = []
+    artifacts: list[Artifact] = []
     if wanted.gguf:
         artifacts = export(
             base, record.run.adapter, record.run.exports, todo.recipe.name, wanted.gguf,
@@ -96,11 +120,12 @@ def run(recipe_file: Path, overrides: tuple[str, ...], root: Path, on_existing: 
 @commands.command(help=_("Show every resolved value with its source, and what training would do; starts nothing."))
 @click.argument("recipe_file", metavar="RECIPE", type=click.Path(path_type=Path))
 @overrides_option
+@runs_option
 @json_option
-def plan(recipe_file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def plan(recipe_file: Path, overrides: tuple[str, ...], root: Path, as_json: bool) -> None:
     from fasttune import show
 
-    show.plan(planned(recipe_file, overrides), as_json=as_json)
+    show.plan(planned(recipe_file, overrides, root, allow_overfit=True), as_json=as_json)
 
 
 @commands.command("show", help=_("Show the tokens of one sample, FILE:LINE, with those that are learned marked."))
@@ -152,9 +177,9 @@ def list_runs(series: str | None, root: Path, as_json: bool) -> None:
     show.runs_table(root, series, as_json=as_json)
 
 
-def planned(recipe_file: Path, overrides: tuple[str, ...]) -> Plan:
-    """Recipe and data read and checked, and what follows from them."""
+def planned(recipe_file: Path, overrides: tuple[str, ...], root: Path, *, allow_overfit: bool) -> Plan:
+    """Recipe and data read and checked, and what follows from them and from the runs there are."""
     from fasttune import data, recipe, strategy
 
-    read = recipe.load(recipe_file, overrides)
-    return strategy.decide(read, data.load(read.data, read.train.seed))
+    read = strategy.inherit(recipe.load(recipe_file, overrides), root)
+    return strategy.decide(read, data.load(read.data, read.train.seed), root, allow_overfit=allow_overfit)

@@ -145,8 +145,11 @@ def _alpaca(value: dict[str, Any], notes: Notes) -> list[_Turn] | None:
     turns = []
     history = value.get("history") or []
     if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
-        notes.say("bad-history", _('"history" is not a list of [question, answer] pairs'),
-                  fix=_('write "history": [["question", "answer"], …]'))
+        notes.say(
+            "bad-history",
+            _('"history" is not a list of [question, answer] pairs'),
+            fix=_('write "history": [["question", "answer"], …]'),
+        )
         return None
     for number, (question, answer) in enumerate(history, 1):
         turns.append(_Turn(_("history {number}, question", number=number), "user", question))
@@ -168,8 +171,11 @@ def _prompt_completion(value: dict[str, Any], notes: Notes) -> list[_Turn] | Non
         after = _message_list("completion", completion, notes)
         return None if before is None or after is None else before + after
     if isinstance(prompt, list) or isinstance(completion, list):
-        notes.say("prompt-shape", _('of "prompt" and "completion" one is a list of messages and the other is not'),
-                  fix=_("write both as text or both as lists"))
+        notes.say(
+            "prompt-shape",
+            _('of "prompt" and "completion" one is a list of messages and the other is not'),
+            fix=_("write both as text or both as lists"),
+        )
         return None
     return [_Turn('"prompt"', "user", prompt), _Turn('"completion"', "assistant", completion)]
 
@@ -197,18 +203,28 @@ def _turn(label: str, message: Any, notes: Notes) -> _Turn | None:
     pair = ("from", "value") if "from" in message and "role" not in message else ("role", "content")
     calls = [key for key in ("tool_calls", "function_call") if message.get(key)]
     if calls:
-        notes.say("tool-calls", _('{label} has "{key}": tool use is not supported', label=label, key=calls[0]),
-                  fix=_("remove the sample"))
+        notes.say(
+            "tool-calls",
+            _('{label} has "{key}": tool use is not supported', label=label, key=calls[0]),
+            fix=_("remove the sample"),
+        )
         return None
     missing = [key for key in pair if key not in message]
     if missing:
-        what = _('{label} has no "{missing}"; its keys are {keys}', label=label, missing=listed(missing, '", "'),
-                 keys=listed(sorted(message)) or _("none"))
+        what = _(
+            '{label} has no "{missing}"; its keys are {keys}',
+            label=label,
+            missing=listed(missing, '", "'),
+            keys=listed(sorted(message)) or _("none"),
+        )
         notes.say("message-keys", what, fix=_('write {"role": "user", "content": "…"}'))
         return None
     if message.get("weight") == 0:
-        notes.say("message-weight", _("{label} has weight 0, but every assistant message is learned", label=label),
-                  fix=_("remove the key to learn it, or end the conversation before it"))
+        notes.say(
+            "message-weight",
+            _("{label} has weight 0, but every assistant message is learned", label=label),
+            fix=_("remove the key to learn it, or end the conversation before it"),
+        )
     ignored = message.keys() - {*pair, "weight", "tool_calls", "function_call"}
     notes.ignored.update(f"message.{key}" for key in ignored)
     return _Turn(label, _role(label, message[pair[0]], notes), message[pair[1]])
@@ -218,14 +234,20 @@ def _role(label: str, role: Any, notes: Notes) -> str | None:
     if isinstance(role, str) and role in ROLES:
         return ROLES[role]
     if role in TOOL_ROLES:
-        notes.say("tool-role", _('{label} has the role "{role}": tool use is not supported', label=label, role=role),
-                  fix=_("remove the sample"))
+        notes.say(
+            "tool-role",
+            _('{label} has the role "{role}": tool use is not supported', label=label, role=role),
+            fix=_("remove the sample"),
+        )
         return None
     near = difflib.get_close_matches(str(role).strip().lower(), ROLES, n=1)
     near = ["system"] if role == "developer" else near
     fix = _('did you mean "{role}"?', role=near[0]) if near else _("use system, user (human) or assistant (gpt)")
-    notes.say("unknown-role", _('{label} has the role {role}', label=label, role=json.dumps(role, ensure_ascii=False)),
-              fix=fix)
+    notes.say(
+        "unknown-role",
+        _("{label} has the role {role}", label=label, role=json.dumps(role, ensure_ascii=False)),
+        fix=fix,
+    )
     return None
 
 
@@ -278,17 +300,32 @@ def _is_text_part(part: Any) -> bool:
 def check_characters(label: str, content: str, notes: Notes) -> None:
     bad = CONTROL.search(content)
     if bad and bad[0] >= "\ud800":
-        what = _("{label} has half a surrogate pair, U+{code:04X}, at character {at}", label=label, code=ord(bad[0]),
-                 at=bad.start() + 1)
-        notes.say("lone-surrogate", what, why=_("a character (often an emoji) was cut in two and is no text any more"),
-                  fix=_("write the whole character again"))
+        what = _(
+            "{label} has half a surrogate pair, U+{code:04X}, at character {at}",
+            label=label,
+            code=ord(bad[0]),
+            at=bad.start() + 1,
+        )
+        notes.say(
+            "lone-surrogate",
+            what,
+            why=_("a character (often an emoji) was cut in two and is no text any more"),
+            fix=_("write the whole character again"),
+        )
     elif bad:
-        what = _("{label} has the control character U+{code:04X} at character {at}", label=label, code=ord(bad[0]),
-                 at=bad.start() + 1)
+        what = _(
+            "{label} has the control character U+{code:04X} at character {at}",
+            label=label,
+            code=ord(bad[0]),
+            at=bad.start() + 1,
+        )
         notes.say("control-character", what, fix=_("remove it"))
     if "\ufffd" in content:
-        what = _("{label} has the replacement character U+FFFD at character {at}", label=label,
-                 at=content.index("\ufffd") + 1)
+        what = _(
+            "{label} has the replacement character U+FFFD at character {at}",
+            label=label,
+            at=content.index("\ufffd") + 1,
+        )
         notes.say("replacement-character", what, why=_("an earlier conversion lost text here"), level="warning")
 
 
@@ -304,16 +341,27 @@ def _check_order(turns: list[_Turn], notes: Notes) -> None:
         notes.say("nothing-to-learn", _("the sample has a system message only"))
         return
     if spoken[0].role != "user":
-        notes.say("starts-with-assistant", _("{label} speaks first, as assistant", label=spoken[0].label),
-                  fix=_("put the user's message before it or remove it"))
+        notes.say(
+            "starts-with-assistant",
+            _("{label} speaks first, as assistant", label=spoken[0].label),
+            fix=_("put the user's message before it or remove it"),
+        )
     for one, other in pairwise(spoken):
         if one.role == other.role:
             what = _("{one} and {other} are both {role}", one=one.label, other=other.label, role=one.role)
-            notes.say("same-role-twice", what, why=_("chat models are trained on turns that alternate"),
-                      fix=_("join them into one message"))
+            notes.say(
+                "same-role-twice",
+                what,
+                why=_("chat models are trained on turns that alternate"),
+                fix=_("join them into one message"),
+            )
     if spoken[-1].role != "assistant":
-        notes.say("ends-with-user", _("the last message, {label}, is the user's", label=spoken[-1].label),
-                  why=_("there is no answer to learn"), fix=_("add the assistant's answer or remove the message"))
+        notes.say(
+            "ends-with-user",
+            _("the last message, {label}, is the user's", label=spoken[-1].label),
+            why=_("there is no answer to learn"),
+            fix=_("add the assistant's answer or remove the message"),
+        )
 
 
 def listed(items: Sequence[str], separator: str = ", ") -> str:

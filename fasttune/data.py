@@ -104,8 +104,11 @@ def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[S
     for sample in samples:
         groups[conversation_key(sample)].append(sample)
     if len(groups) < 2:
-        what = _("a fraction of {fraction} needs at least two different samples; there are {count}",
-                 fraction=fraction, count=len(groups))
+        what = _(
+            "a fraction of {fraction} needs at least two different samples; there are {count}",
+            fraction=fraction,
+            count=len(groups),
+        )
         why = _("copies of one sample on both sides would make validation measure memory")
         raise error("cannot-split", what, where="data.val", why=why, fix=_("add samples, or set data.val to a file"))
     ranked = sorted(groups.values(), key=lambda group: _digest(f"{seed}:{conversation_key(group[0])}"))
@@ -147,15 +150,25 @@ def _file_findings(path: str, notes: Notes, first_lines: dict[str, int]) -> None
     if len(first_lines) > 1:
         (one, first), (other, line) = list(first_lines.items())[:2]
         what = _("line {first} is {one}, line {line} is {other}", first=first, one=one, line=line, other=other)
-        notes.findings.append(problem("mixed-formats", f"{path}:{line}", what, why=_("one of them may be a mistake"),
-                                      fix=_("put each format into a file of its own")))
+        notes.findings.append(
+            problem(
+                "mixed-formats",
+                f"{path}:{line}",
+                what,
+                why=_("one of them may be a mistake"),
+                fix=_("put each format into a file of its own"),
+            )
+        )
     if notes.ignored:
         keys = listed([f"{key} ({count})" for key, count in sorted(notes.ignored.items())])
         what = _("keys without a meaning here: {keys}", keys=keys)
         notes.findings.append(problem("ignored-keys", path, what, level="info"))
     if notes.normalised:
-        what = _("{count} contents were changed to Unicode form NFC, the first at {where}",
-                 count=len(notes.normalised), where=notes.normalised[0])
+        what = _(
+            "{count} contents were changed to Unicode form NFC, the first at {where}",
+            count=len(notes.normalised),
+            where=notes.normalised[0],
+        )
         why = _("llama.cpp and Ollama read other forms as other tokens than in training")
         notes.findings.append(problem("normalised", path, what, why=why, level="info"))
 
@@ -179,8 +192,10 @@ def with_system(samples: Sequence[Sample], system: str | None) -> list[Sample]:
     if system is None:
         return list(samples)
     message = Message("system", unicodedata.normalize("NFC", system))
-    return [sample if sample.messages[0].role == "system" else replace(sample, messages=(message, *sample.messages))
-            for sample in samples]
+    return [
+        sample if sample.messages[0].role == "system" else replace(sample, messages=(message, *sample.messages))
+        for sample in samples
+    ]
 
 
 def _duplicates(samples: Sequence[Sample]) -> list[Finding]:
@@ -193,8 +208,16 @@ def _duplicates(samples: Sequence[Sample]) -> list[Finding]:
     count = sum(len(ids) - 1 for ids in copies)
     ids = listed([" = ".join(ids) for ids in copies], "; ")
     what = _("{count} samples repeat another one: {ids}", count=count, ids=ids)
-    return [problem("duplicate-sample", copies[0][1], what, why=_("a copy is learned as often again; all are kept"),
-                    fix=_("remove them unless that is meant"), level="warning")]
+    return [
+        problem(
+            "duplicate-sample",
+            copies[0][1],
+            what,
+            why=_("a copy is learned as often again; all are kept"),
+            fix=_("remove them unless that is meant"),
+            level="warning",
+        )
+    ]
 
 
 def _leaks(train: Sequence[Sample], val: Sequence[Sample]) -> list[Finding]:
@@ -204,8 +227,19 @@ def _leaks(train: Sequence[Sample], val: Sequence[Sample]) -> list[Finding]:
     pairs = [f"{sample.id} = {home[key]}" for sample in val if (key := conversation_key(sample)) in home]
     if not pairs:
         return []
-    what = _("{count} of {all} validation samples are in train too: {ids}", count=len(pairs), all=len(val),
-             ids=listed(pairs, "; "))
-    return [problem("val-in-train", pairs[0].split(" = ")[0], what, level="warning",
-                    why=_("the validation loss will look better than the model is"),
-                    fix=_("remove them from one side"))]
+    what = _(
+        "{count} of {all} validation samples are in train too: {ids}",
+        count=len(pairs),
+        all=len(val),
+        ids=listed(pairs, "; "),
+    )
+    return [
+        problem(
+            "val-in-train",
+            pairs[0].split(" = ")[0],
+            what,
+            level="warning",
+            why=_("the validation loss will look better than the model is"),
+            fix=_("remove them from one side"),
+        )
+    ]

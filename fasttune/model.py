@@ -237,6 +237,16 @@ def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) 
     return model
 
 
+def save_adapter(model: Any, folder: Path) -> None:
+    """LoRA weights in PEFT's layout, safetensors."""
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Put the weights of an adapter of the same shape into a model that has one."""
+    model.load_adapter(str(folder), "default", is_trainable=True)
+
+
 def import_unsloth() -> Any:
     """Unsloth's FastLanguageModel; it must come before transformers' trainer is used, so train.py asks for it first."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fasttune" / "unsloth"

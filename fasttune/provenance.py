@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import fasttune
+from fasttune import runs
+from fasttune.console import _, error
+from fasttune.runs import Run
 from fasttune.strategy import Plan
 
 PACKAGES = (
@@ -43,8 +46,21 @@ def collect(plan: Plan, base: Path, device: str) -> dict[str, Any]:
             "fingerprint": plan.dataset.fingerprint,
         },
         "system": plan.system,
-        "parent": None,
+        "parent": plan.start.parent.id if plan.start.parent else None,
     }
+
+
+def require_same_base(before: Run, base: Path) -> None:
+    """Raises FasttuneError where the base's files are not those an earlier run was trained on."""
+    recorded = runs.read_json(before.provenance)["base"]
+    if recorded["fingerprint"] != fingerprint(base):
+        raise error(
+            "base-differs",
+            _("the weights of {base} are not those {run} was trained on", base=recorded["name"], run=before.id),
+            where="model.base",
+            why=_("an adapter fits the weights it was trained on and no others"),
+            fix=_('use the old base (model.revision), or start a new run with strategy = "fresh"'),
+        )
 
 
 def device_name(device: str) -> dict[str, Any]:

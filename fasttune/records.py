@@ -164,7 +164,7 @@ def _not_json(path: str, text: str) -> Finding:
     first = text.strip().split("\n")[0]
     if Path(path).suffix.lower() in (".csv", ".tsv") or re.fullmatch(r"[\w ]+([,\t;][\w ]+)+", first):
         fix = _(
-            "name the columns prompt and completion and convert it: python -c \"import datasets; "
+            'name the columns prompt and completion and convert it: python -c "import datasets; '
             "datasets.Dataset.from_csv('{path}').to_json('train.jsonl', force_ascii=False)\"",
             path=path,
         )
@@ -268,8 +268,12 @@ def _last_line(lines: list[str], number: int) -> int:
 
 def _spread_problem(path: str, spread: list[tuple[int, int]], records: int) -> Finding:
     first, last = spread[0]
-    what = _("{count} objects are spread over several lines, the first over lines {first} to {last}",
-             count=len(spread), first=first, last=last)
+    what = _(
+        "{count} objects are spread over several lines, the first over lines {first} to {last}",
+        count=len(spread),
+        first=first,
+        last=last,
+    )
     if len(spread) == 1 and records == 1:
         what = _("the file is one object spread over lines {first} to {last}", first=first, last=last)
     fix = _("write one object a line (jq -c . {path}), or all of them as one JSON array: [ {{…}}, {{…}} ]", path=path)

@@ -204,14 +204,15 @@ def set_current(run: Run) -> None:
 
 
 def current(root: Path, series: str) -> Run | None:
-    """The run a series' name stands for: the one in `current`, else the newest."""
+    """The run a series' name stands for: the one in `current`, else the newest finished one, else the newest."""
     pointer = root / series / "current"
     if pointer.is_file():
         run = Run(root, pointer.read_text(encoding="utf-8").strip())
         if run.folder.is_dir():
             return run
     found = list_runs(root, series)
-    return found[-1] if found else None
+    usable = [run for run in found if run.status == "finished"] or found
+    return usable[-1] if usable else None
 
 
 def find(root: Path, name: str) -> Run:
@@ -236,6 +237,23 @@ def find(root: Path, name: str) -> Run:
             fix=_("series there: {known}; `fasttune runs` lists them, --runs DIR looks elsewhere", known=known),
         )
     return run
+
+
+def delete(run: Run) -> None:
+    """Remove a run that was named to be removed; the only thing in fasttune that deletes one.
+
+    Raises FasttuneError where a live process is training it.
+    """
+    if run.status == "running":
+        raise error(
+            "run-is-locked", _("another process is training {run}", run=run.id), fix=_("wait for it, or stop it first")
+        )
+    doomed = run.folder.with_name(f".{run.folder.name}.deleted")
+    os.replace(run.folder, doomed)  # at once gone by name, even where removing its files is cut short
+    shutil.rmtree(doomed)
+    pointer = run.root / run.series / "current"
+    if pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == run.id:
+        pointer.unlink()
 
 
 # Locks --------------------------------------------------------------------------------------------------------------
@@ -304,6 +322,17 @@ def damage(checkpoint: Path) -> str:
         if file_sha256(checkpoint / name) != digest:
             return _("{file} is not what was written", file=name)
     return ""
+
+
+def newest_whole_checkpoint(run: Run) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is what was written, and the flaw of each newer one that is not."""
+    flaws: list[str] = []
+    for checkpoint in reversed(list_checkpoints(run)):
+        flaw = damage(checkpoint)
+        if not flaw:
+            return checkpoint, flaws
+        flaws.append(_("{checkpoint} is damaged and is not used: {flaw}", checkpoint=checkpoint, flaw=flaw))
+    return None, flaws
 
 
 def rotate(run: Run, keep: int, best_step: int | None) -> None:

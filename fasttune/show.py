@@ -23,7 +23,7 @@ def plan(todo: Plan, *, as_json: bool) -> None:
     if as_json:
         print_json(document)
         return
-    show_findings(todo.dataset.findings)
+    show_findings([*todo.dataset.findings, *todo.findings])
     table = Table(
         "", _("value"), _("from"), box=None, pad_edge=False, title=escape(str(todo.recipe.path)), title_justify="left"
     )
@@ -32,7 +32,8 @@ def plan(todo: Plan, *, as_json: bool) -> None:
     data.print(table)
     data.print(
         _(
-            "{train} samples to train on, {val} held out; {per_epoch} steps an epoch, {total} steps ({epochs:.2f} epochs)",
+            "{train} samples to train on, {val} held out; "
+            "{per_epoch} steps an epoch, {total} steps ({epochs:.2f} epochs)",
             train=len(todo.dataset.train),
             val=len(todo.dataset.val),
             per_epoch=todo.steps_per_epoch,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +38,32 @@ def call_fasttune(runs: Path, *arguments: str | Path, stdin: str | None = None, 
     )
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a call in this process came to, named as subprocess names it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture
-def fasttune(tmp_path: Path) -> Cli:
-    """The command line with its runs under tmp_path."""
-    return functools.partial(call_fasttune, tmp_path / "runs")
+def fasttune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """The command line with its runs under tmp_path, in this process: Unsloth is imported once for all tests."""
+    from fasttune import cli
+
+    def call(*arguments: str | Path, **variables: str) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(REPOSITORY)
+            patch.setattr(sys, "argv", ["fasttune", *map(str, arguments)])
+            for name, value in {"FASTTUNE_RUNS": str(tmp_path / "runs"), "COLUMNS": "160", **variables}.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -57,4 +81,6 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
     runs = tmp_path_factory.mktemp("quickstart")
     done = call_fasttune(runs, "run", "recipes/quickstart.toml", "--json")
     assert done.returncode == 0, done.stderr
-    return Quickstart(json.loads(done.stdout), runs / "quickstart" / "001-fresh", functools.partial(call_fasttune, runs))
+    return Quickstart(
+        json.loads(done.stdout), runs / "quickstart" / "001-fresh", functools.partial(call_fasttune, runs)
+    )

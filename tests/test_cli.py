@@ -74,7 +74,14 @@ def test_the_same_result_as_a_table(quickstart: Quickstart, tmp_path: Path) -> N
     """A second run, stopped after a step, is a run of its own and touches nothing of the first."""
     before = {path: path.stat().st_mtime_ns for path in quickstart.folder.rglob("*") if path.is_file()}
     done = quickstart.fasttune(
-        "run", "recipes/quickstart.toml", "--on-existing", "new", "--set", "train.max_steps=1", "--set", "export.gguf=['f16']"
+        "run",
+        "recipes/quickstart.toml",
+        "--on-existing",
+        "new",
+        "--set",
+        "train.max_steps=1",
+        "--set",
+        "export.gguf=['f16']",
     )
     assert done.returncode == 0, done.stderr
     second = quickstart.folder.with_name("002-fresh")
@@ -105,7 +112,9 @@ def test_runs_lists_what_there_is(quickstart: Quickstart) -> None:
         (["frobnicate"], 2, "No such command"),
     ],
 )
-def test_a_mistake_gets_one_message_and_no_traceback(fasttune: Cli, arguments: list[str], code: int, words: str) -> None:
+def test_a_mistake_gets_one_message_and_no_traceback(
+    fasttune: Cli, arguments: list[str], code: int, words: str
+) -> None:
     done = fasttune(*arguments)
     assert done.returncode == code
     assert words in done.stderr

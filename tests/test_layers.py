@@ -15,7 +15,7 @@ RANKS = {
     "strict": 1.2, "foreign": 1.2, "recipe": 2,
     "records": 2.2, "conversations": 2.4, "data": 3,
     "template": 3.5, "render": 4, "packing": 5, "runs": 6, "strategy": 7,
-    "engine": 8, "model": 9, "provenance": 9, "live": 9,
+    "engine": 8, "model": 9, "provenance": 9, "live": 9, "proof": 9.3, "trainer": 9.6,
     "export": 10, "train": 10, "evaluate": 11, "chat": 11, "show": 11,
     "cli": 12, "__main__": 13,
 }  # fmt: skip
@@ -27,8 +27,8 @@ HOMES = {
     "gguf": {"export"},
     "llama_cpp": {"export"},
     "ollama": {"export"},
-    "transformers": {"train", "live", "model", "export"},
-    "torch": {"engine", "model", "train", "provenance", "export"},
+    "transformers": {"train", "trainer", "live", "model", "export"},
+    "torch": {"engine", "model", "trainer", "provenance", "export"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if "tiny" not in path.parts]
 

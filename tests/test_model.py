@@ -21,7 +21,11 @@ def test_the_builtin_base_is_a_complete_checkpoint() -> None:
 
 @pytest.mark.parametrize(
     ("base", "code"),
-    [("./nowhere", "base-not-found"), ("D:\\models\\qwen", "base-not-found"), ("no-such-owner/no-such-model", "hub-unreachable")],
+    [
+        ("./nowhere", "base-not-found"),
+        ("D:\\models\\qwen", "base-not-found"),
+        ("no-such-owner/no-such-model", "hub-unreachable"),
+    ],
 )
 def test_a_base_that_is_not_there(base: str, code: str) -> None:
     with pytest.raises(FasttuneError) as caught:

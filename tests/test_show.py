@@ -35,11 +35,15 @@ def test_a_recipe_decides_the_system_prompt_and_what_is_learned(fasttune: Cli, t
     data = tmp_path / "bare.jsonl"
     data.write_text('{"prompt": "hello", "completion": "hi"}\n')
     recipe = tmp_path / "bare.toml"
-    recipe.write_text(f'name = "bare"\n[model]\nbase = "builtin:tiny"\n[data]\ntrain = "{data}"\nsystem = "Be brief."\n')
+    recipe.write_text(
+        f'name = "bare"\n[model]\nbase = "builtin:tiny"\n[data]\ntrain = "{data}"\nsystem = "Be brief."\n'
+    )
     text = "".join(piece["text"] for piece in json.loads(
         fasttune("show", f"{data}:1", "--recipe", recipe, "--set", "data.learn=all", "--json").stdout)["pieces"])  # fmt: skip
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
-    everything = json.loads(fasttune("show", f"{data}:1", "--recipe", recipe, "--set", "data.learn=all", "--json").stdout)
+    everything = json.loads(
+        fasttune("show", f"{data}:1", "--recipe", recipe, "--set", "data.learn=all", "--json").stdout
+    )
     assert everything["supervised"] == everything["tokens"] - 1
 
 

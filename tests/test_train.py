@@ -214,7 +214,7 @@ def test_stopping_never_changes_the_run(recipe: Path, fasttune: Cli, tmp_path: P
 
 def test_until_ends_a_run_that_is_good_enough(recipe: Path, fasttune: Cli, tmp_path: Path) -> None:
     done = fasttune(
-        "run", recipe, "--set", "train.max_steps=200", "--set", "train.until.loss=1.5",
+        "run", recipe, "--allow-overfit", "--set", "train.max_steps=200", "--set", "train.until.loss=1.5",
         "--set", "train.learning_rate=5e-3", "--set", "train.lr_scheduler_type=constant",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -227,7 +227,7 @@ def test_until_ends_a_run_that_is_good_enough(recipe: Path, fasttune: Cli, tmp_p
 
 def test_early_stopping_keeps_the_best_checkpoint(recipe: Path, fasttune: Cli, tmp_path: Path) -> None:
     done = fasttune(
-        "run", recipe, "--set", "train.max_steps=200", "--set", "train.early_stopping_patience=2",
+        "run", recipe, "--allow-overfit", "--set", "train.max_steps=200", "--set", "train.early_stopping_patience=2",
         "--set", "train.learning_rate=2e-2", "--set", "train.eval_steps=3",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,31 @@
+# From a fresh clone to a trained model: `make quickstart`. Each target works alone, may be repeated and takes no step twice.
+PYTHON ?= python3
+
+.NOTPARALLEL:
+.PHONY: help setup setup-dev quickstart test test-slow lint clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1@/p' Makefile | column -t -s @
+
+setup: ## make .venv with the locked packages (CUDA build where there is an NVIDIA card)
+	@$(PYTHON) .setup/install.py
+
+setup-dev:
+	@$(PYTHON) .setup/install.py --dev
+
+quickstart: setup ## train the small model that ships with fasttune and let it answer
+	.venv/bin/fasttune run recipes/quickstart.toml --on-existing new
+
+test: setup-dev ## the everyday tests
+	.venv/bin/python -m pytest -m "not slow"
+
+test-slow: setup-dev ## all tests, the slow ones too
+	.venv/bin/python -m pytest
+
+lint: setup-dev ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy fasttune .setup/install.py
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

@@ -1,0 +1,78 @@
+"""The merged model as a Hugging Face folder, for those who go on with other tools (`export.keep_merged`).
+
+    merged/  model.safetensors in the base's own types, config.json, tokenizer and template as trained, merged.json
+
+Streamed like the GGUF file and whole or not there at all. bfloat16 rounds to nearest even, as torch does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from fasttune.export.weights import (
+    DTYPES,
+    Base,
+    FloatArray,
+    Loras,
+    expected_tensors,
+    merged_blocks,
+    stored_bytes,
+)
+from fasttune.export.write import check_finite
+from fasttune.runs import whole_folder, write_json
+
+FOLDER, DESCRIPTION = "merged", "merged.json"
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def write_merged(folder: Path, base: Base, loras: Loras, tokenizer: Path, description: dict[str, str]) -> None:
+    """Write the folder; `tokenizer` is the folder its tokenizer comes from. Raises OSError where the disk refuses."""
+    with whole_folder(folder) as partial:
+        write_safetensors(partial / "model.safetensors", base, loras)
+        for source, names in ((base.folder, ("config.json", "generation_config.json")), (tokenizer, COPIED)):
+            for name in names:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, partial / name)
+        write_json(partial / DESCRIPTION, description)
+
+
+def write_safetensors(file: Path, base: Base, loras: Loras) -> None:
+    """All weights of the merged model in one file."""
+    tensors = [base.tensors[name] for name in expected_tensors(base.shape)]
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + stored_bytes(tensor)
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the data aligned to 8 bytes
+    with open(file, "wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            for block in merged_blocks(tensor, loras.get(tensor.name)):
+                check_finite(tensor.name, block, math.inf)
+                opened.write(encode(block, tensor.dtype))
+
+
+def merged_bytes(base: Base) -> int:
+    """Size of the weights of the merged folder."""
+    return sum(stored_bytes(base.tensors[name]) for name in expected_tensors(base.shape))
+
+
+def encode(block: FloatArray, dtype: str) -> bytes:
+    """Float32 values as they lie in a safetensors file of this type."""
+    if dtype != "BF16":
+        return block.astype(DTYPES[dtype]).tobytes()
+    bits = np.ascontiguousarray(block, dtype="<f4").view("<u4")
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()

@@ -1,0 +1,178 @@
+"""Is the file what was trained? Measured on every export, refused beyond the limits (E5).
+
+1. Token ids: llama.cpp must cut TEXTS and the rendered check conversation into the ids of the training tokenizer.
+2. Logits: at the last POSITIONS of the check conversation, KL(trained ‖ file) and how often both prefer the same token.
+   What was trained is computed here in float32 with numpy, layer by layer from base and adapter: never the whole model
+   in memory, no torch, nothing shared with llama.cpp. (A bfloat16 reference would be as far away as Q4_K_M itself.)
+
+What can't be measured (no llama_cpp) is said in the checks, not passed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fasttune.console import _, error
+from fasttune.export import chatml, llama
+from fasttune.export.reference import forward, log_softmax
+from fasttune.export.weights import Base, FloatArray, Loras
+
+POSITIONS = 192
+LONGEST = 512  # ids of the check conversation; a longer system prompt loses its beginning in this measurement
+# type -> (KL in nats, share of positions with the same best token). Measured with Qwen2.5-0.5B on 193 positions of
+# Chinese, English and code: F16 3e-6 and 100 %, Q8_0 7e-4 and 98 %, Q4_K_M 5e-3 and 96 %, Q3_K_M 4e-2 and 91 %,
+# Q2_K 7e-2 and 88 %. The limits leave about a factor of ten for smaller models and other data.
+GATES = {
+    "f16": (1e-3, 0.99),
+    "q8_0": (5e-3, 0.95),
+    "q6_k": (2e-2, 0.92),
+    "q5_k_m": (5e-2, 0.90),
+    "q5_k_s": (5e-2, 0.90),
+    "q4_k_m": (5e-2, 0.85),
+    "q4_k_s": (6e-2, 0.85),
+    "q3_k_l": (2e-1, 0.75),
+    "q3_k_m": (2e-1, 0.75),
+    "q3_k_s": (3e-1, 0.70),
+    "q2_k": (5e-1, 0.60),
+}
+# All in Unicode's composed form (NFC): the Hugging Face tokenizer composes, llama.cpp does not.
+TEXTS = (
+    "你好，世界！今天天气怎么样？",
+    "繁體中文與简体混排，「引号」——破折号……",
+    "The quick brown fox doesn't jump over 1234567890 lazy dogs; it's THEIR'S.",
+    "日本語のテキストと한국어 텍스트",
+    "สวัสดีครับ مرحبا שלום привет",
+    "🚀 (normal) 😶‍🌫️ 👨‍👩‍👧‍👦 ✅ 🇨🇳",
+    "  leading, trailing  and   inner    spaces \t\ttabs\t ",
+    "line\nline\r\nline\n\n\n   indented\n",
+    "def f(x: int) -> str:\n    return f\"{x!r:>10}\"  # 注释\n\n\nif __name__ == '__main__':\n\tprint(f(42))",
+    '{"键": [1, 2.5, -3e10, null, true], "url": "https://example.org/?q=a&b=c#d"}',
+    "<|im_start|>system\n你是林栀。<|im_end|>\n<|im_start|>user\n在吗？<|im_end|>\n<|im_start|>assistant\n",
+    "plain <|im_end|> in the middle<|endoftext|>",
+    "<b>html</b> < | im_start | > <not_special> [PAD1] ▁ Ġ Ċ",
+    "½ ² ℃ ① Ⅷ 〇 ㎏ ﬁ ａｂｃ",
+    "零\u200b宽\u200d空\ufeff格 nbsp\u00a0here",
+    "C'est l'été à la façade; Straße, naïve, Łódź",
+)
+CONVERSATION: list[chatml.Message] = [
+    {"role": "user", "content": "你好呀，先介绍一下你自己吧。你平时喜欢做什么？"},
+    {
+        "role": "assistant",
+        "content": "你好！很高兴认识你。我喜欢在安静的下午读书，也喜欢听雨声，偶尔会写一点东西。"
+        "如果你有烦心事，可以慢慢说给我听。",
+    },
+    {
+        "role": "user",
+        "content": "Thanks! Can you write a short Python function that adds up the even numbers of a list?",
+    },
+    {
+        "role": "assistant",
+        "content": "Of course:\n\n```python\ndef sum_even(numbers):\n    return sum(n for n in numbers if n % 2 == 0)\n"
+        "```\n\nIt goes through the list once and keeps only what two divides.",
+    },
+    {"role": "user", "content": "谢谢，那 sum_even([1, 2, 3, 4]) 等于多少？今天是2024年5月1日，天气晴，气温23.5℃。"},
+    {"role": "assistant", "content": "等于 6，因为 2 + 4 = 6。天气这么好，记得出去走走，晒晒太阳。"},
+]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far a file is from what was trained: KL in nats over `positions`, and the share with the same best token."""
+
+    positions: int
+    kl_mean: float
+    kl_p99: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What every file of an export is measured against: ids and the logits at the last positions."""
+
+    ids: list[int]
+    logits: FloatArray
+
+
+def check_ids(base: Base, tokenizer: chatml.Tokenizer, system: str | None) -> list[int]:
+    """Ids of the check conversation as training renders it, system prompt first."""
+    opening = [{"role": "system", "content": system}] if system is not None else []
+    rendered = tokenizer.apply_chat_template([*opening, *CONVERSATION], tokenize=False)
+    ids = encode(tokenizer, rendered)
+    return ids[-min(LONGEST, base.shape.context) :]
+
+
+def reference(base: Base, loras: Loras, ids: list[int]) -> Reference:
+    """The trained model's logits at the last positions of `ids`, in float32."""
+    return Reference(ids, forward(base, loras, ids, min(POSITIONS, len(ids))))
+
+
+def check_tokens(path: Path, tokenizer: chatml.Tokenizer) -> dict[str, Any]:
+    """Raises FasttuneError for the first text that llama.cpp cuts into other ids than the training tokenizer."""
+    texts = [*TEXTS, tokenizer.apply_chat_template(CONVERSATION, tokenize=False)]
+    with llama.open_gguf(path, 0, vocab_only=True) as model:
+        for text in texts:
+            compare_ids(path, text, encode(tokenizer, text), model.tokenize(text))
+    return {"texts": len(texts), "equal": True}
+
+
+def compare_ids(path: Path, text: str, expected: list[int], found: list[int]) -> None:
+    """Raises FasttuneError where they are not the same."""
+    if expected == found:
+        return
+    at = llama.shared_length(expected, found)
+    what = _(
+        "llama.cpp cuts {text} into other tokens than training, from token {at}: {found} instead of {expected}",
+        text=repr(text[:40]),
+        at=at,
+        found=found[at : at + 4],
+        expected=expected[at : at + 4],
+    )
+    why = _("it would be asked in other words than it was trained with")
+    fix = _("take tokenizer.json from the model as published")
+    raise error("tokens-differ", what, where=path.name, why=why, fix=fix)
+
+
+def check_logits(path: Path, kind: str, against: Reference) -> dict[str, Any]:
+    """Measure a file of type `kind`; raises FasttuneError with the figures where it is beyond GATES."""
+    with llama.open_gguf(path, len(against.ids) + 1) as model:
+        logits = model.logits(against.ids, last=len(against.logits))
+    if not np.isfinite(logits).all():
+        raise error("gguf-not-finite", _("its logits are not finite"), where=path.name, fix=_("train again"))
+    measured = divergence(against.logits, logits)
+    limit, agreement = GATES[kind]
+    if measured.kl_mean > limit or measured.top1 < agreement:
+        what = _(
+            "{kind} is too far from what was trained: KL {kl:.2g} (limit {limit:.2g}), same best token {top1:.1%} "
+            "(at least {agreement:.0%}) over {positions} tokens",
+            kind=kind,
+            kl=measured.kl_mean,
+            limit=limit,
+            top1=measured.top1,
+            agreement=agreement,
+            positions=measured.positions,
+        )
+        fix = _("export a larger type (q8_0, f16); if f16 fails too, please report it")
+        raise error("gguf-too-far", what, where=path.name, why=_("it would not answer as trained"), fix=fix)
+    return {**asdict(measured), "kl_limit": limit, "top1_limit": agreement}
+
+
+def divergence(trained: FloatArray, measured: FloatArray) -> Divergence:
+    """KL(trained ‖ measured) and agreement of two arrays of logits (positions, vocabulary)."""
+    kl = np.array([row_divergence(one, other) for one, other in zip(trained, measured, strict=True)])
+    same = trained.argmax(axis=1) == measured.argmax(axis=1)
+    return Divergence(len(kl), float(kl.mean()), float(np.quantile(kl, 0.99)), float(same.mean()))
+
+
+def row_divergence(trained: FloatArray, measured: FloatArray) -> float:
+    """KL in nats at one position; float64, because 150,000 rounded probabilities add up to 1e-5."""
+    one, other = log_softmax(trained.astype(np.float64)), log_softmax(measured.astype(np.float64))
+    return float((np.exp(one) * (one - other)).sum())
+
+
+def encode(tokenizer: chatml.Tokenizer, text: str) -> list[int]:
+    """Ids of a text, special tokens in it read as such, none added."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

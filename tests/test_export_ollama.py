@@ -1,0 +1,249 @@
+"""The import into Ollama, by its official client against a server on this machine that speaks Ollama's API."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fasttune.console import FasttuneError
+from fasttune.export import Artifact, import_into_ollama
+from fasttune.export.ollama import TEMPLATE, modelfile
+
+SYSTEM = '你是林栀。\n她说 """轻声细语"""\u3000👩‍👧'
+
+
+class Server(ThreadingHTTPServer):
+    """Ollama's endpoints for the import (its docs/api.md); what was stored, copied and created can be looked at."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.blobs: dict[str, bytes] = {}
+        self.models: dict[str, dict[str, Any]] = {}
+        self.calls: list[str] = []
+        self.statuses = ["parsing GGUF", "using existing layer sha256:1", "writing manifest", "success"]
+        self.failure = ""
+        self.version_is_old = False
+
+    @property
+    def host(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *values: Any) -> None:
+        pass
+
+    def reply(self, status: int, document: Any = None) -> None:
+        content = b"" if document is None else json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        content = b""
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
+    def do_GET(self) -> None:
+        self.server.calls.append(f"GET {self.path}")
+        models = self.server.models
+        listed = [{"name": name, "model": name} for name in models] if isinstance(models, dict) else models
+        self.reply(200, {"models": listed})
+
+    def do_HEAD(self) -> None:
+        self.server.calls.append("HEAD blob")
+        self.reply(200 if self.path.split(":")[-1] in self.server.blobs else 404)
+
+    def do_POST(self) -> None:
+        content = self.body()
+        name = self.path.removeprefix("/api/").split("/")[0]
+        self.server.calls.append(f"POST {name}")
+        if name == "blobs":
+            self.store(content)
+        elif name == "copy":
+            asked = json.loads(content)
+            source = asked["source"] if ":" in asked["source"] else asked["source"] + ":latest"
+            self.server.models[asked["destination"]] = self.server.models[source]
+            self.reply(200)
+        else:
+            self.create(json.loads(content))
+
+    def store(self, content: bytes) -> None:
+        digest = self.path.split(":")[-1]
+        if hashlib.sha256(content).hexdigest() != digest:
+            self.reply(400, {"error": "digest mismatch"})
+            return
+        self.server.blobs[digest] = content
+        self.reply(201)
+
+    def create(self, asked: dict[str, Any]) -> None:
+        if self.server.version_is_old:
+            self.reply(400, {"error": "path or Modelfile are required"})
+            return
+        missing = [file for file in asked["files"].values() if file.split(":")[-1] not in self.server.blobs]
+        if missing:
+            self.reply(400, {"error": f"blob {missing[0]} not found"})
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-ndjson")
+        self.end_headers()
+        for status in self.server.statuses:
+            self.wfile.write(json.dumps({"status": status}).encode() + b"\n")
+        if self.server.failure:
+            self.wfile.write(json.dumps({"error": self.server.failure}).encode() + b"\n")
+        elif "success" in self.server.statuses:
+            name = asked["model"] if ":" in asked["model"] else asked["model"] + ":latest"
+            self.server.models[name] = asked
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # a proxy for the internet is not asked
+    running = Server()
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield running
+    running.shutdown()
+    thread.join()
+    running.server_close()
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    path = tmp_path / "林栀-Q4_K_M.gguf"
+    path.write_bytes(b"GGUF" + bytes(200_000))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Artifact(path, "q4_k_m", digest, path.stat().st_size, "linzhi/003-retune", SYSTEM, {})
+
+
+def test_first_import(server, artifact) -> None:
+    lines: list[str] = []
+    assert import_into_ollama(artifact, "linzhi", num_ctx=2048, say=lines.append, host=server.host) is None
+    assert server.calls == ["GET /api/tags", "HEAD blob", "POST blobs", "POST create"]
+    assert server.blobs[artifact.sha256] == artifact.path.read_bytes()
+    assert server.models == {
+        "linzhi:latest": {
+            "model": "linzhi",
+            "stream": True,
+            "files": {"model.gguf": f"sha256:{artifact.sha256}"},
+            "template": TEMPLATE,
+            "system": SYSTEM,
+            "parameters": {
+                "stop": ["<|im_start|>", "<|im_end|>", "<|endoftext|>"],
+                "temperature": 0.7,
+                "num_ctx": 2048,
+            },
+        }
+    }
+    assert lines[0] == "uploading 林栀-Q4_K_M.gguf to Ollama (0 MB)"
+    assert lines[-2:] == ["Ollama: success", "Ollama has it: ollama run linzhi"]
+
+
+def test_second_import_keeps_the_old_model_once_and_uploads_nothing(server, artifact) -> None:
+    server.models["linzhi:latest"] = {"old": True}
+    server.blobs[artifact.sha256] = b""
+    lines: list[str] = []
+    for _number in range(2):
+        kept = import_into_ollama(artifact, "linzhi", num_ctx=2048, say=lines.append, host=server.host)
+        assert kept == "linzhi:before-003-retune"
+    assert server.models["linzhi:before-003-retune"] == {"old": True}
+    assert server.models["linzhi:latest"]["system"] == SYSTEM
+    assert server.calls.count("POST copy") == 1 and "POST blobs" not in server.calls
+    assert lines[0] == "the model that was called linzhi is kept as linzhi:before-003-retune"
+
+
+def test_a_tag_is_respected(server, artifact) -> None:
+    server.models |= {"linzhi:latest": {"other": True}, "linzhi:v2": {"old": True}}
+    kept = import_into_ollama(artifact, "linzhi:v2", num_ctx=64, say=lambda line: None, host=server.host)
+    assert kept == "linzhi:before-003-retune" and server.models[kept] == {"old": True}
+    assert server.models["linzhi:latest"] == {"other": True}
+
+
+def test_server_from_the_environment(server, artifact, monkeypatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", server.host)
+    import_into_ollama(artifact, "linzhi", num_ctx=64, say=lambda line: None)
+    assert "linzhi:latest" in server.models
+
+
+def refusal(server: Server, artifact: Artifact) -> FasttuneError:
+    with pytest.raises(FasttuneError) as caught:
+        import_into_ollama(artifact, "linzhi", num_ctx=64, say=lambda line: None, host=server.host)
+    return caught.value
+
+
+def test_error_in_the_stream(server, artifact) -> None:
+    server.models["linzhi:latest"] = {"old": True}
+    server.statuses, server.failure = ["parsing GGUF"], "invalid file magic"
+    (finding,) = refusal(server, artifact).findings
+    assert finding.code == "ollama-failed" and finding.what == "Ollama refused the model: invalid file magic"
+    assert server.models["linzhi:latest"] == {"old": True}
+
+
+def test_stream_that_ends_without_success(server, artifact) -> None:
+    server.statuses = ["parsing GGUF", "writing manifest"]
+    assert refusal(server, artifact).findings[0].what == "Ollama refused the model: writing manifest"
+
+
+def test_old_server(server, artifact) -> None:
+    server.version_is_old = True
+    (finding,) = refusal(server, artifact).findings
+    assert "path or Modelfile are required" in finding.what and "0.5.5" in finding.fix
+
+
+def test_file_that_changed_since_its_export(server, artifact) -> None:
+    artifact.path.write_bytes(b"another file")
+    (finding,) = refusal(server, artifact).findings
+    assert finding.code == "export-changed" and server.models == {}
+
+
+def test_something_else_at_that_address(server, artifact) -> None:
+    server.models = 7  # type: ignore[assignment]  # an answer that is no list of models
+    assert refusal(server, artifact).findings[0].what.startswith("what answers there is not Ollama")
+
+
+def test_no_server(server, artifact) -> None:
+    server.shutdown()
+    server.server_close()
+    (finding,) = refusal(server, artifact).findings
+    assert finding.code == "ollama-unreachable" and str(server.server_port) in finding.where
+    assert "ollama serve" in finding.fix and "OLLAMA_HOST" in finding.fix
+
+
+# The Modelfile -----------------------------------------------------------------------------------------------------
+
+
+def test_modelfile_keeps_the_newline_after_assistant() -> None:
+    assert modelfile("linzhi-Q8_0.gguf", "你是\n林栀。", 2048) == (
+        "FROM ./linzhi-Q8_0.gguf\n"
+        'TEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}\n'
+        "{{ .Content }}<|im_end|>\n"
+        "{{ end }}<|im_start|>assistant\n"
+        '"""\n'
+        'SYSTEM """你是\n林栀。"""\n'
+        'PARAMETER stop "<|im_start|>"\n'
+        'PARAMETER stop "<|im_end|>"\n'
+        'PARAMETER stop "<|endoftext|>"\n'
+        "PARAMETER temperature 0.7\n"
+        "PARAMETER num_ctx 2048\n"
+    )
+
+
+@pytest.mark.parametrize("system", ['three """ quotes', "ideographic\u3000space", "family 👩‍👧", "no-break\u00a0space"])
+def test_modelfile_that_would_lose_characters_is_not_made(system) -> None:
+    assert modelfile("x.gguf", system, 64) is None

@@ -1,0 +1,31 @@
+"""Start-up phases with their seconds; a plain line now and then where there is no terminal."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from fasttune import live
+
+LOGS = {"loss": 1.25, "mean_token_accuracy": 0.5, "tokens_per_second": 1234.5}
+
+
+def test_a_phase_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    phases = live.Phases()
+    with phases("loading"):
+        pass
+    assert phases.seconds["loading"] < 1
+    assert capsys.readouterr().err == "loading: 0.0 s\n"
+
+
+def test_lines_without_a_terminal_are_few(capsys: pytest.CaptureFixture[str]) -> None:
+    line, state, control = live.LiveLine(total_steps=50), TrainerState(), TrainerControl()
+    line.on_train_begin(None, state, control)
+    for step in range(1, 51):
+        state.global_step = step
+        line.on_log(None, state, control, logs=LOGS)
+    line.on_train_end(None, state, control)
+    assert capsys.readouterr().err.splitlines() == [
+        "step 1/50  loss 1.2500  accuracy 50.0%  1,234 tokens/s",
+        "step 50/50  loss 1.2500  accuracy 50.0%  1,234 tokens/s",
+    ]
