@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune import model, runs
-from fasttune.console import _, error, talk
+from fasttune.console import _, error, say, talk
 from fasttune.data import Message
 from fasttune.export.llama import Sampling, open_gguf, stream
 from fasttune.recipe import ModelRecipe
@@ -31,7 +31,7 @@ def chat(
     base = ModelRecipe(base=provenance["base"]["name"], revision=provenance["base"]["revision"])
     tokenizer = model.load_tokenizer(model.locate(base))
     gguf = newest_gguf(run)
-    talk.print(_("{file} of {run}; an empty line or Ctrl-D ends the talk", file=gguf.name, run=run.id))
+    say(_("{file} of {run}; an empty line or Ctrl-D ends the talk", file=gguf.name, run=run.id))
     turns: list[Message] = []
     sampling = Sampling(max_new_tokens, temperature, seed=random.randrange(2**31))
     with open_gguf(gguf, CONTEXT) as loaded:

@@ -6,6 +6,7 @@ the user. Workers are imported inside their verb, so that `fasttune --help` load
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import fasttune
-from fasttune.console import FasttuneError, _, show_findings, talk
+from fasttune.console import FasttuneError, _, say, show_findings
 
 if TYPE_CHECKING:
     from fasttune.strategy import Plan
@@ -45,7 +46,7 @@ def main() -> None:
         problem.show()
         sys.exit(problem.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        talk.print(_("stopped"))
+        say(_("stopped"))
         sys.exit(STOPPED)
     sys.exit(code or 0)
 
@@ -95,24 +96,17 @@ def run(
     resume = run_to_resume(root, todo, "new" if overwrite else on_existing)
 
     from fasttune import evaluate, model, show, train
-    from fasttune.export import Artifact, export, preflight
+    from fasttune.export import export_run, preflight
 
     base, wanted = model.locate(todo.recipe.model), todo.recipe.export
-    if wanted.gguf:  # what would stop the export is said before training, not after
-        preflight.preflight(
-            base, None, root, todo.recipe.name, wanted.gguf, run_id="", system=todo.system, num_ctx=wanted.num_ctx
-        )
-    record = train.train(todo, base, root, resume)
+    preflight.check(base, todo.recipe.name, wanted, todo.system, root)  # before training, not after
+    done = resume is not None and resume.status == "finished"
+    record = train.recall(resume) if resume and done else train.train(todo, base, root, resume)
     if not record.finished:
-        talk.print(_("stopped at step {step}; the same command goes on from there", step=record.steps))
+        say(_("stopped at step {step}; the same command goes on from there", step=record.steps))
         return STOPPED
-    artifacts: list[Artifact] = []
-    if wanted.gguf:
-        artifacts = export(
-            base, record.run.adapter, record.run.exports, todo.recipe.name, wanted.gguf,
-            run_id=record.run.id, system=todo.system, num_ctx=wanted.num_ctx, say=talk.print,
-        )  # fmt: skip
-    probes = evaluate.probe(todo, record.run, base, artifacts[0].path) if artifacts else ()
+    artifacts = export_run(record.run, base, wanted, say)
+    probes = evaluate.probe(record.run, base, artifacts, todo.recipe.probe.max_new_tokens)
     show.result(record, artifacts, probes, as_json=as_json)
     return 0
 
@@ -165,6 +159,24 @@ def chat(
     from fasttune import chat
 
     chat.chat(name, root, prompt, system, temperature, max_new_tokens)
+
+
+@commands.command(help=_("Write GGUF files of a finished run, as its recipe says or as asked for here."))
+@click.argument("name", metavar="RUN")
+@click.option(
+    "--gguf", "types", multiple=True, metavar="TYPE", help=_("f16, q8_0, q6_k, q5_k_m or q4_k_m; may be repeated.")
+)
+@click.option("--ollama", metavar="MODEL", help=_("Import the first file into Ollama under this name."))
+@runs_option
+def export(name: str, types: tuple[str, ...], ollama: str | None, root: Path) -> None:
+    from fasttune import model, recipe, runs
+    from fasttune.export import export_run
+
+    run = runs.find(root, name)
+    given = [f"export.gguf={json.dumps(types)}"] * bool(types) + [f"export.ollama={ollama}"] * bool(ollama)
+    wanted = recipe.load(run.recipe, [*runs.overrides(run), *given])
+    for artifact in export_run(run, model.locate(wanted.model), wanted.export, say):
+        click.echo(artifact.path)
 
 
 @commands.command("runs", help=_("List the runs of all series, or of one."))

@@ -29,8 +29,8 @@ Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
-talk = Console(stderr=True, highlight=False, soft_wrap=True)
-data = Console(highlight=False, soft_wrap=True)
+talk = Console(stderr=True, highlight=False)
+data = Console(highlight=False)
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,16 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
     for finding in findings:
         where = f"[bold]{escape(finding.where)}[/]: " if finding.where else ""
         label = _(finding.level)
-        talk.print(f"[{STYLES[finding.level]}]{label}:[/] {where}{escape(finding.what)}")
+        talk.print(f"[{STYLES[finding.level]}]{label}:[/] {where}{escape(finding.what)}", soft_wrap=True)
         if finding.why:
-            talk.print(f"  {escape(finding.why)}")
+            talk.print(f"  {escape(finding.why)}", soft_wrap=True)
         if finding.fix:
-            talk.print(f"  [green]{_('hint')}:[/] {escape(finding.fix)}")
+            talk.print(f"  [green]{_('hint')}:[/] {escape(finding.fix)}", soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """A line of talk on stderr, brackets and all."""
+    talk.print(text, markup=False, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fasttune import runs
+from fasttune.export import Artifact
 from fasttune.export.llama import Sampling, answer, open_gguf
 from fasttune.model import load_tokenizer
 from fasttune.render import prompt_tokens
 from fasttune.runs import Run
-from fasttune.strategy import Plan
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,22 @@ class Probe:
     trained: str
 
 
-def probe(plan: Plan, run: Run, base: Path, gguf: Path) -> tuple[Probe, ...]:
-    """Ask a GGUF file the run's probe questions (greedily) and keep its answers in scores.json beside the base's."""
+def probe(run: Run, base: Path, artifacts: Sequence[Artifact], max_new_tokens: int) -> tuple[Probe, ...]:
+    """Ask the first GGUF file a run's probe questions (greedily); its answers go to scores.json beside the base's.
+
+    Where no file was asked for, the answers of the base stay alone.
+    """
     scores = runs.read_json(run.scores)
     tokenizer = load_tokenizer(base)
-    probes = []
-    with open_gguf(gguf, plan.recipe.export.num_ctx) as model:
-        for asked in scores["probes"]:
-            prompt = prompt_tokens(asked["question"], plan.system, tokenizer)
-            trained = answer(model, prompt, Sampling(plan.recipe.probe.max_new_tokens)).strip()
-            probes.append(Probe(asked["question"], asked["base"], trained))
-    scores["probes"] = [{"question": p.question, "base": p.base, "trained": p.trained} for p in probes]
-    scores["answered_by"] = gguf.name
-    runs.write_json(run.scores, scores)
+    system = runs.read_json(run.plan)["system"]
+    prompts = [prompt_tokens(asked["question"], system, tokenizer) for asked in scores["probes"]]
+    trained = [""] * len(prompts)
+    if artifacts and prompts:
+        with open_gguf(artifacts[0].path, max(map(len, prompts)) + max_new_tokens) as model:
+            trained = [answer(model, prompt, Sampling(max_new_tokens)).strip() for prompt in prompts]
+    probes = [
+        Probe(asked["question"], asked["base"], said) for asked, said in zip(scores["probes"], trained, strict=True)
+    ]
+    answered_by = artifacts[0].path.name if artifacts else None
+    runs.write_json(run.scores, scores | {"probes": [asdict(one) for one in probes], "answered_by": answered_by})
     return tuple(probes)

@@ -13,7 +13,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from fasttune.console import _, talk
+from fasttune.console import _, say, talk
 
 PLAIN_LINE_EVERY = 10.0  # seconds between lines where stderr is no terminal
 
@@ -55,7 +55,7 @@ class LiveLine(TrainerCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_more: Any) -> None:
         if "eval_loss" in logs:
-            talk.print(
+            say(
                 _(
                     "step {step}: held-out loss {loss:.4f}, accuracy {accuracy:.1%}",
                     step=state.global_step,
@@ -76,7 +76,7 @@ class LiveLine(TrainerCallback):
         last = state.global_step == self.total
         if not talk.is_terminal and (last or now - self.last_line >= PLAIN_LINE_EVERY):
             self.last_line = now
-            talk.print(_("step {step}/{total}  {text}", step=state.global_step, total=self.total, text=text))
+            say(_("step {step}/{total}  {text}", step=state.global_step, total=self.total, text=text))
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
         self.progress.stop()

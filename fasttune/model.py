@@ -253,7 +253,7 @@ def import_unsloth() -> Any:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache))
-    for name in ("bitsandbytes", "unsloth"):
+    for name in ("bitsandbytes.backends.cpu.ops", "unsloth"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with quiet():
         from transformers.utils import logging as transformers_logging

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from fasttune import model as models
 from fasttune import packing, provenance, runs
-from fasttune.console import Finding, _, error, show_findings, talk
+from fasttune.console import Finding, _, error, say, show_findings
 from fasttune.packing import Row
 from fasttune.render import Example
 
@@ -64,7 +64,7 @@ def check(trainer: Trained, checkpoint: Path, rate: float) -> None:
         if then != now:
             raise mismatch(checkpoint, _("its {name} was {then}, now it is {now}", name=name, then=then, now=now))
     show_findings(changed_versions(before, checkpoint))
-    talk.print(
+    say(
         _(
             "goes on from step {step}: the fixed batch scores {loss:.4f}, {then:.4f} when it was saved; "
             "learning rate {old:.3g} before, {new:.3g} now",
@@ -81,7 +81,7 @@ def check_weights(trainer: Trained, adapter: Path) -> None:
     """The same for a start from an adapter alone, whose optimizer and steps begin anew."""
     before = runs.read_json(adapter / NAME)
     if before["samples"] != [example.sample_id for example in trainer.examples[:SAMPLES]]:
-        talk.print(
+        say(
             _(
                 "goes on from the weights of {adapter}; its data was another, so losses can't be compared",
                 adapter=adapter,
@@ -89,7 +89,7 @@ def check_weights(trainer: Trained, adapter: Path) -> None:
         )
         return
     loss = require_same_loss(trainer, before, adapter)
-    talk.print(
+    say(
         _(
             "goes on from the weights of {adapter}: the fixed batch scores {loss:.4f}, {then:.4f} when it was saved",
             adapter=adapter,

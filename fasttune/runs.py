@@ -99,6 +99,11 @@ class Run:
             return "finished"
         return "running" if is_locked(self.lock) else "stopped"
 
+    @property
+    def answered(self) -> bool:
+        """Whether its files were exported and asked the probe questions: the last thing a run does."""
+        return self.scores.is_file() and "answered_by" in read_json(self.scores)
+
 
 # Writing ------------------------------------------------------------------------------------------------------------
 
@@ -106,11 +111,15 @@ class Run:
 def write_text(path: Path, text: str) -> None:
     """A file that appears whole or not at all."""
     partial = path.with_name(path.name + PARTIAL)
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -254,6 +263,13 @@ def delete(run: Run) -> None:
     pointer = run.root / run.series / "current"
     if pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == run.id:
         pointer.unlink()
+
+
+def overrides(run: Run) -> list[str]:
+    """What a run's recipe needs besides its own text to be read as it was: values that were overridden or inherited."""
+    settings = read_json(run.plan)["settings"]
+    given = [one for one in settings if one["source"] != "recipe" and not one["source"].startswith("default")]
+    return [f"{one['key']}={json.dumps(one['value'], ensure_ascii=False)}" for one in given if one["value"] is not None]
 
 
 # Locks --------------------------------------------------------------------------------------------------------------

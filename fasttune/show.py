@@ -12,9 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from fasttune import runs
-from fasttune.console import FasttuneError, _, data, print_json, show_findings, talk, usage_error
+from fasttune.console import FasttuneError, _, data, print_json, say, show_findings, usage_error
 from fasttune.runs import Run
 from fasttune.strategy import Plan
+
+
+def line(text: str) -> None:
+    """A line of data on stdout, brackets and all."""
+    data.print(text, markup=False, soft_wrap=True)
 
 
 def plan(todo: Plan, *, as_json: bool) -> None:
@@ -30,7 +35,7 @@ def plan(todo: Plan, *, as_json: bool) -> None:
     for entry in document["settings"]:
         table.add_row(entry["key"], escape(str(entry["value"])), entry["source"])
     data.print(table)
-    data.print(
+    line(
         _(
             "{train} samples to train on, {val} held out; "
             "{per_epoch} steps an epoch, {total} steps ({epochs:.2f} epochs)",
@@ -41,10 +46,8 @@ def plan(todo: Plan, *, as_json: bool) -> None:
             epochs=todo.epochs,
         )
     )
-    data.print(
-        _("system prompt it is served with: {system}", system=todo.system if todo.system is not None else _("none"))
-    )
-    data.print(_("nothing was started; train with: fasttune run {recipe}", recipe=todo.recipe.path))
+    line(_("system prompt it is served with: {system}", system=todo.system if todo.system is not None else _("none")))
+    line(_("nothing was started; train with: fasttune run {recipe}", recipe=todo.recipe.path))
 
 
 def sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[str], *, as_json: bool) -> None:
@@ -90,8 +93,8 @@ def sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[
     for piece in shown:
         body = escape(piece.text)
         text += f"[bold green]⟦{body}⟧[/]" if piece.learned else f"[dim]{body}[/]"
-    data.print(text.replace("⟧[/][bold green]⟦", "|"))
-    talk.print(
+    data.print(text.replace("⟧[/][bold green]⟦", "|"), soft_wrap=True)
+    say(
         _("{tokens} tokens, {learned} learned (between ⟦ and ⟧, cut by |)", tokens=len(example.tokens), learned=learned)
     )
 
@@ -106,7 +109,7 @@ def runs_table(root: Path, series: str | None, *, as_json: bool) -> None:
         print_json({"runs": rows})
         return
     if not rows:
-        talk.print(_("no runs in {root} yet", root=root))
+        say(_("no runs in {root} yet", root=root))
         return
     table = Table(box=None, pad_edge=False)
     for heading in (
@@ -182,9 +185,9 @@ def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_j
     if probes:
         table = Table(_("question"), _("the base answered"), _("the trained GGUF answers"), show_lines=True)
         for probe in probes:
-            table.add_row(escape(probe.question), escape(probe.base), escape(probe.trained), style=None)
-        data.print(table, soft_wrap=False)
-    data.print(
+            table.add_row(escape(probe.question), escape(probe.base), escape(probe.trained))
+        data.print(table)
+    line(
         _(
             "loss {first:.3f} -> {last:.3f}, accuracy {accuracy:.1%}, {steps} steps in {seconds:.0f} s",
             first=record.first["loss"],
@@ -194,8 +197,8 @@ def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_j
             seconds=record.seconds,
         )
     )
-    data.print(_("run      {folder}", folder=record.run.folder))
-    data.print(_("adapter  {folder}", folder=record.run.adapter))
+    line(_("run      {folder}", folder=record.run.folder))
+    line(_("adapter  {folder}", folder=record.run.adapter))
     for artifact in artifacts:
-        data.print(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
-    data.print(_("talk to it: fasttune chat {series}", series=record.run.series))
+        line(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
+    line(_("talk to it: fasttune chat {series}", series=record.run.series))

@@ -369,7 +369,8 @@ def run_to_resume(root: Path, plan: Plan, on_existing: OnExisting | None) -> Run
     if not earlier or on_existing == "new":
         return None
     newest = earlier[-1]
-    if newest.status == "stopped" and on_existing in (None, "resume") and newest.provenance.is_file():
+    unfinished = newest.status == "stopped" or (newest.status == "finished" and not newest.answered)
+    if unfinished and on_existing in (None, "resume") and newest.provenance.is_file():
         if changes := [entry for entry in differences(newest, plan) if not entry[0].startswith(FREE)]:
             raise UsageError(*(resume_differs(newest, *change) for change in changes))
         return newest

@@ -6,6 +6,7 @@ The loop is transformers' own Trainer (trainer.py). trl's SFTTrainer is not used
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 
 from fasttune import model as models
 from fasttune import proof, provenance, runs
-from fasttune.console import _, error, show_findings, talk
+from fasttune.console import _, error, say, show_findings
 from fasttune.live import Phases
 from fasttune.render import prompt_tokens, render_all
 from fasttune.runs import Run
@@ -83,11 +84,19 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
         started = time.monotonic()
         with stoppable(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        record = finish(trainer, time.monotonic() - started)
-        if record.finished:
+        seconds = time.monotonic() - started
+        if trainer.complete:
             with phases(_("answering the probe questions with the base")):
                 record_base_answers(trainer, tokenizer)
-    return record
+        return finish(trainer, seconds)
+
+
+def recall(run: Run) -> RunRecord:
+    """The record of a run that was trained before and whose files were not made yet."""
+    state = runs.read_json(run.trainer_state)
+    lines = [line for line in state["log_history"] if "loss" in line]
+    say(_("{run} is trained; going on with its files", run=run.id))
+    return RunRecord(run, True, state["global_step"], lines[0], lines[-1], state["best_metric"], 0.0)
 
 
 # Before the first step ----------------------------------------------------------------------------------------------
@@ -109,7 +118,7 @@ def open_run(run: Run, plan: Plan, base: Path, budget: int) -> None:
     shutil.copyfile(plan.recipe.path, run.recipe)
     runs.write_json(run.plan, plan.document())
     runs.write_json(run.provenance, provenance.collect(plan, base, models.device()) | {"tokens_per_row": budget})
-    talk.print(_("run {run} in {folder}", run=run.id, folder=run.folder))
+    say(_("run {run} in {folder}", run=run.id, folder=run.folder))
 
 
 def arguments(plan: Plan, run: Run) -> TrainingArguments:
@@ -150,7 +159,7 @@ def newest_checkpoint(run: Run) -> Path | None:
     """The newest whole checkpoint of a run; damaged ones are named and passed over."""
     checkpoint, flaws = runs.newest_whole_checkpoint(run)
     for flaw in flaws:
-        talk.print(flaw)
+        say(flaw)
     return checkpoint
 
 
@@ -162,7 +171,7 @@ def stoppable(trainer: StepTrainer) -> Iterator[None]:
         if trainer.interrupted:
             raise KeyboardInterrupt
         trainer.interrupted = True
-        talk.print(_("stopping after this step; press Ctrl-C again to stop at once"))
+        say(_("stopping after this step; press Ctrl-C again to stop at once"))
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -181,12 +190,11 @@ def finish(trainer: StepTrainer, seconds: float) -> RunRecord:
     lines = [line for line in state.log_history if "loss" in line]
     if not lines or (state.global_step <= trainer.plan.start.step and not trainer.interrupted):
         raise error("nothing-trained", _("no step was trained"), where=run.id)
-    finished = not trainer.interrupted or state.global_step >= state.max_steps
-    if finished and trainer.args.should_save:
-        state.save_to_json(run.trainer_state)
+    if trainer.complete and trainer.args.should_save:
+        runs.write_json(run.trainer_state, dataclasses.asdict(state))
         write_adapter(trainer)
         runs.set_current(run)
-    return RunRecord(run, finished, state.global_step, lines[0], lines[-1], state.best_metric, seconds)
+    return RunRecord(run, trainer.complete, state.global_step, lines[0], lines[-1], state.best_metric, seconds)
 
 
 def write_adapter(trainer: StepTrainer) -> None:

@@ -123,6 +123,11 @@ class StepTrainer(Trainer):
         self.add_callback(Director(self))
         self.add_callback(LiveLine(plan.total_steps))
 
+    @property
+    def complete(self) -> bool:
+        """Whether training came to its end: by its steps, by `until` or by early stopping, not by Ctrl-C."""
+        return not self.interrupted or self.state.global_step >= self.state.max_steps
+
     def get_train_dataloader(self) -> torch.utils.data.DataLoader[Step]:
         """In order, one step an item, on every process: a step is split over processes by its rows, not by items."""
         return torch.utils.data.DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=only)

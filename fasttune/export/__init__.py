@@ -27,7 +27,8 @@ from fasttune.export.merged import write_merged
 from fasttune.export.ollama import import_into_ollama, modelfile
 from fasttune.export.preflight import ENCODINGS, Job, Request, described_by
 from fasttune.export.write import write_gguf
-from fasttune.runs import file_sha256, read_json, sync_folder, write_json, write_text
+from fasttune.recipe import ExportRecipe
+from fasttune.runs import Run, file_sha256, read_json, sync_folder, write_json, write_text
 
 Say = Callable[[str], None]
 # What a disk or a folder refuses; any other OSError is a bug and keeps its traceback.
@@ -87,6 +88,18 @@ def export(
         artifacts = [read_artifact(job.request, kind) for kind in job.request.types]
         if artifacts:
             write_modelfile(artifacts[0], num_ctx, say)
+    return artifacts
+
+
+def export_run(run: Run, base: Path, wanted: ExportRecipe, say: Say) -> list[Artifact]:
+    """What an [export] table asks for, made of a finished run; the first file goes into Ollama where it says so."""
+    system = read_json(run.plan)["system"]
+    artifacts = export(
+        base, run.adapter, run.exports, run.series, wanted.gguf,
+        run_id=run.id, system=system, num_ctx=wanted.num_ctx, say=say, keep_merged=wanted.keep_merged,
+    )  # fmt: skip
+    if wanted.ollama and artifacts:
+        import_into_ollama(artifacts[0], wanted.ollama, num_ctx=wanted.num_ctx, say=say)
     return artifacts
 
 
@@ -211,4 +224,4 @@ def versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["Artifact", "export", "import_into_ollama"]
+__all__ = ["Artifact", "export", "export_run", "import_into_ollama"]

@@ -21,6 +21,7 @@ from fasttune.export.quantize import K_TYPES
 from fasttune.export.vocabulary import Vocabulary, read_vocabulary
 from fasttune.export.weights import Base, Lora, Shape, read_adapter, read_base, read_document
 from fasttune.export.write import Encoding, Labels, written_bytes
+from fasttune.recipe import ExportRecipe
 from fasttune.runs import file_sha256
 
 ENCODINGS: dict[str, Encoding] = {"f16": "F16", "q8_0": "Q8_0"}
@@ -105,10 +106,8 @@ def preflight(
 def accept(request: Request) -> Job:
     """The request as a job, or FasttuneError with all that is against it."""
     unusable = llama.why_unusable()
-    problems = [*check_types(request, unusable), *check_name(request.name)]
-    source = read_source(request, problems)
-    stop_on_errors(problems)
-    assert source is not None  # or there was a problem
+    problems: list[Finding] = []
+    source = checked_source(request, unusable, problems)
     labels = Labels(request.name, request.run_id, chatml.served_template(source.tokenizer, request.system))
     inputs = fingerprint(source.base, request, labels)
     done = [kind for kind in request.types if is_done(request.path(kind), inputs, unusable is None, problems)]
@@ -117,6 +116,23 @@ def accept(request: Request) -> Job:
     # F16 first: K-quants are made from it.
     wanted = tuple(sorted((kind for kind in request.types if kind not in done), key=lambda kind: kind != "f16"))
     return Job(request, source, labels, inputs, wanted, not merged_done, unusable is None, tuple(problems))
+
+
+def check(base: Path, name: str, wanted: ExportRecipe, system: str | None, folder: Path) -> None:
+    """Raises FasttuneError with all that would stop an export to `folder` after training; reads no weights."""
+    if not wanted.gguf and not wanted.keep_merged:
+        return
+    asked = Request(base, None, folder, name, wanted.gguf, "", system, wanted.num_ctx, wanted.keep_merged)
+    checked_source(asked, llama.why_unusable(), [])
+
+
+def checked_source(request: Request, unusable: str | None, problems: list[Finding]) -> Source:
+    """What the files are made from; warnings go to `problems`. Raises FasttuneError with all that is against it."""
+    problems += [*check_types(request, unusable), *check_name(request.name)]
+    source = read_source(request, problems)
+    stop_on_errors(problems)
+    assert source is not None  # or there was a problem
+    return source
 
 
 def read_source(request: Request, problems: list[Finding]) -> Source | None:
