@@ -183,7 +183,9 @@ def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_j
         )
         return
     if probes:
-        table = Table(_("question"), _("the base answered"), _("the trained GGUF answers"), show_lines=True)
+        table = Table(show_lines=True)
+        for heading in (_("question"), _("the base answered"), _("the trained GGUF answers")):
+            table.add_column(heading, overflow="fold")  # Chinese has no spaces to wrap at
         for probe in probes:
             table.add_row(escape(probe.question), escape(probe.base), escape(probe.trained))
         data.print(table)
