@@ -1,0 +1,59 @@
+"""Every shipped recipe loads, plans and opens with the command that runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from fasttune import data, recipe, runs, strategy
+from fasttune.recipe import Recipe
+
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.toml"))
+EXPECTED = {
+    "quickstart", "linzhi", "linzhi_incremental", "linzhi_retune", "linzhi_augment", "linzhi_custom", "qwen2.5-1.5b",
+    "qwen2.5-3b",
+}  # fmt: skip
+
+
+def test_the_recipes_are_there() -> None:
+    assert {path.stem for path in RECIPES} >= EXPECTED
+
+
+def finished_parent(read: Recipe, root: Path, epochs: float) -> runs.Run:
+    """A run of the recipe's series as a fresh training leaves it, but for the weights."""
+    fresh = recipe.load(read.path, ["strategy=fresh", f"train.epochs={epochs}"])
+    plan = strategy.decide(fresh, data.load(fresh.data, fresh.train.seed), root)
+    run = runs.create(root, read.name, "fresh")
+    runs.write_json(run.plan, plan.document())
+    with runs.writing_checkpoint(run, plan.total_steps) as folder:
+        (folder / "weights").write_text("")
+    run.adapter.mkdir()
+    return run
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    name = path.relative_to(REPOSITORY)
+    assert path.read_text(encoding="utf-8").splitlines()[0] == f"# fasttune run {name}"
+    read = recipe.load(name)
+    parent = None
+    if read.strategy != "fresh":
+        parent = finished_parent(read, tmp_path, epochs=2.0)
+        read = strategy.inherit(read, tmp_path)
+    plan = strategy.decide(read, data.load(read.data, read.train.seed), tmp_path)
+    assert plan.total_steps > plan.start.step
+    assert plan.start.parent == parent
+    assert not [finding for finding in plan.dataset.findings if finding.level != "info"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_only_what_differs_from_the_defaults(path: Path) -> None:
+    read = recipe.load(path)
+    repeated = [
+        key for key, source in read.sources.items()
+        if source == "recipe" and recipe.KEYS[key].default == dict(recipe.flat(vars(read)))[key]
+    ]  # fmt: skip
+    assert repeated == []
