@@ -7,6 +7,7 @@ the user. Workers are imported inside their verb, so that `fasttune --help` load
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ import fasttune
 from fasttune.console import FasttuneError, _, say, show_findings
 
 if TYPE_CHECKING:
-    from fasttune.strategy import Plan
+    from fasttune.menu import Order
+    from fasttune.strategy import OnExisting, Plan
 
 STOPPED = 130
 
@@ -37,6 +39,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help=_("Print one 
 
 def main() -> None:
     """The console script: findings instead of tracebacks for what a user can mend."""
+    # Before anything loads OpenMP: threads that spin at a barrier starve the one that is late as soon as another process
+    # wants a core; measured here, 40 steps of builtin:tiny beside two busy processes took 65 s spinning and 3 s asleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = commands.main(prog_name="fasttune", standalone_mode=False)
     except FasttuneError as problem:
@@ -66,14 +71,14 @@ def commands() -> None:
     help=_("Go on from the series' current run in this way, whatever strategy the recipe names."),
 )  # fmt: skip
 @click.option(
-    "--on-existing", type=click.Choice(["resume", "new", "stop"]),
+    "--on-existing", type=click.Choice(["resume", "new", "stop", "skip"]),
     help=_(
-        "With earlier runs of this name: resume an unfinished one, train a new one, or stop. "
-        "Default: resume, else stop."
+        "With earlier runs of this name: resume an unfinished one, train a new one, stop, or skip training and use "
+        "what is there. Default: a terminal asks; else resume, else stop."
     ),
 )  # fmt: skip
 @click.option("--overwrite", metavar="NAME/NNN", help=_("Remove this run, then train; the only option that deletes."))
-@click.option("--allow-overfit", is_flag=True, help=_("Train more than 10 epochs in total."))
+@click.option("--allow-overfit", is_flag=True, help=_("Allow more than 10 epochs in total."))
 @json_option
 def run(
     recipe_file: Path,
@@ -85,21 +90,28 @@ def run(
     allow_overfit: bool,
     as_json: bool,
 ) -> int:
-    from fasttune import runs
+    from fasttune import menu, runs
     from fasttune.strategy import run_to_resume
 
-    if strategy:
-        overrides = (*overrides, f"strategy={strategy}")
-    todo = planned(recipe_file, overrides, root, allow_overfit=allow_overfit)
-    if overwrite:
-        runs.delete(runs.find(root, overwrite))
-    resume = run_to_resume(root, todo, "new" if overwrite else on_existing)
+    order = menu.Order(recipe_file, overrides, root, strategy, on_existing, overwrite, allow_overfit)
+    if menu.wanted(order):
+        order = menu.existing(order, ordered)
+    if order.on_existing == "skip" and (name := menu.existing_name(order)):
+        from fasttune import lineage
+
+        lineage.what_is_there(root, name, as_json=as_json)
+        return 0
+    todo = ordered(order)
+    doomed = menu.to_overwrite(order, todo)
+    resume = run_to_resume(root, todo, "new" if doomed else order.on_existing)
 
     from fasttune import evaluate, model, show, train
     from fasttune.export import export_run, preflight
 
     base, wanted = model.locate(todo.recipe.model), todo.recipe.export
     preflight.check(base, todo.recipe.name, wanted, todo.system, root)  # before training, not after
+    if doomed:
+        runs.delete(doomed)
     done = resume is not None and resume.status == "finished"
     record = train.recall(resume) if resume and done else train.train(todo, base, root, resume)
     if not record.finished:
@@ -149,7 +161,11 @@ def show_sample(sample: str, base: str, recipe_file: Path | None, overrides: tup
 @click.option("--prompt", help=_("One question; print the answer and end."))
 @click.option("--system", help=_("Another system prompt than the trained one."))
 @click.option(
-    "--temperature", default=0.7, show_default=True, type=click.FloatRange(0, 2), help=_("0 = always the likeliest.")
+    "--temperature",
+    default=0.7,
+    show_default=True,
+    type=click.FloatRange(0, 2),
+    help=_("Sampling temperature; 0 takes the likeliest token each time."),
 )
 @click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(1))
 @runs_option
@@ -179,19 +195,65 @@ def export(name: str, types: tuple[str, ...], ollama: str | None, root: Path) ->
         click.echo(artifact.path)
 
 
-@commands.command("runs", help=_("List the runs of all series, or of one."))
+@commands.command("runs", help=_("Show the runs of all series, or of one, as a tree with what each came to."))
 @click.argument("series", required=False)
 @runs_option
 @json_option
 def list_runs(series: str | None, root: Path, as_json: bool) -> None:
-    from fasttune import show
+    from fasttune import lineage
 
-    show.runs_table(root, series, as_json=as_json)
+    lineage.runs_tree(root, series, as_json=as_json)
 
 
-def planned(recipe_file: Path, overrides: tuple[str, ...], root: Path, *, allow_overfit: bool) -> Plan:
+@commands.command(help=_("Write a recipe with values chosen from the data and this machine."))
+@click.argument("name")
+@click.option("--data", "files", multiple=True, required=True, metavar="FILE", help=_("The samples; may be repeated."))
+@click.option("--base", help=_("Hub name or folder of the base; default: what the free memory suits."))
+@click.option("--out", type=click.Path(path_type=Path), help=_("Where to write it; default: recipes/NAME.toml."))
+def init(name: str, files: tuple[str, ...], base: str | None, out: Path | None) -> None:
+    from fasttune import starter
+
+    path = starter.init(name, files, base, out)
+    say(_("train it with: {command}", command=starter.command("run", path)))
+    click.echo(path)
+
+
+@commands.command(help=_("Pick a series, a recipe or a data file, and what to do with it."))
+@runs_option
+def menu(root: Path) -> int:
+    from fasttune import menu
+
+    while arguments := menu.entry(root):
+        try:
+            code = commands.main(arguments, prog_name="fasttune", standalone_mode=False)
+        except FasttuneError as problem:
+            show_findings(problem.findings)
+            continue
+        if arguments[0] == "run":
+            return int(code or 0)
+    return 0
+
+
+def ordered(order: Order) -> Plan:
+    """The plan of a `fasttune run`."""
+    on_existing: OnExisting | None = "new" if order.overwrite else order.on_existing
+    return planned(
+        order.recipe, order.changes, order.root, allow_overfit=order.allow_overfit, on_existing=on_existing
+    )  # fmt: skip
+
+
+def planned(
+    recipe_file: Path,
+    overrides: tuple[str, ...],
+    root: Path,
+    *,
+    allow_overfit: bool,
+    on_existing: OnExisting | None = None,
+) -> Plan:
     """Recipe and data read and checked, and what follows from them and from the runs there are."""
-    from fasttune import data, recipe, strategy
+    from fasttune import advice, data, recipe, strategy
 
-    read = strategy.inherit(recipe.load(recipe_file, overrides), root)
-    return strategy.decide(read, data.load(read.data, read.train.seed), root, allow_overfit=allow_overfit)
+    read = strategy.inherit(recipe.load(recipe_file, overrides), root, on_existing)
+    samples = data.load(read.data, read.train.seed)
+    plan = strategy.decide(read, samples, root, allow_overfit=allow_overfit, on_existing=on_existing)
+    return advice.advised(plan, root)

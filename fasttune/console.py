@@ -29,8 +29,8 @@ Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
-talk = Console(stderr=True, highlight=False)
-data = Console(highlight=False)
+talk = Console(stderr=True, highlight=False, emoji=False)
+data = Console(highlight=False, emoji=False)
 
 
 @dataclass(frozen=True)

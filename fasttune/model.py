@@ -180,13 +180,21 @@ def shares_prefixes() -> bool:
     return device() == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
 
 
-def precision() -> dict[str, bool]:
-    """The Trainer's mixed-precision flag: bf16 where the card has it, else fp16; none on CPU (float32)."""
+def compute_dtype(recipe: ModelRecipe) -> torch.dtype:
+    """What the model computes in: the recipe's word, or bf16 where the card has it, else fp16; float32 on a CPU."""
     import torch
 
+    if recipe.dtype != "auto":
+        return torch.float32 if recipe.dtype == "float32" else torch.bfloat16
     if device() == "cpu":
-        return {}
-    return {"bf16": True} if torch.cuda.get_device_capability() >= (8, 0) else {"fp16": True}
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+
+
+def precision(recipe: ModelRecipe) -> dict[str, bool]:
+    """The same as the Trainer's mixed-precision flag; the adapter's weights stay float32."""
+    flag = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(compute_dtype(recipe)))
+    return {flag: True} if flag else {}
 
 
 # Loading ------------------------------------------------------------------------------------------------------------
@@ -202,14 +210,11 @@ def load_tokenizer(base: Path) -> Any:
 def load(base: Path, recipe: ModelRecipe) -> Any:
     """The frozen base through Unsloth: bf16 or fp16 (or NF4) on a card, float32 on CPU."""
     fast_language_model = import_unsloth()
-    import torch
-
-    where = device()
     with quiet():
         model, _tokenizer = fast_language_model.from_pretrained(
             model_name=str(base),
             max_seq_length=recipe.max_seq_length,
-            dtype=torch.float32 if where == "cpu" else None,
+            dtype=compute_dtype(recipe),
             load_in_4bit=recipe.load_in_4bit,
             use_exact_model_name=True,
             local_files_only=True,

@@ -1,13 +1,15 @@
 """Proof of continuation: what a checkpoint knew is what goes on, shown before the first new step.
 
-With every checkpoint and adapter lies proof.json: the loss of a fixed batch (the first samples of the training data),
-the step, the optimizer's own step count, the learning rate and the versions. Whoever starts from it scores the same
-batch again. Equal within rounding, and the numbers are shown: "loss goes on from 0.512, not from 3.690". Else nothing
-is trained: weights, template, data or arithmetic are not what they were.
+With every checkpoint and adapter lies proof.json: the loss and the tokens of a fixed batch (the first samples of the
+training data), the step, the optimizer's own step count, the learning rate, the random state and the versions.
+Whoever starts from it scores the same batch again. Equal within rounding, and the numbers are shown: "loss goes on from
+0.512, not from 3.690". Else nothing is trained: weights, template, data or arithmetic are not what they were.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +33,8 @@ class Trained(Protocol):
     optimizer: Any
     examples: Sequence[Example]
 
+    def random_state(self) -> str: ...
+
     def score(self, examples: Sequence[Example], rows: Sequence[Row]) -> tuple[float, float]: ...
 
 
@@ -44,6 +48,8 @@ def record(trainer: Trained, folder: Path) -> None:
             "learning_rate": last_rate(trainer),
             "loss": fixed_loss(trainer),
             "samples": [example.sample_id for example in trainer.examples[:SAMPLES]],
+            "tokens": tokens_digest(trainer),
+            "random_state": trainer.random_state(),
             "device": models.device(),
             "packages": provenance.versions(),
         },
@@ -56,14 +62,18 @@ def check(trainer: Trained, checkpoint: Path, rate: float) -> None:
     `rate` is the learning rate of the first new step.
     """
     before = runs.read_json(checkpoint / NAME)
+    show_findings(changed_versions(before, checkpoint))
+    if before["tokens"] != tokens_digest(trainer):
+        raise mismatch(checkpoint, _("the fixed batch has other tokens than when it was saved"))
     loss = require_same_loss(trainer, before, checkpoint)
     for name, then, now in (
-        ("step", before["step"], trainer.state.global_step),
-        ("optimizer step", before["optimizer_step"], optimizer_step(trainer.optimizer)),
+        (_("step"), before["step"], trainer.state.global_step),
+        (_("optimizer step"), before["optimizer_step"], optimizer_step(trainer.optimizer)),
     ):
         if then != now:
             raise mismatch(checkpoint, _("its {name} was {then}, now it is {now}", name=name, then=then, now=now))
-    show_findings(changed_versions(before, checkpoint))
+    if before["device"] == models.device() and before["random_state"] != trainer.random_state():
+        raise mismatch(checkpoint, _("the random numbers are not where they were when it was saved"))
     say(
         _(
             "goes on from step {step}: the fixed batch scores {loss:.4f}, {then:.4f} when it was saved; "
@@ -80,7 +90,8 @@ def check(trainer: Trained, checkpoint: Path, rate: float) -> None:
 def check_weights(trainer: Trained, adapter: Path) -> None:
     """The same for a start from an adapter alone, whose optimizer and steps begin anew."""
     before = runs.read_json(adapter / NAME)
-    if before["samples"] != [example.sample_id for example in trainer.examples[:SAMPLES]]:
+    show_findings(changed_versions(before, adapter))
+    if before["tokens"] != tokens_digest(trainer):
         say(
             _(
                 "goes on from the weights of {adapter}; its data was another, so losses can't be compared",
@@ -117,7 +128,7 @@ def mismatch(where: Path, what: str) -> Exception:
         "continuation-not-proven",
         what,
         where=str(where),
-        why=_("weights, base, template, data or arithmetic are not what they were; nothing was trained"),
+        why=_("weights, base, chat template, data or packages are not what they were; nothing was trained"),
         fix=_("undo what changed since, or start a new run from the base"),
     )
 
@@ -127,6 +138,12 @@ def fixed_loss(trainer: Trained) -> float:
     examples = trainer.examples[:SAMPLES]
     rows = packing.plan_step(examples, range(len(examples)), 0).rows
     return trainer.score(examples, rows)[0]
+
+
+def tokens_digest(trainer: Trained) -> str:
+    """sha256 over the tokens of the fixed batch and which of them are learned: data, template and tokenizer in one."""
+    batch = [(example.tokens, example.learn) for example in trainer.examples[:SAMPLES]]
+    return hashlib.sha256(json.dumps(batch).encode()).hexdigest()
 
 
 def optimizer_step(optimizer: Any) -> int:

@@ -56,6 +56,9 @@ class ModelRecipe:
     )
     load_in_4bit: bool = setting(False, "QLoRA: hold the base in 4 bits (NF4); needs a CUDA card")
     max_seq_length: int = setting(2048, "longest sample in tokens; a longer one is an error, never cut", ge=16)
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "what the model computes in; auto: 16 bit on a card, float32 without one; bfloat16 on a CPU wants AMX"
+    )
     revision: str = setting("", "branch, tag or commit of the hub repository; empty: its main branch")
     mirror: Literal["hf", "modelscope"] = setting("hf", "hub that the base is fetched from")
 

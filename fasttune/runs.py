@@ -10,27 +10,34 @@
       scores.json  tensorboard/
       exports/linzhi-Q4_K_M.gguf + .json, Modelfile
 
-Every file appears whole or not at all: it is written under a temporary name, flushed to disk and renamed (E6). Nothing
-here deletes a run; `rotate` removes old checkpoints of its own run only.
+Every file and folder appears whole or not at all: it is written under a temporary name, flushed to disk and renamed
+(E6). `delete` removes a run that was named to be removed and nothing else does; `rotate` removes old checkpoints of its
+own run, `unless_begun` the folder of a run that never trained a step.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from fasttune.console import _, error, usage_error
 
 Status = Literal["running", "finished", "stopped"]
-PARTIAL = ".partial"
+PARTIAL, DELETED = ".partial", ".deleted"
+NUMBERED = re.compile(r"(\d{3,})-\w+")  # 003-retune
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PATIENCE = 1.0  # seconds to wait for a lock: others hold the series' lock, or look at one, for a moment only
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,37 @@ def append_line(path: Path, document: Any) -> None:
 
 
 @contextlib.contextmanager
+def room_for(folder: Path, needed: int) -> Iterator[None]:
+    """Where the block fails because the disk has no room, or a quota no more, the error says how many bytes a
+    checkpoint needs."""
+    try:
+        yield
+    except Exception as problem:  # torch and safetensors each have an error of their own for a full disk
+        if not is_full(problem):
+            raise
+        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+        free = shutil.disk_usage(place).free
+        raise error(
+            "disk-full",
+            _("no space left: a checkpoint needs {needed:.1f} MB, {free:.1f} MB are free", needed=needed / 1e6,
+              free=free / 1e6),
+            where=str(folder),
+            why=_("the last whole checkpoint is kept"),
+            fix=_("free some space, or raise the quota, and run the same command again; it goes on from that "
+                  "checkpoint"),
+        ) from problem  # fmt: skip
+
+
+def is_full(problem: Exception) -> bool:
+    """Whether an error says that a file could not be written for want of room."""
+    if isinstance(problem, OSError):
+        return problem.errno in NO_ROOM
+    # safetensors' SafetensorError, and the RuntimeErrors of torch.save, which name no reason
+    signs = [*(f"os error {number}" for number in NO_ROOM), "PytorchStreamWriter", "unexpected pos"]
+    return any(sign in str(problem) for sign in signs)
+
+
+@contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill that appears under its name only when the block ends well, replacing none."""
     partial = path.with_name(path.name + PARTIAL)
@@ -153,12 +191,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
     for file in sorted(partial.rglob("*")):
         if file.is_file():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
+            sync_file(file)
+    sync_folder(partial)
     if path.exists():
-        shutil.rmtree(path)  # only a damaged checkpoint is ever written again
+        remove(path)  # only a damaged checkpoint is ever written again
     os.replace(partial, path)
     sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Makes what was written to this file survive a power cut."""
+    with open(path, "rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -173,15 +217,20 @@ def sync_folder(folder: Path) -> None:
 # Series and runs ----------------------------------------------------------------------------------------------------
 
 
-def create(root: Path, series: str, strategy: str) -> Run:
-    """A new, empty, numbered run folder; under the series' lock, so that two processes never get the same number."""
+def create(root: Path, series: str, strategy: str, fill: Callable[[Run], None] = lambda new: None) -> Run:
+    """A new numbered run folder, holding what `fill` writes into it when it appears.
+
+    Under the series' lock, so that two processes never get the same number.
+    """
     folder = root / series
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", _("another process is starting a run of {series}", series=series)):
+        remove_halves(folder, "[0-9]*")
         number = 1 + max((run_number(run) for run in list_runs(root, series)), default=0)
-        run = Run(root, f"{series}/{number:03d}-{strategy}")
-        run.folder.mkdir()
-    return run
+        name = f"{number:03d}-{strategy}"
+        with whole_folder(folder / name) as partial:
+            fill(Run(root, f"{series}/{partial.name}"))
+    return Run(root, f"{series}/{name}")
 
 
 def list_runs(root: Path, series: str) -> list[Run]:
@@ -189,10 +238,8 @@ def list_runs(root: Path, series: str) -> list[Run]:
     folder = root / series
     if not folder.is_dir():
         return []
-    found = [
-        Run(root, f"{series}/{path.name}") for path in folder.iterdir() if path.is_dir() and path.name[:3].isdigit()
-    ]
-    return sorted(found, key=run_number)
+    names = [path.name for path in folder.iterdir() if NUMBERED.fullmatch(path.name) and path.is_dir()]
+    return sorted((Run(root, f"{series}/{name}") for name in names), key=run_number)
 
 
 def list_series(root: Path) -> list[str]:
@@ -249,20 +296,44 @@ def find(root: Path, name: str) -> Run:
 
 
 def delete(run: Run) -> None:
-    """Remove a run that was named to be removed; the only thing in fasttune that deletes one.
+    """Remove a run that was named to be removed.
 
     Raises FasttuneError where a live process is training it.
     """
-    if run.status == "running":
-        raise error(
-            "run-is-locked", _("another process is training {run}", run=run.id), fix=_("wait for it, or stop it first")
-        )
-    doomed = run.folder.with_name(f".{run.folder.name}.deleted")
-    os.replace(run.folder, doomed)  # at once gone by name, even where removing its files is cut short
-    shutil.rmtree(doomed)
+    with locked(run.lock, _("another process is training {run}", run=run.id)):
+        remove(run.folder)
     pointer = run.root / run.series / "current"
     if pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == run.id:
         pointer.unlink()
+
+
+@contextlib.contextmanager
+def unless_begun(run: Run) -> Iterator[None]:
+    """Where the block fails before a step was trained, the run's folder goes: there is nothing in it to go on with."""
+    try:
+        yield
+    except BaseException:
+        if not run.history.is_file() and not list_checkpoints(run):
+            remove(run.folder)
+        raise
+
+
+def remove(folder: Path) -> None:
+    """A folder's end: at once gone by name, even where removing its files is cut short."""
+    doomed = folder.with_name(f".{folder.name}{DELETED}")
+    shutil.rmtree(doomed, ignore_errors=True)  # left by a removal that was cut short
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_halves(folder: Path, names: str = "*") -> None:
+    """What a process that died while writing or removing left in a folder; the caller holds the lock of those who write
+    there."""
+    for path in (*folder.glob(names + PARTIAL), *folder.glob(f".{names}{DELETED}")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def overrides(run: Run) -> list[str]:
@@ -281,12 +352,22 @@ def locked(path: Path, otherwise: str) -> Iterator[None]:
 
     Raises FasttuneError with the message `otherwise` where a live process holds it.
     """
+    deadline = time.monotonic() + PATIENCE
     with open(path, "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise error("run-is-locked", otherwise, where=str(path), fix=_("wait for it, or stop it first")) from None
+        while not taken(file):
+            if time.monotonic() > deadline:
+                raise error("run-is-locked", otherwise, where=str(path), fix=_("wait for it, or stop it first"))
+            time.sleep(0.01)
         yield
+
+
+def taken(file: IO[str]) -> bool:
+    """Whether the lock of an open file could be taken."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def is_locked(path: Path) -> bool:
@@ -307,6 +388,8 @@ def is_locked(path: Path) -> bool:
 @contextlib.contextmanager
 def writing_checkpoint(run: Run, step: int) -> Iterator[Path]:
     """A checkpoint folder to fill; it gets its manifest and its name only when the block ends well."""
+    if run.history.is_file():
+        sync_file(run.history)  # no checkpoint knows more steps than the history
     with whole_folder(run.checkpoints / f"checkpoint-{step}") as folder:
         yield folder
         files = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
@@ -317,7 +400,7 @@ def list_checkpoints(run: Run) -> list[Path]:
     """Finished checkpoint folders of a run, oldest first."""
     if not run.checkpoints.is_dir():
         return []
-    found = [path for path in run.checkpoints.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    found = [path for path in run.checkpoints.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=checkpoint_step)
 
 
@@ -329,9 +412,12 @@ def checkpoint_step(folder: Path) -> int:
 def damage(checkpoint: Path) -> str:
     """What is wrong with a checkpoint against its manifest, in words; empty when it is whole."""
     try:
-        expected = read_json(checkpoint / "manifest.json")["sha256"]
-    except (OSError, ValueError, KeyError):
+        manifest = read_json(checkpoint / "manifest.json")
+        step, expected = int(manifest["step"]), dict(manifest["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
         return _("its manifest.json is missing or unreadable")
+    if step != checkpoint_step(checkpoint):
+        return _("it holds step {step}", step=step)
     for name, digest in expected.items():
         if not (checkpoint / name).is_file():
             return _("{file} is missing", file=name)
@@ -351,11 +437,15 @@ def newest_whole_checkpoint(run: Run) -> tuple[Path | None, list[str]]:
     return None, flaws
 
 
-def rotate(run: Run, keep: int, best_step: int | None) -> None:
-    """Remove the oldest checkpoints of this run beyond `keep`; the best one stays as well."""
-    for path in list_checkpoints(run)[:-keep]:
+def rotate(run: Run, keep: int, best_step: int | None, newest: int | None = None) -> None:
+    """Remove the oldest checkpoints of this run beyond `keep`; the best one stays as well.
+
+    Those beyond step `newest`, which a resumed run has just written, are damaged: they neither count nor go.
+    """
+    written = [path for path in list_checkpoints(run) if newest is None or checkpoint_step(path) <= newest]
+    for path in written[:-keep]:
         if checkpoint_step(path) != best_step:
-            shutil.rmtree(path)
+            remove(path)
 
 
 def file_sha256(path: Path) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from fasttune import runs
 from fasttune.console import FasttuneError, _, data, print_json, say, show_findings, usage_error
-from fasttune.runs import Run
 from fasttune.strategy import Plan
+from fasttune.strict import as_toml
 
 
 def line(text: str) -> None:
@@ -33,7 +31,7 @@ def plan(todo: Plan, *, as_json: bool) -> None:
         "", _("value"), _("from"), box=None, pad_edge=False, title=escape(str(todo.recipe.path)), title_justify="left"
     )
     for entry in document["settings"]:
-        table.add_row(entry["key"], escape(str(entry["value"])), entry["source"])
+        table.add_row(entry["key"], escape("" if entry["value"] is None else as_toml(entry["value"])), entry["source"])
     data.print(table)
     line(
         _(
@@ -99,70 +97,6 @@ def sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[
     )
 
 
-def runs_table(root: Path, series: str | None, *, as_json: bool) -> None:
-    """The runs of one or all series, with the figures each ended on."""
-    names = [series] if series else runs.list_series(root)
-    if series and not runs.list_runs(root, series):
-        runs.find(root, series)  # raises with the names there are
-    rows = [run_row(run, runs.current(root, name)) for name in names for run in runs.list_runs(root, name)]
-    if as_json:
-        print_json({"runs": rows})
-        return
-    if not rows:
-        say(_("no runs in {root} yet", root=root))
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in (
-        _("run"),
-        _("state"),
-        _("steps"),
-        _("loss"),
-        _("held-out loss"),
-        _("accuracy"),
-        _("GGUF"),
-        _("date"),
-    ):
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(
-            ("→ " if row["current"] else "  ") + row["id"],
-            _(row["status"]),
-            str(row["steps"]),
-            figure(row["loss"]),
-            figure(row["eval_loss"]),
-            figure(row["mean_token_accuracy"]),
-            ", ".join(row["exports"]),
-            row["date"],
-        )
-    data.print(table)
-
-
-def figure(value: float | None) -> str:
-    """A loss or a share with three decimals; a dash where there is none."""
-    return "–" if value is None else f"{value:.3f}"
-
-
-def run_row(run: Run, current: Run | None) -> dict[str, Any]:
-    """What `fasttune runs --json` says of one run."""
-    history = runs.read_history(run)
-    trained = [line for line in history if "loss" in line]
-    held_out = [line for line in history if "eval_loss" in line]
-    return {
-        "id": run.id,
-        "current": run == current,
-        "status": run.status,
-        "steps": trained[-1]["step"] if trained else 0,
-        "epoch": trained[-1]["epoch"] if trained else 0,
-        "first_loss": trained[0]["loss"] if trained else None,
-        "loss": trained[-1]["loss"] if trained else None,
-        "eval_loss": held_out[-1]["eval_loss"] if held_out else None,
-        "mean_token_accuracy": trained[-1]["mean_token_accuracy"] if trained else None,
-        "exports": sorted(path.name for path in run.exports.glob("*.gguf")) if run.exports.is_dir() else [],
-        "date": datetime.fromtimestamp(run.folder.stat().st_mtime).isoformat(sep=" ", timespec="minutes"),
-        "folder": str(run.folder),
-    }
-
-
 def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_json: bool) -> None:
     """What a finished run came to: losses, answers before and after, and where everything lies."""
     if as_json:
@@ -172,6 +106,8 @@ def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_j
                 "steps": record.steps,
                 "first": record.first,
                 "last": record.last,
+                "final_loss": record.final_loss,
+                "final_accuracy": record.final_accuracy,
                 "best_eval_loss": record.best_eval_loss,
                 "seconds": record.seconds,
                 "exports": [
@@ -191,10 +127,10 @@ def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_j
         data.print(table)
     line(
         _(
-            "loss {first:.3f} -> {last:.3f}, accuracy {accuracy:.1%}, {steps} steps in {seconds:.0f} s",
+            "loss {first:.3f} -> {last:.3f}, accuracy {accuracy:.1%} (last epoch), {steps} steps in {seconds:.0f} s",
             first=record.first["loss"],
-            last=record.last["loss"],
-            accuracy=record.last["mean_token_accuracy"],
+            last=record.final_loss,
+            accuracy=record.final_accuracy,
             steps=record.steps,
             seconds=record.seconds,
         )

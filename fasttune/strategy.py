@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +46,7 @@ BOUND_TO_CHECKPOINT = (
     "model.", SAMPLES, "data.system", "data.learn", "lora.",
     "train.batch_size", "train.seed", "train.optim", "train.weight_decay",
 )  # fmt: skip
-BOUND_TO_ADAPTER = ("model.base", "model.revision", "lora.r", "lora.target_modules")
+BOUND_TO_ADAPTER = ("model.base", "model.revision", "lora.r", "lora.alpha", "lora.target_modules")
 # Total epochs by number of samples (the user's own bands): below this many samples, from, to.
 BANDS = ((20, 5.0, 8.0), (50, 4.0, 6.0), (201, 3.0, 4.0), (math.inf, 2.0, 3.0))
 OVERFIT_EPOCHS = 10.0
@@ -53,13 +54,18 @@ OVERFIT_EPOCHS = 10.0
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run's weights come from; `step` and `epochs` are what its parent had trained, 0 from the base."""
+    """Where a run's weights come from.
+
+    `step` is the checkpoint's, where training begins to count; `epochs` are the parent's over the same samples, which
+    count towards a total; `damaged` says of newer checkpoints why they are not the start.
+    """
 
     kind: StartKind
     parent: Run | None = None
     checkpoint: Path | None = None
     step: int = 0
     epochs: float = 0.0
+    damaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,11 @@ class Plan:
     @property
     def epochs(self) -> float:
         return self.total_steps / self.steps_per_epoch
+
+    @property
+    def learned_epochs(self) -> float:
+        """Epochs that the weights will have learned these samples for: an adapter's count on top of the run's own."""
+        return self.epochs + (self.start.epochs if self.start.kind == "adapter" else 0.0)
 
     @property
     def system(self) -> str | None:
@@ -114,27 +125,38 @@ def plain(value: Any) -> Any:
 # Deciding -----------------------------------------------------------------------------------------------------------
 
 
-def inherit(recipe: Recipe, root: Path) -> Recipe:
-    """The recipe of a continuation with the parent's value wherever it leaves one unsaid; any other as it is."""
-    parent = find_parent(recipe, root)
+def inherit(recipe: Recipe, root: Path, on_existing: OnExisting | None = None) -> Recipe:
+    """The recipe of a continuation with the parent's value wherever it leaves one unsaid; any other as it is.
+
+    What the parent had left to a default that follows from other settings (alpha = 2 × r) follows from them anew.
+    """
+    parent = find_parent(recipe, root, on_existing)
     if parent is None:
         return recipe
-    own = ["name", "strategy", "continue.", "train.max_steps", "train.until."]
+    own = ["name", "strategy", "continue.", "train.until."]
+    unsaid = {setting.key for setting in settings(recipe) if setting.source.startswith("default")}
+    if recipe.strategy != "retune" or "train.epochs" not in unsaid or recipe.continue_.add_epochs:
+        own.append("train.max_steps")
     if recipe.strategy in ("incremental", "augment"):
         own.append("train.epochs")  # there it counts the parent's as well
-    unsaid = {setting.key for setting in settings(recipe) if setting.source.startswith("default")}
+    if recipe.train.lr_scheduler_type == "constant":
+        own.append("train.warmup_steps")  # it has none
     values = {
         entry["key"]: entry["value"]
         for entry in runs.read_json(parent.plan)["settings"]
-        if entry["key"] in unsaid and not entry["key"].startswith(tuple(own)) and entry["value"] is not None
+        if entry["key"] in unsaid
+        and not entry["key"].startswith(tuple(own))
+        and not entry["source"].startswith("default (")
+        and entry["value"] is not None
     }
     return with_values(recipe, values, f"parent run {parent.id}")
 
 
-def find_parent(recipe: Recipe, root: Path) -> Run | None:
+def find_parent(recipe: Recipe, root: Path, on_existing: OnExisting | None = None) -> Run | None:
     """The finished run a continuation continues from; None for a fresh recipe.
 
-    Raises UsageError where there is none, or where it was stopped before its end.
+    A run that is gone on with keeps the parent it began from, also where `current` has moved on since. Raises
+    UsageError where there is no parent, or where it was stopped before its end.
     """
     if recipe.strategy == "fresh":
         return None
@@ -146,7 +168,13 @@ def find_parent(recipe: Recipe, root: Path) -> Run | None:
             where=f"{recipe.path}: strategy",
             fix=_('train it first with strategy = "fresh", or name a run of another series under continue.parent'),
         )
+    begun = unfinished(root, recipe.name) if on_existing in (None, "resume") and named == "latest" else None
+    before = runs.read_json(begun.plan) if begun else {}
+    if before.get("strategy") == recipe.strategy:
+        named = before["parent"]
     parent = runs.find(root, recipe.name if named == "latest" else named)
+    if parent.status == "running":
+        raise is_running(parent)
     if parent.status != "finished":
         raise usage_error(
             "parent-unfinished",
@@ -157,37 +185,41 @@ def find_parent(recipe: Recipe, root: Path) -> Run | None:
     return parent
 
 
-def decide(recipe: Recipe, dataset: Dataset, root: Path, *, allow_overfit: bool = False) -> Plan:
+def decide(
+    recipe: Recipe, dataset: Dataset, root: Path, *, allow_overfit: bool = False, on_existing: OnExisting | None = None
+) -> Plan:
     """The plan of a recipe (already inherited) for its data.
 
     Raises UsageError where the recipe contradicts what it continues from, or where nothing would be trained.
     """
-    parent = find_parent(recipe, root)
+    parent = find_parent(recipe, root, on_existing)
     per_epoch = packing.steps_per_epoch(len(dataset.train), recipe.train.batch_size)
-    start = find_start(recipe, parent)
+    start = find_start(recipe, dataset, parent)
     plan = Plan(recipe, dataset, start, per_epoch, total_steps(recipe, dataset, start, per_epoch))
     problems = contradictions(plan)
-    if plan.total_steps <= start.step:
+    if plan.total_steps <= start.step and not problems:
         problems.append(nothing_left(plan))
-    if plan.epochs > OVERFIT_EPOCHS and not allow_overfit:
+    if plan.learned_epochs > OVERFIT_EPOCHS and not allow_overfit:
         problems.append(too_many_epochs(plan))
     if problems:
         raise UsageError(*problems)
-    return replace(plan, findings=tuple(advise(plan)))
+    damaged = damaged_checkpoints(parent, start.checkpoint, start.damaged) if parent else []
+    return replace(plan, findings=tuple(damaged))
 
 
-def find_start(recipe: Recipe, parent: Run | None) -> Start:
+def find_start(recipe: Recipe, dataset: Dataset, parent: Run | None) -> Start:
     """The strategy's start, or the one that the recipe names."""
     if parent is None:
         return Start("base")
     said = not recipe.sources["continue.start"].startswith("default")
     kind: StartKind = recipe.continue_.start if said else ("base" if recipe.strategy == "retune" else "checkpoint")
     before = runs.read_json(parent.plan)
+    trained = trained_steps(parent) / before["steps_per_epoch"]
     if kind == "base":
         # "trains the same total again from the base": the parent's epochs count towards the total, its weights do not
-        return Start("base", parent, epochs=before["epochs"])
+        return Start("base", parent, epochs=trained)
     if kind == "adapter":
-        return Start("adapter", parent, epochs=before["epochs"])
+        return Start("adapter", parent, epochs=trained if before["data_fingerprint"] == dataset.fingerprint else 0.0)
     checkpoint, damaged = runs.newest_whole_checkpoint(parent)
     if checkpoint is None:
         raise usage_error(
@@ -197,19 +229,31 @@ def find_start(recipe: Recipe, parent: Run | None) -> Start:
             where=f"{recipe.path}: continue.start",
             fix=_('continue.start = "adapter" goes on from its weights, with a new optimizer'),
         )
-    step = runs.checkpoint_step(checkpoint)
-    return Start("checkpoint", parent, checkpoint, step, step / before["steps_per_epoch"])
+    return Start("checkpoint", parent, checkpoint, runs.checkpoint_step(checkpoint), trained, tuple(damaged))
+
+
+def trained_steps(run: Run) -> int:
+    """Steps that a finished run came to; fewer than planned where `until` or early stopping ended it."""
+    if not run.trainer_state.is_file():
+        return int(runs.read_json(run.plan)["total_steps"])
+    return int(runs.read_json(run.trainer_state)["global_step"])
 
 
 def total_steps(recipe: Recipe, dataset: Dataset, start: Start, per_epoch: int) -> int:
-    """Steps that training counts up to, the parent's included where its checkpoint is the start."""
+    """Steps that training counts up to, the parent's included unless its adapter alone is the start."""
     if recipe.train.max_steps:
         return recipe.train.max_steps
+    if recipe.continue_.add_epochs and start.parent is not None:
+        before = 0 if start.kind == "adapter" else round(start.epochs * per_epoch)
+        return before + steps_in(recipe.continue_.add_epochs, per_epoch)
     if recipe.strategy == "augment" and recipe.sources["train.epochs"].startswith("default"):
-        return math.ceil(band_epochs(len(dataset.train)) * per_epoch)
-    if recipe.continue_.add_epochs:
-        return round(start.epochs * per_epoch) + math.ceil(recipe.continue_.add_epochs * per_epoch)
-    return math.ceil(recipe.train.epochs * per_epoch)
+        return steps_in(band_epochs(len(dataset.train)), per_epoch)
+    return steps_in(recipe.train.epochs, per_epoch)
+
+
+def steps_in(epochs: float, per_epoch: int) -> int:
+    """Steps of so many epochs, a begun one counted; 1.1 epochs of 10 steps are 11, whatever floats say."""
+    return math.ceil(round(epochs * per_epoch, 6))
 
 
 def band(samples: int) -> tuple[float, float]:
@@ -281,7 +325,7 @@ def too_many_epochs(plan: Plan) -> Finding:
     """More than ten epochs in total learn by heart."""
     return Finding(
         "too-many-epochs", "error", f"{plan.recipe.path}: train.epochs",
-        _("{epochs:.1f} epochs in total; more than {limit:.0f} learn the samples by heart", epochs=plan.epochs,
+        _("{epochs:.1f} epochs in total; more than {limit:.0f} learn the samples by heart", epochs=plan.learned_epochs,
         limit=OVERFIT_EPOCHS), fix=_("train fewer epochs, add data, or say --allow-overfit"),
     )  # fmt: skip
 
@@ -296,66 +340,6 @@ def differences(run: Run, plan: Plan) -> list[tuple[str, Any, Any]]:
     return [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
 
 
-# Advice -------------------------------------------------------------------------------------------------------------
-
-
-def advise(plan: Plan) -> list[Finding]:
-    """What is worth saying before the start; none of it stops the run."""
-    findings = epochs_for_data(plan)
-    if plan.start.parent is not None:
-        findings += [*one_at_a_time(plan, plan.start.parent), *already_rising(plan, plan.start.parent)]
-    return findings
-
-
-def epochs_for_data(plan: Plan) -> list[Finding]:
-    """Epochs outside the band for the number of samples."""
-    samples = len(plan.dataset.train)
-    low, high = band(samples)
-    if plan.recipe.train.max_steps or low <= plan.epochs <= high + 1:
-        return []
-    return [
-        Finding(
-            "epochs-for-data", "info", f"{plan.recipe.path}: train.epochs",
-            _("{epochs:.1f} epochs over {samples} samples; {low:.0f} to {high:.0f} usually suit so many",
-              epochs=plan.epochs, samples=samples, low=low, high=high),
-            why=_("too few leave the persona vague, too many learn it by heart"),
-        )
-    ]  # fmt: skip
-
-
-def one_at_a_time(plan: Plan, parent: Run) -> list[Finding]:
-    """More than one of epochs, learning rate and rank changed: nobody will know which one helped."""
-    before = runs.read_json(parent.plan)
-    changed = [key for key, _old, _new in differences(parent, plan) if key in ("train.learning_rate", "lora.r")]
-    if plan.start.kind == "base" and round(plan.epochs, 3) != round(before["epochs"], 3):
-        changed.insert(0, "train.epochs")
-    if len(changed) < 2:
-        return []
-    return [
-        Finding(
-            "one-change-at-a-time", "warning", str(plan.recipe.path),
-            _("{keys} all differ from {run}", keys=", ".join(changed), run=parent.id),
-            why=_("with more than one change nobody can say which one helped"),
-            fix=_("one at a time: first epochs, then the learning rate, then the rank"),
-        )
-    ]  # fmt: skip
-
-
-def already_rising(plan: Plan, parent: Run) -> list[Finding]:
-    """The parent's held-out loss was past its best: more of the same makes it worse."""
-    losses = [line["eval_loss"] for line in runs.read_history(parent) if "eval_loss" in line]
-    if plan.start.kind != "checkpoint" or len(losses) < 2 or losses[-1] <= min(losses) * 1.01:
-        return []
-    return [
-        Finding(
-            "held-out-loss-rising", "warning", parent.id,
-            _("its held-out loss rose from {best:.3f} to {last:.3f} before it ended", best=min(losses),
-            last=losses[-1]), why=_("it was learning by heart already; more epochs make that worse"),
-            fix=_("add data, or retune with fewer epochs or a lower learning rate"),
-        )
-    ]  # fmt: skip
-
-
 # Resuming -----------------------------------------------------------------------------------------------------------
 
 
@@ -368,13 +352,16 @@ def run_to_resume(root: Path, plan: Plan, on_existing: OnExisting | None) -> Run
     earlier = runs.list_runs(root, plan.recipe.name)
     if not earlier or on_existing == "new":
         return None
-    newest = earlier[-1]
-    unfinished = newest.status == "stopped" or (newest.status == "finished" and not newest.answered)
-    if unfinished and on_existing in (None, "resume") and newest.provenance.is_file():
-        if changes := [entry for entry in differences(newest, plan) if not entry[0].startswith(FREE)]:
-            raise UsageError(*(resume_differs(newest, *change) for change in changes))
-        return newest
-    if plan.recipe.strategy != "fresh" and newest.status == "finished":
+    newest, open_end = earlier[-1], unfinished(root, plan.recipe.name)
+    if newest.status == "running":
+        raise is_running(newest)
+    if open_end and on_existing in (None, "resume"):
+        changes = [entry for entry in differences(open_end, plan) if not entry[0].startswith(FREE)]
+        if not changes:
+            return open_end
+        if open_end.status == "stopped":
+            raise UsageError(*(resume_differs(open_end, *change) for change in changes))
+    if plan.recipe.strategy != "fresh" and on_existing is None and newest.status == "finished":
         return None  # a continuation of a finished run is a new run by its nature
     raise usage_error(
         "series-exists",
@@ -384,6 +371,27 @@ def run_to_resume(root: Path, plan: Plan, on_existing: OnExisting | None) -> Run
               "custom) "
               "goes on from it; `fasttune chat {name}` uses what is there", name=plan.recipe.name),
     )  # fmt: skip
+
+
+def damaged_checkpoints(run: Run, used: Path | None, flaws: Sequence[str]) -> list[Finding]:
+    """A warning for each checkpoint of a run that is newer than the one that is used, and can't be."""
+    then = _("{checkpoint} is used instead", checkpoint=used.name) if used else _("no whole one is left")
+    return [Finding("checkpoint-damaged", "warning", run.id, flaw, then) for flaw in flaws]
+
+
+def unfinished(root: Path, series: str) -> Run | None:
+    """The newest run of a series where it is one to go on with: stopped, or trained without its files being made."""
+    newest = next(reversed(runs.list_runs(root, series)), None)
+    if newest is None or newest.status == "running" or not newest.provenance.is_file():
+        return None
+    return None if newest.status == "finished" and newest.answered else newest
+
+
+def is_running(run: Run) -> UsageError:
+    """Two processes must not train into one folder."""
+    return usage_error(
+        "run-is-locked", _("another process is training {run}", run=run.id), fix=_("wait for it, or stop it first")
+    )
 
 
 def resume_differs(run: Run, key: str, old: Any, new: Any) -> Finding:

@@ -22,7 +22,7 @@ from fasttune.console import _, error, say, show_findings
 from fasttune.live import Phases
 from fasttune.render import prompt_tokens, render_all
 from fasttune.runs import Run
-from fasttune.strategy import Plan
+from fasttune.strategy import Plan, damaged_checkpoints
 from fasttune.trainer import Steps, StepTrainer, eval_rows
 
 # isort: split
@@ -33,8 +33,8 @@ from transformers import TrainingArguments  # after trainer.py, which has import
 class RunRecord:
     """A training that came to its end, or was stopped before it (`finished` is false): its figures and where it lies.
 
-    `first` and `last` are lines of history.jsonl, those of the parents included; `seconds` is the time in the training
-    loop.
+    `first` and `last` are lines of history.jsonl, those of the parents included; `final_loss` and `final_accuracy` are
+    means of the last epoch, in which every sample had its say; `seconds` is the time in the training loop.
     """
 
     run: Run
@@ -42,6 +42,8 @@ class RunRecord:
     steps: int
     first: dict[str, float]
     last: dict[str, float]
+    final_loss: float
+    final_accuracy: float
     best_eval_loss: float | None
     seconds: float
 
@@ -61,50 +63,79 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
         held_out = rendered.examples[len(plan.dataset.train) :]
     show_findings([*plan.dataset.findings, *rendered.findings, *plan.findings])
 
-    before = resume or plan.start.parent
+    before = resume or (None if plan.start.kind == "base" else plan.start.parent)
     if before is not None:
         provenance.require_same_base(before, base)
     with phases(_("loading the model")):
         net = models.load(base, recipe.model)
-        budget = remembered_budget(before) or models.tokens_per_row(net, recipe.train.tokens_per_row)
+        budget = remembered_budget(plan, before) or models.tokens_per_row(net, recipe.train.tokens_per_row)
         steps = Steps(training, plan, budget)
         net = models.add_lora(net, recipe.lora, recipe.train.seed, checkpointing=wants_checkpointing(net, plan, steps))
         net.peft_config["default"].base_model_name_or_path = recipe.model.base
         if plan.start.kind == "adapter" and plan.start.parent is not None:
             models.load_adapter(net, plan.start.parent.adapter)
 
-    run = resume or runs.create(root, recipe.name, recipe.strategy)
-    with runs.locked(run.lock, _("another process is training {run}", run=run.id)):
-        if resume is None:
-            open_run(run, plan, base, budget)
-        trainer = StepTrainer(net, arguments(plan, run), steps, eval_rows(held_out, budget), plan, run)
-        checkpoint = newest_checkpoint(run) or plan.start.checkpoint
-        if checkpoint is None and plan.start.kind == "adapter" and plan.start.parent is not None:
-            proof.check_weights(trainer, plan.start.parent.adapter)
-        started = time.monotonic()
-        with stoppable(trainer):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        seconds = time.monotonic() - started
-        if trainer.complete:
-            with phases(_("answering the probe questions with the base")):
-                record_base_answers(trainer, tokenizer)
-        return finish(trainer, seconds)
+    with runs.room_for(root, checkpoint_bytes(net)):
+        run = resume or runs.create(
+            root, recipe.name, recipe.strategy, lambda new: open_run(new, plan, base, budget)
+        )  # fmt: skip
+        with runs.locked(run.lock, _("another process is training {run}", run=run.id)), runs.unless_begun(run):
+            say(_("run {run} in {folder}", run=run.id, folder=run.folder))
+            runs.remove_halves(run.folder)
+            runs.remove_halves(run.checkpoints)
+            trainer = StepTrainer(net, arguments(plan, run), steps, eval_rows(held_out, budget), plan, run)
+            seconds = fit(trainer)
+            if trainer.complete:
+                with phases(_("answering the probe questions with the base")):
+                    record_base_answers(trainer, tokenizer)
+            return finish(trainer, seconds)
+
+
+def fit(trainer: StepTrainer) -> float:
+    """Train from the newest whole checkpoint, or from where the plan starts; returns the seconds it took."""
+    start, checkpoint = trainer.plan.start, newest_checkpoint(trainer.run) or trainer.plan.start.checkpoint
+    if checkpoint is None and start.kind == "adapter" and start.parent is not None:
+        proof.check_weights(trainer, start.parent.adapter)
+    began = time.monotonic()
+    with stoppable(trainer):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return time.monotonic() - began
 
 
 def recall(run: Run) -> RunRecord:
     """The record of a run that was trained before and whose files were not made yet."""
-    state = runs.read_json(run.trainer_state)
-    lines = [line for line in state["log_history"] if "loss" in line]
     say(_("{run} is trained; going on with its files", run=run.id))
-    return RunRecord(run, True, state["global_step"], lines[0], lines[-1], state["best_metric"], 0.0)
+    runs.set_current(run)  # it may have been killed just before it did that
+    state = runs.read_json(run.trainer_state)
+    return make_record(run, True, state["global_step"], state["log_history"], state["best_metric"], 0.0)
+
+
+def make_record(
+    run: Run, finished: bool, steps: int, history: list[dict[str, float]], best_eval_loss: float | None, seconds: float
+) -> RunRecord:
+    """A record from the Trainer's log history."""
+    lines = [line for line in history if "loss" in line]
+    since = lines[-1]["step"] - runs.read_json(run.plan)["steps_per_epoch"]
+    epoch = [line for line in lines if line["step"] > since]
+    loss = sum(line["loss"] for line in epoch) / len(epoch)
+    accuracy = sum(line["mean_token_accuracy"] for line in epoch) / len(epoch)
+    return RunRecord(run, finished, steps, lines[0], lines[-1], loss, accuracy, best_eval_loss, seconds)
 
 
 # Before the first step ----------------------------------------------------------------------------------------------
 
 
-def remembered_budget(before: Run | None) -> int:
-    """The tokens a row that an earlier run used, so that going on cuts its steps alike (E2, bit for bit); else 0."""
-    return int(runs.read_json(before.provenance)["tokens_per_row"]) if before else 0
+def remembered_budget(plan: Plan, before: Run | None) -> int:
+    """The tokens a row that "auto" came to in an earlier run, so that going on cuts its steps alike (E2, bit for bit);
+    0 where there is none, or where the recipe says a number."""
+    remembers = before is not None and plan.recipe.train.tokens_per_row == "auto"
+    return int(runs.read_json(before.provenance)["tokens_per_row"]) if before and remembers else 0
+
+
+def checkpoint_bytes(net: Any) -> int:
+    """About what a checkpoint takes: the adapter and Adam's two moments in float32, and the small files."""
+    trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+    return 3 * 4 * trained + 2**20
 
 
 def wants_checkpointing(net: Any, plan: Plan, steps: Steps) -> bool:
@@ -114,11 +145,10 @@ def wants_checkpointing(net: Any, plan: Plan, steps: Steps) -> bool:
 
 
 def open_run(run: Run, plan: Plan, base: Path, budget: int) -> None:
-    """What a run folder holds before its first step; provenance.json comes last and says that the rest is there."""
+    """What a run folder holds when it appears."""
     shutil.copyfile(plan.recipe.path, run.recipe)
     runs.write_json(run.plan, plan.document())
     runs.write_json(run.provenance, provenance.collect(plan, base, models.device()) | {"tokens_per_row": budget})
-    say(_("run {run} in {folder}", run=run.id, folder=run.folder))
 
 
 def arguments(plan: Plan, run: Run) -> TrainingArguments:
@@ -151,15 +181,14 @@ def arguments(plan: Plan, run: Run) -> TrainingArguments:
         disable_tqdm=True,
         average_tokens_across_devices=False,  # a step is normalised by its own count of supervised tokens
         use_cpu=models.device() == "cpu",
-        **models.precision(),
+        **models.precision(plan.recipe.model),
     )
 
 
 def newest_checkpoint(run: Run) -> Path | None:
     """The newest whole checkpoint of a run; damaged ones are named and passed over."""
     checkpoint, flaws = runs.newest_whole_checkpoint(run)
-    for flaw in flaws:
-        say(flaw)
+    show_findings(damaged_checkpoints(run, checkpoint, flaws))
     return checkpoint
 
 
@@ -194,7 +223,7 @@ def finish(trainer: StepTrainer, seconds: float) -> RunRecord:
         runs.write_json(run.trainer_state, dataclasses.asdict(state))
         write_adapter(trainer)
         runs.set_current(run)
-    return RunRecord(run, trainer.complete, state.global_step, lines[0], lines[-1], state.best_metric, seconds)
+    return make_record(run, trainer.complete, state.global_step, state.log_history, state.best_metric, seconds)
 
 
 def write_adapter(trainer: StepTrainer) -> None:

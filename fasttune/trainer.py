@@ -6,16 +6,17 @@ gradient of the step's mean loss. Checkpoints are whole or absent, and every sta
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import math
+import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fasttune import model as models
 from fasttune import packing, proof, runs
-from fasttune.console import FasttuneError, _, error
 from fasttune.live import LiveLine
 from fasttune.packing import Row, Step
 from fasttune.render import Example
@@ -31,6 +32,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from fasttune import engine
 
 GIB = 1024**3
+WINDOW = "window.json"  # in a checkpoint: what is summed up for the next logged line
 
 
 class Steps(torch.utils.data.Dataset[Step]):
@@ -85,6 +87,16 @@ class Window:
         self.steps += 1
         self.seconds += seconds
 
+    def document(self) -> dict[str, float]:
+        """The sums as JSON, exact: a float32 is a Python float."""
+        return asdict(self) | {"loss": self.loss.item(), "hits": self.hits.item()}
+
+    @classmethod
+    def read(cls, document: dict[str, Any], device: torch.device) -> Window:
+        """The sums of an earlier `document`."""
+        loss = torch.tensor(document["loss"], device=device)
+        return cls(**document | {"loss": loss, "hits": torch.tensor(document["hits"], device=device)})
+
     def figures(self) -> dict[str, float]:
         """The fields of a history line; waits for the device."""
         loss, hits = self.loss.item(), self.hits.item()
@@ -116,6 +128,7 @@ class StepTrainer(Trainer):
         self.plan, self.run, self.steps, self.held_out = plan, run, steps, held_out
         self.examples = steps.examples
         self.interrupted = False
+        self.ended = False  # before it began: all that is left to do is to write the adapter
         self.window = Window.empty(args.device)
         self.tokens_seen = 0
         self.clock = 0.0
@@ -179,7 +192,10 @@ class StepTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The Trainer's log with the loss and the rates of the steps since the last one."""
+        """The Trainer's log with the loss and the rates of the steps since the last one; without its closing summary,
+        which knows only what this process has trained."""
+        if "train_loss" in logs:
+            return
         if "loss" in logs:
             logs |= self.window.figures() | {"num_tokens": self.tokens_seen}
             self.window = Window.empty(self.args.device)
@@ -195,39 +211,30 @@ class StepTrainer(Trainer):
         """Hugging Face's files in a folder that gets its name when all are there; then the oldest go."""
         if not self.args.should_save:
             return
-        try:
-            with runs.writing_checkpoint(self.run, self.state.global_step) as folder:
-                models.save_adapter(self.model, folder)
-                self._save_optimizer_and_scheduler(str(folder))
-                self._save_scaler(str(folder))
-                self._save_rng_state(str(folder))
-                self.state.save_to_json(str(folder / "trainer_state.json"))
-                proof.record(self, folder)
-        except Exception as problem:  # torch and safetensors each have an error of their own for a full disk
-            if full := self.disk_full(problem):
-                raise full from problem
-            raise
-        runs.rotate(self.run, self.plan.recipe.train.save_total_limit, self.state.best_global_step)
+        self.store_flos()
+        with runs.writing_checkpoint(self.run, self.state.global_step) as folder:
+            models.save_adapter(self.model, folder)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+            runs.write_json(folder / WINDOW, self.window.document() | {"tokens_seen": self.tokens_seen})
+            proof.record(self, folder)
+        keep, step = self.plan.recipe.train.save_total_limit, self.state.global_step
+        runs.rotate(self.run, keep, self.state.best_global_step, step)
         self.clock = time.monotonic()
 
-    def disk_full(self, problem: Exception) -> FasttuneError | None:
-        """What to say where a checkpoint could not be written for want of space; None for any other reason."""
-        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        needed = 4 * trained * 3 + 2**20  # the adapter and Adam's two moments in float32, and the small files
-        free = shutil.disk_usage(self.run.folder).free
-        if free >= needed and "No space left" not in str(problem):
-            return None
-        return error(
-            "disk-full",
-            _(
-                "no space for a checkpoint: {needed:.0f} MB are needed, {free:.0f} MB are free",
-                needed=needed / 1e6,
-                free=free / 1e6,
-            ),
-            where=str(self.run.folder),
-            why=_("the last whole checkpoint is kept"),
-            fix=_("free some space and run the same command again; it goes on from that checkpoint"),
-        )
+    def _run_epoch(self, **epoch: Any) -> None:
+        """As the Trainer does, which would train a step beyond the end of a run that has ended within an epoch."""
+        if not self.ended:
+            super()._run_epoch(**epoch)
+
+    def random_state(self) -> str:
+        """A digest of the generators that dropout and the libraries draw from."""
+        states = [repr(random.getstate()).encode(), torch.get_rng_state().numpy().tobytes()]
+        if self.args.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state().numpy().tobytes())
+        return hashlib.sha256(b"".join(states)).hexdigest()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As the Trainer does, but with this run's learning rate at this step: a stored one would be a step stale,
@@ -235,12 +242,16 @@ class StepTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
+        self._load_rng_state(checkpoint)  # the Trainer does so again right before the first step
         schedule = self.lr_scheduler
         schedule.base_lrs = [self.args.learning_rate] * len(schedule.base_lrs)
         rates = [self.args.learning_rate * rule(schedule.last_epoch) for rule in schedule.lr_lambdas]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"], group["initial_lr"] = rate, self.args.learning_rate
         schedule._last_lr = rates
+        window = runs.read_json(Path(checkpoint) / WINDOW)
+        self.tokens_seen = window.pop("tokens_seen")
+        self.window = Window.read(window, self.args.device)
         proof.check(self, Path(checkpoint), rates[0])
 
 
@@ -258,8 +269,8 @@ class Director(TrainerCallback):
         self.trainer, self.plan = trainer, trainer.plan
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
-        done = [line for line in state.log_history if "num_tokens" in line]
-        self.trainer.tokens_seen = int(done[-1]["num_tokens"]) if done else 0
+        state.compute_steps(args, state.max_steps)  # a checkpoint's state brings its old run's intervals
+        self.trainer.ended = state.global_step > self.plan.start.step and self.has_ended(state)
         runs.trim_history(self.trainer.run, state.global_step)
         self.trainer.clock = time.monotonic()
 
@@ -268,7 +279,7 @@ class Director(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
         if self.trainer.interrupted:
-            control.should_log = control.should_save = control.should_training_stop = True
+            control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_more: Any) -> None:
         if not state.is_world_process_zero or not {"loss", "eval_loss"} & set(logs):
@@ -279,15 +290,27 @@ class Director(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
-        lines = [line for line in state.log_history if "eval_loss" in line and line["step"] > self.plan.start.step]
-        losses = [line["eval_loss"] for line in lines]
-        best = losses.index(min(losses))
-        if best == len(losses) - 1:
+        losses = self.held_out_losses(state)
+        if losses[-1] < min(losses[:-1], default=math.inf):
             state.best_metric, state.best_global_step = losses[-1], state.global_step
             control.should_save = True
-        patience = self.plan.recipe.train.early_stopping_patience
-        if patience and len(losses) - 1 - best >= patience:
+        if self.out_of_patience(losses):
             control.should_save = control.should_training_stop = True
+
+    def has_ended(self, state: TrainerState) -> bool:
+        """Whether a checkpoint was its run's last: its process was killed before it wrote the adapter."""
+        done = state.global_step >= state.max_steps or self.out_of_patience(self.held_out_losses(state))
+        return done or self.reached_target(state)
+
+    def held_out_losses(self, state: TrainerState) -> list[float]:
+        """The losses of this run's evaluations."""
+        new = [line for line in state.log_history if line["step"] > self.plan.start.step]
+        return [line["eval_loss"] for line in new if "eval_loss" in line]
+
+    def out_of_patience(self, losses: Sequence[float]) -> bool:
+        """Whether so many evaluations went by without a better loss that early stopping ends the run."""
+        patience = self.plan.recipe.train.early_stopping_patience
+        return bool(patience and losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
     def reached_target(self, state: TrainerState) -> bool:
         """Whether the last epoch's mean loss and accuracy are as good as `until` asks; the last epoch, so that every
@@ -295,7 +318,7 @@ class Director(TrainerCallback):
         until = self.plan.recipe.train.until
         since = state.global_step - self.plan.steps_per_epoch
         lines = [line for line in state.log_history if "loss" in line and line["step"] > since]
-        if since < 0 or (until.loss is None and until.token_accuracy is None):
+        if since < 0 or not lines or (until.loss is None and until.token_accuracy is None):
             return False
         loss = sum(line["loss"] for line in lines) / len(lines)
         accuracy = sum(line["mean_token_accuracy"] for line in lines) / len(lines)

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault("FASTTUNE_LANG", "en")
+os.environ["FASTTUNE_LANG"] = "en"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as cli.main does, before torch is loaded here
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a network; a test that would fails at once
 

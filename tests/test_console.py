@@ -8,11 +8,10 @@ import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from fasttune import console, recipe, runs
+from fasttune import console, recipe
 from fasttune.console import Finding
 
 PACKAGE = Path(console.__file__).parent
@@ -24,7 +23,6 @@ ERROR = Finding("no-card", "error", "machine", "there is no [card]")
 THROUGH_EXPRESSIONS: dict[str, Callable[[], tuple[str, ...]]] = {
     "finding.level": lambda: console.LEVELS,
     "warning.level": lambda: console.LEVELS,
-    "row['status']": lambda: get_args(runs.Status),
     "key.help": lambda: tuple(key.help for key in recipe.KEYS.values()),
 }
 

@@ -59,6 +59,8 @@ def test_what_happens_to_an_existing_series(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="x has 1 run"):
         strategy.run_to_resume(root, plan, "stop")
     stopped.adapter.mkdir()
+    assert strategy.run_to_resume(root, plan, None) == stopped  # trained, its files not made yet
+    runs.write_json(stopped.scores, {"answered_by": None})
     for choice in (None, "resume", "stop"):
         with pytest.raises(UsageError, match="the newest is x/001-fresh"):
             strategy.run_to_resume(root, plan, choice)  # type: ignore[arg-type]

@@ -169,7 +169,7 @@ def tokenizer_config() -> dict[str, object]:
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
         "errors": "replace",
-        "model_max_length": 2048,
+        "model_max_length": 4096,
         "pad_token": "<|endoftext|>",
         "split_special_tokens": False,
         "unk_token": None,

@@ -146,7 +146,7 @@ def write(job: Job, path: Path, kind: str, say: Say) -> None:
 
 def measure_trained(job: Job, say: Say) -> verify.Reference:
     """What the files are measured against; computed once for all of them."""
-    say(_("computing what the trained model says, in float32"))
+    say(_("computing the reference outputs in float32"))
     base = job.source.base
     return verify.reference(base, job.source.loras, verify.check_ids(base, job.source.tokenizer, job.request.system))
 

@@ -1,0 +1,231 @@
+"""A series on the built-in model that takes a second a run, called through the command line in this process or in a
+child that can be killed."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from conftest import Done
+
+SYSTEM = "你是小灯，守灯塔的猫，说话短。"
+PAIRS = [
+    ("你叫什么？", "小灯。"), ("你几岁了？", "三岁，按灯塔的日子算。"), ("Do you sleep?", "Only at noon."),
+    ("怕海浪吗？", "不怕，怕浪里的水。"), ("今天有雾吗？", "有。"), ("Who feeds you?", "The keeper."),
+    ("你会抓鱼吗？", "会。"), ("灯坏了怎么办？", "叫到天亮。"), ("想家吗？", "这里就是。"),
+    ("What do you see?", "One ship, two gulls."), ("冷不冷？", "灯泡后面暖。"), ("晚安。", "你睡，我看着海。"),
+]  # fmt: skip
+RECIPE = """
+name = "persona"
+[model]
+base = "builtin:tiny"
+[data]
+train = "train.jsonl"
+[train]
+batch_size = 4
+learning_rate = 2e-3
+report_to = ["none"]
+[export]
+gguf = []
+"""
+TIMES = {"tokens_per_second", "supervised_tokens_per_second", "samples_per_second", "step_seconds", "memory_gib"}
+
+
+@dataclass(frozen=True)
+class Series:
+    """A folder with the recipe persona.toml, train.jsonl (10 samples: 3 steps an epoch), val.jsonl and runs/."""
+
+    folder: Path
+
+    @classmethod
+    def new(cls, folder: Path, recipe: str = RECIPE) -> Series:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_samples(folder / "train.jsonl", PAIRS[:10])
+        write_samples(folder / "val.jsonl", PAIRS[10:])
+        (folder / "persona.toml").write_text(recipe, encoding="utf-8")
+        return cls(folder)
+
+    def __call__(self, *arguments: str | Path, code: int = 0) -> Done:
+        """`fasttune ARGS…` in the folder; the exit code must be `code`."""
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            ended = call(self.folder, [str(one) for one in arguments])
+        assert ended == code, err.getvalue()
+        return Done(ended, out.getvalue(), err.getvalue())
+
+    def train(self, *settings: str, flags: str = "", code: int = 0) -> Done:
+        """`fasttune run persona.toml FLAGS --set SETTING…`"""
+        return self(*words(settings, flags), code=code)
+
+    def start(self, *settings: str, flags: str = "") -> multiprocessing.process.BaseProcess:
+        """The same in a child process; what it prints is appended to the file `log`."""
+        import torch
+
+        models_are_imported()
+        kind = "spawn" if torch.cuda.is_available() else "fork"  # a forked child has no card
+        child = multiprocessing.get_context(kind).Process(target=log_call, args=(self.folder, words(settings, flags)))
+        child.start()
+        return child
+
+    def stop(self, *settings: str, lines: int = 1, number: int = signal.SIGINT, flags: str = "") -> Path:
+        """Start a training and send it a signal once its history has so many lines; its folder."""
+        before = set(self.folder.glob("runs/persona/*-*"))
+        child = self.start(*settings, flags=flags)
+        wait(lambda: any(len(history(run)) >= lines for run in self.runs() if run not in before), child)
+        send(child, number)
+        (run,) = set(self.folder.glob("runs/persona/*-*")) - before
+        assert child.exitcode == {signal.SIGINT: 130, signal.SIGKILL: -9}[number], self.log
+        assert not (run / "adapter").exists()
+        return run
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(encoding="utf-8")
+
+    def runs(self) -> list[Path]:
+        """The run folders, oldest first."""
+        return sorted(self.folder.glob("runs/persona/[0-9]*"))
+
+    def names(self) -> list[str]:
+        return [run.name for run in self.runs()]
+
+    def run(self, number: int) -> Path:
+        (found,) = self.folder.glob(f"runs/persona/{number:03d}-*")
+        return found
+
+
+def words(settings: tuple[str, ...], flags: str) -> list[str]:
+    return ["run", "persona.toml", *flags.split(), *(word for one in settings for word in ("--set", one))]
+
+
+def models_are_imported() -> None:
+    """Unsloth in this process, so that a forked child need not import it."""
+    import fasttune.train  # noqa: F401
+
+
+def call(folder: Path, arguments: list[str]) -> int:
+    """The command line as a process of its own would run it; its exit code."""
+    import torch
+
+    from fasttune import cli
+
+    threads, before = torch.get_num_threads(), Path.cwd()
+    torch.set_num_threads(1)  # a tiny model gains nothing from more, and loses much where others compute
+    os.chdir(folder)
+    try:
+        with patch.dict(os.environ, {"COLUMNS": "160"}), patch.object(sys, "argv", ["fasttune", *arguments]):
+            cli.main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    finally:
+        os.chdir(before)
+        torch.set_num_threads(threads)
+    raise AssertionError("the command line always exits")
+
+
+def log_call(folder: Path, arguments: list[str]) -> None:
+    """What a child process does."""
+    with open(folder / "log", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        code = call(folder, arguments)
+    sys.exit(code)
+
+
+def wait(reached: Callable[[], bool], child: multiprocessing.process.BaseProcess) -> bool:
+    """Whether something came about before the child ended."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and child.is_alive():
+        if reached():
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def send(child: multiprocessing.process.BaseProcess, number: int) -> int | None:
+    """A signal, and the exit code of what it left."""
+    if child.is_alive() and child.pid:
+        os.kill(child.pid, number)
+    child.join(300)
+    return child.exitcode
+
+
+# What lies in a run's folder ----------------------------------------------------------------------------------------
+
+
+def write_samples(path: Path, pairs: list[tuple[str, str]]) -> None:
+    lines = [{"system": SYSTEM, "instruction": question, "output": answer} for question, answer in pairs]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def document(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of history.jsonl."""
+    file = run / "history.jsonl"
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if "\n" in line]
+
+
+def steps(run: Path) -> list[int]:
+    return [line["step"] for line in history(run) if "loss" in line]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in history(run) if "loss" in line]
+
+
+def rates(run: Path) -> list[float]:
+    return [line["learning_rate"] for line in history(run) if "loss" in line]
+
+
+def untimed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def adapter(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def checkpoints(run: Path) -> list[str]:
+    """Names of a run's checkpoints, oldest first."""
+    return sorted(
+        (path.name for path in run.glob("checkpoints/checkpoint-*")), key=lambda name: int(name.split("-")[1])
+    )
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bit for bit the same training: adapter, history, final state, and optimizer and random state of the last
+    checkpoint; nothing half there."""
+    assert adapter(one) == adapter(other)
+    assert untimed(history(one)) == untimed(history(other))
+    assert state(one / "trainer_state.json") == state(other / "trainer_state.json")
+    assert checkpoints(one)[-1] == checkpoints(other)[-1]
+    last, same = (run / "checkpoints" / checkpoints(run)[-1] for run in (one, other))
+    for name in ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        assert (last / name).read_bytes() == (same / name).read_bytes(), name
+    assert state(last / "trainer_state.json") == state(same / "trainer_state.json")
+    assert not [path for path in one.parent.rglob("*") if path.name.endswith((".partial", ".deleted"))]
+
+
+def state(path: Path) -> dict[str, Any]:
+    """A trainer_state.json without the times in it."""
+    found = document(path)
+    return found | {"log_history": untimed(found["log_history"])}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, the lock left out."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
