@@ -39,7 +39,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help=_("Print one 
 
 def main() -> None:
     """The console script: findings instead of tracebacks for what a user can mend."""
-    # Before anything loads OpenMP: threads that spin at a barrier starve the one that is late as soon as another process
+    # Before anything loads OpenMP: threads that spin at a barrier starve the late one as soon as another process
     # wants a core; measured here, 40 steps of builtin:tiny beside two busy processes took 65 s spinning and 3 s asleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:

@@ -82,7 +82,7 @@ def without_counterpart() -> dict[str, str]:
         ),
         _("a run is never overwritten: leave this out"): "overwrite_output_dir",
         _("use load_in_4bit in table [model], or 16 bits without it"): "load_in_8bit",
-        _("the precision follows from the machine: leave this out"): "bf16 fp16 tf32 torch_dtype dtype",
+        _("the precision follows from the machine, or from model.dtype: leave this out"): "bf16 fp16 tf32 torch_dtype",
         _("the model's own chat template is used: leave this out"): "template chat_template dataset_text_field",
         _("put fewer samples into the file of data.train"): "max_samples",
         _("fasttune decides this itself: leave this out"): (

@@ -91,9 +91,9 @@ def sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[
     for piece in shown:
         body = escape(piece.text)
         text += f"[bold green]⟦{body}⟧[/]" if piece.learned else f"[dim]{body}[/]"
-    data.print(text.replace("⟧[/][bold green]⟦", "|"), soft_wrap=True)
+    data.print(text.replace("⟧[/][bold green]⟦", "│"), soft_wrap=True)
     say(
-        _("{tokens} tokens, {learned} learned (between ⟦ and ⟧, cut by |)", tokens=len(example.tokens), learned=learned)
+        _("{tokens} tokens, {learned} learned (between ⟦ and ⟧, cut by │)", tokens=len(example.tokens), learned=learned)
     )
 
 

@@ -128,27 +128,27 @@ def plain(value: Any) -> Any:
 def inherit(recipe: Recipe, root: Path, on_existing: OnExisting | None = None) -> Recipe:
     """The recipe of a continuation with the parent's value wherever it leaves one unsaid; any other as it is.
 
-    What the parent had left to a default that follows from other settings (alpha = 2 × r) follows from them anew.
+    What the parent had left to a default that follows from other settings (alpha = 2 × r) follows from them anew. Its
+    epochs are those it trained, in whatever way they came about.
     """
     parent = find_parent(recipe, root, on_existing)
     if parent is None:
         return recipe
-    own = ["name", "strategy", "continue.", "train.until."]
+    own = ["name", "strategy", "continue.", "train.epochs", "train.max_steps", "train.until."]
     unsaid = {setting.key for setting in settings(recipe) if setting.source.startswith("default")}
-    if recipe.strategy != "retune" or "train.epochs" not in unsaid or recipe.continue_.add_epochs:
-        own.append("train.max_steps")
-    if recipe.strategy in ("incremental", "augment"):
-        own.append("train.epochs")  # there it counts the parent's as well
+    before = runs.read_json(parent.plan)
     if recipe.train.lr_scheduler_type == "constant":
         own.append("train.warmup_steps")  # it has none
     values = {
         entry["key"]: entry["value"]
-        for entry in runs.read_json(parent.plan)["settings"]
+        for entry in before["settings"]
         if entry["key"] in unsaid
         and not entry["key"].startswith(tuple(own))
         and not entry["source"].startswith("default (")
         and entry["value"] is not None
     }
+    if recipe.strategy in ("retune", "custom") and "train.epochs" in unsaid:  # elsewhere a total, to be said or chosen
+        values["train.epochs"] = trained_steps(parent) / before["steps_per_epoch"]
     return with_values(recipe, values, f"parent run {parent.id}")
 
 

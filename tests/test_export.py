@@ -77,7 +77,7 @@ def test_f16_is_plain_pefts_merged_model(exported, expected) -> None:
     logits = file_logits(exported["f16"].path, expected["ids"])
     trained = verify.divergence(expected["merged"], logits)
     assert trained.kl_mean < 1e-5 and trained.top1 == 1
-    assert verify.divergence(expected["base"], logits).kl_mean > 0.05  # the adapter is in it
+    assert verify.divergence(expected["base"], logits).kl_mean > 0.01  # the adapter is in it
     assert np.abs(logits - expected["merged"]).max() < 0.05
 
 
@@ -140,7 +140,7 @@ def test_keys_are_those_of_llama_cpps_converter(exported) -> None:
         "general.file_type": 1,
         "general.quantization_version": 2,
         "qwen2.block_count": 4,
-        "qwen2.context_length": 2048,
+        "qwen2.context_length": 4096,
         "qwen2.embedding_length": 256,
         "qwen2.feed_forward_length": 768,
         "qwen2.attention.head_count": 4,

@@ -280,7 +280,7 @@ def test_everything_wrong_is_said_at_once(base, adapter, tmp_path) -> None:
     edit(base / "config.json", use_sliding_window=True, hidden_act="gelu")
     tokenizer_change(lambda document: document["model"].update(dropout=0.1))(base)
     edit(adapter / "adapter_config.json", use_dora=True, bias="all")
-    findings = refusal(base, adapter, tmp_path, ("q4_k_m", "q9"), name="a/b", num_ctx=4096)
+    findings = refusal(base, adapter, tmp_path, ("q4_k_m", "q9"), name="a/b", num_ctx=8192)
     assert [finding.code for finding in findings] == [
         "unknown-gguf-type",
         "bad-name",

@@ -32,6 +32,7 @@ strategy = "custom"
 base = "Qwen/Qwen2.5-0.5B-Instruct"
 load_in_4bit = true
 max_seq_length = 1024
+dtype = "float32"
 revision = "main"
 mirror = "modelscope"
 [data]

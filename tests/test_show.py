@@ -19,7 +19,7 @@ def test_learned_tokens_are_marked_without_colour(fasttune: Cli) -> None:
     done = fasttune("show", SAMPLE, NO_COLOR="1")
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
-    marked = done.stdout.split("⟦")[1].split("⟧")[0].replace("|", "")
+    marked = done.stdout.split("⟦")[1].split("⟧")[0].replace("│", "")
     assert marked == first_answer() + "<|im_end|>"
 
 

@@ -93,6 +93,8 @@ def export(
 
 def export_run(run: Run, base: Path, wanted: ExportRecipe, say: Say) -> list[Artifact]:
     """What an [export] table asks for, made of a finished run; the first file goes into Ollama where it says so."""
+    if not wanted.gguf and not wanted.keep_merged:
+        return []
     system = read_json(run.plan)["system"]
     artifacts = export(
         base, run.adapter, run.exports, run.series, wanted.gguf,
