@@ -1,17 +1,15 @@
 """What a waiting person sees: start-up phases with their seconds, and the live line of a training.
 
-Knows transformers' callback interface and the console, nothing of models or files.
+Knows the console, nothing of models, trainers or files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fasttune.console import _, say, talk
 
@@ -33,7 +31,7 @@ class Phases:
         talk.print(f"{name}: {self.seconds[name]:.1f} s")
 
 
-class LiveLine(TrainerCallback):
+class LiveLine:
     """Step, loss, accuracy, tokens/s and time left: a moving line in a terminal, a line now and then elsewhere."""
 
     def __init__(self, total_steps: int) -> None:
@@ -49,16 +47,18 @@ class LiveLine(TrainerCallback):
         self.task: TaskID | None = None
         self.last_line = 0.0
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+    def start(self, step: int) -> None:
+        """Training begins after `step` steps that were trained before."""
         self.progress.start()
-        self.task = self.progress.add_task(_("first step"), total=self.total, completed=state.global_step)
+        self.task = self.progress.add_task(_("first step"), total=self.total, completed=step)
 
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_more: Any) -> None:
+    def show(self, step: int, logs: Mapping[str, float]) -> None:
+        """A line of history has come: of a step or of an evaluation."""
         if "eval_loss" in logs:
             say(
                 _(
                     "step {step}: held-out loss {loss:.4f}, accuracy {accuracy:.1%}",
-                    step=state.global_step,
+                    step=step,
                     loss=logs["eval_loss"],
                     accuracy=logs["eval_mean_token_accuracy"],
                 )
@@ -71,12 +71,13 @@ class LiveLine(TrainerCallback):
             accuracy=logs["mean_token_accuracy"],
             rate=logs["tokens_per_second"],
         )
-        self.progress.update(self.task, completed=state.global_step, description=text)
+        self.progress.update(self.task, completed=step, description=text)
         now = time.monotonic()
-        last = state.global_step == self.total
+        last = step == self.total
         if not talk.is_terminal and (last or now - self.last_line >= PLAIN_LINE_EVERY):
             self.last_line = now
-            say(_("step {step}/{total}  {text}", step=state.global_step, total=self.total, text=text))
+            say(_("step {step}/{total}  {text}", step=step, total=self.total, text=text))
 
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+    def stop(self) -> None:
+        """Training is over."""
         self.progress.stop()

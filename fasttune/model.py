@@ -258,11 +258,12 @@ def import_unsloth() -> Any:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache))
-    for name in ("bitsandbytes.backends.cpu.ops", "unsloth"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("bitsandbytes.backends.cpu.ops", "unsloth"):  # a filter: levels are set anew by what is imported
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     with quiet():
-        from transformers.utils import logging as transformers_logging
         from unsloth import FastLanguageModel
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     return FastLanguageModel

@@ -80,6 +80,8 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
             root, recipe.name, recipe.strategy, lambda new: open_run(new, plan, base, budget)
         )  # fmt: skip
         with runs.locked(run.lock, _("another process is training {run}", run=run.id)), runs.unless_begun(run):
+            if run.adapter.is_dir():
+                raise error("run-is-locked", _("another process has trained {run} meanwhile", run=run.id))
             say(_("run {run} in {folder}", run=run.id, folder=run.folder))
             runs.remove_halves(run.folder)
             runs.remove_halves(run.checkpoints)
@@ -206,6 +208,7 @@ def stoppable(trainer: StepTrainer) -> Iterator[None]:
     try:
         yield
     finally:
+        trainer.live.stop()
         for number, handler in before.items():
             signal.signal(number, handler)
 

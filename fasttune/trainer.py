@@ -132,9 +132,9 @@ class StepTrainer(Trainer):
         self.window = Window.empty(args.device)
         self.tokens_seen = 0
         self.clock = 0.0
+        self.live = LiveLine(plan.total_steps)
         self.remove_callback(PrinterCallback)
         self.add_callback(Director(self))
-        self.add_callback(LiveLine(plan.total_steps))
 
     @property
     def complete(self) -> bool:
@@ -269,6 +269,7 @@ class Director(TrainerCallback):
         self.trainer, self.plan = trainer, trainer.plan
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+        self.trainer.live.start(state.global_step)
         state.compute_steps(args, state.max_steps)  # a checkpoint's state brings its old run's intervals
         self.trainer.ended = state.global_step > self.plan.start.step and self.has_ended(state)
         runs.trim_history(self.trainer.run, state.global_step)
@@ -285,6 +286,7 @@ class Director(TrainerCallback):
         if not state.is_world_process_zero or not {"loss", "eval_loss"} & set(logs):
             return
         runs.append_line(self.trainer.run.history, {"step": state.global_step, **logs})
+        self.trainer.live.show(state.global_step, logs)
         if "loss" in logs and self.reached_target(state):
             control.should_evaluate = bool(self.plan.dataset.val)
             control.should_save = control.should_training_stop = True

@@ -98,8 +98,16 @@ REFUSALS = {
     "its-parent": "persona/001-fresh is what this run continues from",
 }
 ROWS = [line.split() for line in TABLE.strip().splitlines()[1:]]
+
+
+def is_slow(there: str, chosen: str, flags: str, outcome: str) -> bool:
+    """Trainings that differ little from others of the table."""
+    twice = there == "finished" and chosen not in ("fresh", "incremental") and "new" in flags
+    return outcome in ("new", "instead") and (twice or (there.endswith("trained") and chosen == "retune"))
+
+
 CELLS = [
-    (there, chosen, flags, outcome)
+    pytest.param(there, chosen, flags, outcome, marks=[pytest.mark.slow] * is_slow(there, chosen, flags, outcome))
     for there, chosen, *outcomes in ROWS
     for flags, outcome in zip(FLAGS, outcomes, strict=True)
 ]
@@ -524,9 +532,13 @@ def share(step: int, total: int, kind: str, warmup: int) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "warmup"),
-    [(kind, warmup) for kind in ("linear", "cosine", "constant_with_warmup") for warmup in (0.3, 3)]
-    + [("constant", 0)],
-)
+    [
+        ("linear", 0.3), ("cosine", 3), ("constant_with_warmup", 0.3), ("constant", 0),
+        pytest.param("linear", 3, marks=pytest.mark.slow), pytest.param("cosine", 0.3, marks=pytest.mark.slow),
+        pytest.param("constant_with_warmup", 3, marks=pytest.mark.slow),
+        pytest.param("linear", 0, marks=pytest.mark.slow), pytest.param("cosine", 8, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_every_step_has_its_rate(tmp_path: Path, kind: str, warmup: float) -> None:
     """The closed form over the total: at first 6 steps, then, over an incremental run that is stopped and resumed, 11."""
     series = Series.new(tmp_path)

@@ -177,7 +177,7 @@ def after_its_last_step(finished: Path, folder: Path) -> Series:
     "settings",
     [
         ("train.max_steps=4",),
-        ("train.max_steps=3",),
+        pytest.param(("train.max_steps=3",), marks=pytest.mark.slow),
         ("train.max_steps=40", "train.until.loss=4.9"),
         ("train.max_steps=40", "train.early_stopping_patience=1", "data.val=val.jsonl", "train.learning_rate=0.05"),
     ],
@@ -261,7 +261,15 @@ def test_damage_is_seen(stopped: Series, name: str, harm: str) -> None:
     assert len(flaws) == 1 and f"{newest} is damaged" in flaws[0] and flaw(name, harm) in flaws[0]
 
 
-@pytest.mark.parametrize(("name", "harm"), list(zip(FILES, list(HARMS) * 3, strict=False)))
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        pytest.param(
+            name, harm, marks=[] if name in ("manifest.json", "optimizer.pt", "proof.json") else pytest.mark.slow
+        )
+        for name, harm in zip(FILES, list(HARMS) * 3, strict=False)
+    ],
+)
 def test_a_damaged_checkpoint_is_named_and_passed_over(stopped: Series, short: Path, name: str, harm: str) -> None:
     newest = stopped.run(1) / "checkpoints" / checkpoints(stopped.run(1))[-1]
     HARMS[harm](newest / name)

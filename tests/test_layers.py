@@ -29,7 +29,7 @@ HOMES = {
     "gguf": {"export"},
     "llama_cpp": {"export"},
     "ollama": {"export"},
-    "transformers": {"train", "trainer", "live", "model", "export"},
+    "transformers": {"train", "trainer", "model", "export"},
     "torch": {"engine", "model", "trainer", "provenance", "export"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if "tiny" not in path.parts]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from transformers import TrainerControl, TrainerState
 
 from fasttune import live
 
@@ -19,12 +18,11 @@ def test_a_phase_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_lines_without_a_terminal_are_few(capsys: pytest.CaptureFixture[str]) -> None:
-    line, state, control = live.LiveLine(total_steps=50), TrainerState(), TrainerControl()
-    line.on_train_begin(None, state, control)
+    line = live.LiveLine(total_steps=50)
+    line.start(0)
     for step in range(1, 51):
-        state.global_step = step
-        line.on_log(None, state, control, logs=LOGS)
-    line.on_train_end(None, state, control)
+        line.show(step, LOGS)
+    line.stop()
     assert capsys.readouterr().err.splitlines() == [
         "step 1/50  loss 1.2500  accuracy 50.0%  1,234 tokens/s",
         "step 50/50  loss 1.2500  accuracy 50.0%  1,234 tokens/s",
