@@ -208,9 +208,8 @@ def adapter(run: Path) -> bytes:
 
 def checkpoints(run: Path) -> list[str]:
     """Names of a run's checkpoints, oldest first."""
-    return sorted(
-        (path.name for path in run.glob("checkpoints/checkpoint-*")), key=lambda name: int(name.split("-")[1])
-    )
+    found = [path.name for path in run.glob("checkpoints/checkpoint-*") if path.name.split("-", 1)[1].isdigit()]
+    return sorted(found, key=lambda name: int(name.split("-")[1]))
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -511,7 +511,7 @@ def test_the_epochs_that_augment_chooses(samples: int, epochs: float) -> None:
 
 @pytest.mark.parametrize(
     ("epochs", "per_epoch", "expected"),
-    [(1.5, 3, 5), (1.1, 10, 11), (0.1, 30, 3), (2.0, 7, 14), (0.01, 3, 1), (8 / 3, 3, 8)],
+    [(1.5, 3, 5), (1.1, 50, 55), (29 / 7, 7, 29), (2.0, 7, 14), (0.01, 3, 1), (8 / 3, 3, 8)],
 )
 def test_steps_in_epochs(epochs: float, per_epoch: int, expected: int) -> None:
     assert strategy.steps_in(epochs, per_epoch) == expected
@@ -559,6 +559,30 @@ def test_every_step_has_its_rate(tmp_path: Path, kind: str, warmup: float) -> No
     said_rates = f"learning rate {expected(11)[stopped_at - 1]:.3g} before, {expected(11)[stopped_at]:.3g} now"
     assert at in done.stderr and said_rates in done.stderr
     assert f"learning rate {expected(6)[5]:.3g} before, {expected(11)[6]:.3g} now" in series.log
+
+
+def moved(series: Series) -> float:
+    """The largest change of a weight from run 1 to run 2."""
+    from safetensors.torch import load_file
+
+    one, other = (load_file(series.run(number) / "adapter" / "adapter_model.safetensors") for number in (1, 2))
+    return max(float((one[key] - other[key]).abs().max()) for key in one)
+
+
+def test_the_first_new_step_is_taken_at_the_rate_that_is_shown(parent: Series, tmp_path: Path) -> None:
+    """Adam moves a weight by about the rate. Where the parent's schedule ended at 0 the first new step moves, and where
+    a rate of next to nothing is said it does not: neither is taken at a rate that the checkpoint brought along."""
+    still = copied(parent, tmp_path / "still")
+    parent.train("continue.add_epochs=0.3", flags="--continue incremental")
+    assert steps(parent.run(2)) == [7] and rates(parent.run(2)) == pytest.approx([2e-3 / 6])
+    assert 1e-4 < moved(parent) < 1e-3
+    still.train("continue.add_epochs=0.3", "train.learning_rate=1e-9", flags="--continue custom")
+    assert moved(still) < 1e-8
+
+    quick = Series.new(tmp_path / "quick")
+    quick.train("train.epochs=2", "train.lr_scheduler_type=constant")
+    quick.train("continue.add_epochs=0.3", "train.learning_rate=1e-9", flags="--continue custom")
+    assert moved(quick) < 1e-8
 
 
 # Advice -------------------------------------------------------------------------------------------------------------
