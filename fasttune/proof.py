@@ -56,8 +56,8 @@ def record(trainer: Trained, folder: Path) -> None:
     )
 
 
-def check(trainer: Trained, checkpoint: Path, rate: float) -> None:
-    """Compare the loaded state with a checkpoint's proof and show both; raises FasttuneError where they differ.
+def check(trainer: Trained, checkpoint: Path, rate: float) -> dict[str, Any]:
+    """Compare the loaded state with a checkpoint's proof, show both and return them; FasttuneError where they differ.
 
     `rate` is the learning rate of the first new step.
     """
@@ -85,9 +85,17 @@ def check(trainer: Trained, checkpoint: Path, rate: float) -> None:
             new=rate,
         )
     )
+    return {
+        "from": str(checkpoint),
+        "step": before["step"],
+        "loss_when_saved": before["loss"],
+        "loss": loss,
+        "learning_rate_before": before["learning_rate"],
+        "learning_rate": rate,
+    }
 
 
-def check_weights(trainer: Trained, adapter: Path) -> None:
+def check_weights(trainer: Trained, adapter: Path) -> dict[str, Any]:
     """The same for a start from an adapter alone, whose optimizer and steps begin anew."""
     before = runs.read_json(adapter / NAME)
     show_findings(changed_versions(before, adapter))
@@ -98,7 +106,7 @@ def check_weights(trainer: Trained, adapter: Path) -> None:
                 adapter=adapter,
             )
         )
-        return
+        return {"from": str(adapter), "loss_when_saved": None, "loss": None}
     loss = require_same_loss(trainer, before, adapter)
     say(
         _(
@@ -108,6 +116,7 @@ def check_weights(trainer: Trained, adapter: Path) -> None:
             then=before["loss"],
         )
     )
+    return {"from": str(adapter), "loss_when_saved": before["loss"], "loss": loss}
 
 
 def require_same_loss(trainer: Trained, before: dict[str, Any], where: Path) -> float:

@@ -140,6 +140,12 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def note_continuation(run: Run, shown: dict[str, Any]) -> None:
+    """Keep the proof of one more start of this run in its provenance.json, beside those of earlier starts."""
+    document = read_json(run.provenance)
+    write_json(run.provenance, document | {"continuations": [*document.get("continuations", []), shown]})
+
+
 def append_line(path: Path, document: Any) -> None:
     """One more line of a JSONL file, handed to the system before this returns."""
     with open(path, "a", encoding="utf-8") as file:

@@ -97,7 +97,7 @@ def fit(trainer: StepTrainer) -> float:
     """Train from the newest whole checkpoint, or from where the plan starts; returns the seconds it took."""
     start, checkpoint = trainer.plan.start, newest_checkpoint(trainer.run) or trainer.plan.start.checkpoint
     if checkpoint is None and start.kind == "adapter" and start.parent is not None:
-        proof.check_weights(trainer, start.parent.adapter)
+        runs.note_continuation(trainer.run, proof.check_weights(trainer, start.parent.adapter))
     began = time.monotonic()
     with stoppable(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -252,7 +252,7 @@ class StepTrainer(Trainer):
         window = runs.read_json(Path(checkpoint) / WINDOW)
         self.tokens_seen = window.pop("tokens_seen")
         self.window = Window.read(window, self.args.device)
-        proof.check(self, Path(checkpoint), rates[0])
+        runs.note_continuation(self.run, proof.check(self, Path(checkpoint), rates[0]))
 
 
 def only(items: list[Step]) -> Step:

@@ -251,3 +251,13 @@ def test_a_resumed_run_shows_its_proof_and_equals_the_straight_one(stopped: Seri
 
 def test_tolerances_leave_room_for_rounding_only() -> None:
     assert proof.TOLERANCE["cpu"] <= 1e-4 and proof.TOLERANCE["cuda"] <= 2e-2
+
+
+def test_the_proofs_of_all_starts_are_kept(stopped: Series) -> None:
+    """provenance.json has one entry for each start of the run from a checkpoint, with both losses and both rates."""
+    step = runs.checkpoint_step(newest(stopped))
+    stopped.train("train.max_steps=6")
+    (shown,) = document(stopped.run(1) / "provenance.json")["continuations"]
+    assert shown["step"] == step and shown["from"].endswith(f"checkpoint-{step}")
+    assert shown["loss"] == pytest.approx(shown["loss_when_saved"], rel=1e-5)
+    assert shown["learning_rate"] < shown["learning_rate_before"]
