@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune import model, runs
-from fasttune.console import _, error, say, talk
+from fasttune.console import _, error, say, talk, usage_error
 from fasttune.data import Message
 from fasttune.export.llama import Sampling, open_gguf, stream
 from fasttune.recipe import ModelRecipe
@@ -25,12 +25,11 @@ def chat(
 
     A conversation that would outgrow the context drops its oldest turns, never the system prompt.
     """
-    run = runs.find(root, name)
+    run, gguf = meant(name, root)
     provenance = runs.read_json(run.provenance)
     chosen = system if system is not None else provenance["system"]
     base = ModelRecipe(base=provenance["base"]["name"], revision=provenance["base"]["revision"])
     tokenizer = model.load_tokenizer(model.locate(base))
-    gguf = newest_gguf(run)
     say(_("{file} of {run}; an empty line or Ctrl-D ends the talk", file=gguf.name, run=run.id))
     turns: list[Message] = []
     sampling = Sampling(max_new_tokens, temperature, seed=random.randrange(2**31))
@@ -47,6 +46,17 @@ def chat(
             turns.append(Message("assistant", answer))
             if prompt is not None:
                 return
+
+
+def meant(name: str, root: Path) -> tuple[Run, Path]:
+    """The run and the file of a series name, a run id or the path of a GGUF file in a run's exports."""
+    path = Path(name)
+    if path.suffix != ".gguf":
+        run = runs.find(root, name)
+        return run, newest_gguf(run)
+    if not path.is_file():
+        raise usage_error("no-gguf", _("there is no file {file}", file=path))
+    return runs.find(root, str(path.resolve().parent.parent)), path
 
 
 def newest_gguf(run: Run) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 
 from fasttune import model as models
 from fasttune import proof, provenance, runs
-from fasttune.console import _, error, say, show_findings
+from fasttune.console import _, error, say, show_findings, usage_error
 from fasttune.live import Phases
 from fasttune.render import prompt_tokens, render_all
 from fasttune.runs import Run
@@ -54,6 +54,12 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
     Raises FasttuneError for what the user can mend; whatever the data and the model can be checked for is checked
     before a run folder exists.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise usage_error(
+            "several-processes",
+            _("this version trains with one process, WORLD_SIZE is {size}", size=os.environ["WORLD_SIZE"]),
+            fix=_("start it without torchrun or accelerate launch"),
+        )
     recipe, phases = plan.recipe, Phases()
     with phases(_("tokenizing")):
         tokenizer = models.load_tokenizer(base)

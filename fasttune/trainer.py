@@ -142,7 +142,7 @@ class StepTrainer(Trainer):
         return not self.interrupted or self.state.global_step >= self.state.max_steps
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader[Step]:
-        """In order, one step an item, on every process: a step is split over processes by its rows, not by items."""
+        """In order, one step an item: order and contents are the plan's, no sampler has a say."""
         return torch.utils.data.DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=only)
 
     def get_batch_samples(

@@ -15,6 +15,14 @@ def test_one_prompt(quickstart: Quickstart) -> None:
     assert done.stdout == probe["trained"] + "\n"
 
 
+def test_a_file_of_a_run(quickstart: Quickstart) -> None:
+    probe, (artifact,) = quickstart.result["probes"][0], quickstart.result["exports"]
+    done = quickstart.fasttune("chat", artifact["path"], "--prompt", probe["question"], "--temperature", "0")
+    assert (done.returncode, done.stdout) == (0, probe["trained"] + "\n")
+    missing = quickstart.fasttune("chat", "nowhere.gguf", "--prompt", "x")
+    assert missing.returncode == 2 and "there is no file nowhere.gguf" in missing.stderr
+
+
 def test_a_conversation_from_stdin(quickstart: Quickstart) -> None:
     one, other = quickstart.result["probes"][:2]
     lines = f"{one['question']}\n{other['question']}\n\nnever asked\n"
