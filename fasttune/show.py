@@ -27,9 +27,10 @@ def plan(todo: Plan, *, as_json: bool) -> None:
         print_json(document)
         return
     show_findings([*todo.dataset.findings, *todo.findings])
-    table = Table(
-        "", _("value"), _("from"), box=None, pad_edge=False, title=escape(str(todo.recipe.path)), title_justify="left"
-    )
+    table = Table(box=None, pad_edge=False, title=escape(str(todo.recipe.path)), title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column(_("value"), overflow="fold")  # Chinese has no spaces to wrap at
+    table.add_column(_("from"))
     for entry in document["settings"]:
         table.add_row(entry["key"], escape("" if entry["value"] is None else as_toml(entry["value"])), entry["source"])
     data.print(table)
