@@ -22,12 +22,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fasttune import ask, lineage, questions, recipe, runs
+from fasttune import advice, ask, lineage, questions, recipe, runs
 from fasttune.console import FasttuneError, UsageError, _, say, show_findings, usage_error
-from fasttune.questions import Parent
 from fasttune.recipe import Recipe
 from fasttune.runs import Run
-from fasttune.strategy import OnExisting, Plan, band, run_to_resume, unfinished
+from fasttune.strategy import OnExisting, Plan, run_to_resume, unfinished
 from fasttune.strict import as_toml
 
 DATA_FILES = ("*.jsonl", "*.json", "data/*.jsonl", "data/*.json", "data/*/*.jsonl", "data/*/*.json")
@@ -306,9 +305,9 @@ def continuing(series: Series) -> Order | None:
     assert series.parent is not None  # else `continue` is not offered
     parent = questions.read_parent(series.parent)
     say(_("goes on from {state}", state=lineage.state_line(parent.figures)))
-    first, why = advice(parent)
-    say(why)
-    strategy = ask.choose(_("How?"), strategies() | {BACK: _("back")}, first)
+    fit = advice.fitting(series.parent)
+    say(fit.why)
+    strategy = ask.choose(_("How?"), strategies() | {BACK: _("back")}, fit.strategies[0])
     if strategy == BACK:
         return None
     settings = questions.answers(strategy, parent, series.recipe)
@@ -325,20 +324,6 @@ def strategies() -> dict[str, str]:
         "augment": _("📊 augment: the epochs that little data needs; slips of character"),
         "custom": _("🔧 custom: everything as you say"),
     }
-
-
-def advice(parent: Parent) -> tuple[str, str]:
-    """The strategy that the parent's figures speak for, with the reason."""
-    match parent.figures.verdict:
-        case lineage.OVER_FITTING:
-            return "retune", _("its held-out loss was rising: fewer epochs or a lower rate (retune), or more data")
-        case lineage.NOT_ENOUGH | "fair" if parent.epochs < band(parent.samples)[0]:
-            return "augment", _(
-                "few epochs for {samples} samples: augment adds what is missing", samples=parent.samples
-            )
-        case lineage.NOT_ENOUGH | "fair":
-            return "incremental", _("its loss has some way to go: more epochs are the first thing to try")
-    return "retune", _("its loss is good: where answers are not, other parameters (retune) or other data help")
 
 
 # fasttune menu ------------------------------------------------------------------------------------------------------

@@ -6,14 +6,13 @@ import json
 import re
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import Cli
 from terminal import CTRL_C, DOWN, ENTER, UP, Steps, answer, type_at, type_here
 
-from fasttune import cli, lineage, menu, questions, runs
+from fasttune import cli, lineage, menu, runs
 from fasttune.menu import Order
 
 RECIPE = """
@@ -387,22 +386,3 @@ def test_the_friendly_entry_of_a_series(trained: Path, tmp_path: Path) -> None:
 def test_the_friendly_entry_needs_a_terminal(fasttune: Cli) -> None:
     done = fasttune("menu")
     assert done.returncode == 2 and "the menu needs a terminal" in done.stderr
-
-
-# Advice --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("verdict", "epochs", "strategy"),
-    [
-        ("over-fitting", 9.0, "retune"),
-        ("not-enough", 2.0, "augment"),
-        ("not-enough", 6.0, "incremental"),
-        ("fair", 6.0, "incremental"),
-        ("good", 6.0, "retune"),
-    ],
-)
-def test_the_strategy_that_the_figures_speak_for(trained: Path, verdict: str, epochs: float, strategy: str) -> None:
-    parent = questions.read_parent(runs.find(trained / "runs", "persona"))
-    figures = replace(parent.figures, verdict=verdict)
-    assert menu.advice(replace(parent, figures=figures, epochs=epochs))[0] == strategy
