@@ -208,7 +208,8 @@ def stoppable(trainer: StepTrainer) -> Iterator[None]:
         if trainer.interrupted:
             raise KeyboardInterrupt
         trainer.interrupted = True
-        say(_("stopping after this step; press Ctrl-C again to stop at once"))
+        # Straight to the terminal: a signal can come in the middle of a print, and a file refuses a second writer then.
+        os.write(2, (_("stopping after this step; press Ctrl-C again to stop at once") + "\n").encode())
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -3,6 +3,7 @@ same command goes on, and what comes out is bit for bit the uninterrupted run.""
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import random
@@ -13,7 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from conftest import REPOSITORY
@@ -21,6 +24,7 @@ from series import (
     Series,
     adapter,
     assert_same_run,
+    call,
     checkpoints,
     contents,
     document,
@@ -32,7 +36,7 @@ from series import (
     words,
 )
 
-from fasttune import runs
+from fasttune import live, runs
 from fasttune.runs import Run
 
 # Dropout draws random numbers, a line every 3 steps is summed up across a kill, and 14 steps end within an epoch of 3.
@@ -135,6 +139,29 @@ def test_stopped_between_two_logged_lines(straight: Path, tmp_path: Path) -> Non
         assert send(child, signal.SIGINT) == 130
     series.train(*STEPS)
     assert_same_run(series.run(1), straight)
+
+
+def test_ctrl_c_in_the_middle_of_a_print(tmp_path: Path) -> None:
+    """What the signal's handler says must not go through the file that is being written at that moment."""
+    series = Series.new(tmp_path)
+
+    class Interrupting(io.StringIO):
+        """A terminal during whose first line of a step Ctrl-C is pressed; like a real file, it refuses a second writer."""
+
+        busy = False
+
+        def write(self, text: str) -> int:
+            assert not self.busy, "reentrant call"
+            self.busy = True
+            if "step 2/" in text:
+                signal.raise_signal(signal.SIGINT)
+            self.busy = False
+            return super().write(text)
+
+    with patch.object(live, "PLAIN_LINE_EVERY", 0.0), redirect_stderr(Interrupting()) as terminal:
+        assert call(series.folder, words(SHORT, "")) == 130
+    assert "stopped at step 3" in terminal.getvalue() and "step 4/" not in terminal.getvalue()
+    assert checkpoints(series.run(1))[-1] == "checkpoint-3"
 
 
 @pytest.mark.slow
