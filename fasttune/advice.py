@@ -83,11 +83,8 @@ def fitting(parent: Run) -> Fit:
 
 def last_epoch(run: Run) -> tuple[float, float]:
     """Mean loss and accuracy of a run's last epoch, in which every sample had its say; perfect where it has no line."""
-    lines = [line for line in runs.read_history(run) if "loss" in line]
-    since = lines[-1]["step"] - runs.read_json(run.plan)["steps_per_epoch"] if lines else 0
-    epoch = [line for line in lines if line["step"] > since] or [{"loss": 0.0, "mean_token_accuracy": 1.0}]
-    accuracy = sum(line["mean_token_accuracy"] for line in epoch) / len(epoch)
-    return sum(line["loss"] for line in epoch) / len(epoch), accuracy
+    lines = runs.last_epoch(runs.read_history(run), runs.read_json(run.plan)["steps_per_epoch"])
+    return (runs.mean(lines, "loss"), runs.mean(lines, "mean_token_accuracy")) if lines else (0.0, 1.0)
 
 
 def has_risen(losses: list[float]) -> bool:

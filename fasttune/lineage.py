@@ -290,8 +290,8 @@ def samples_word(plan: Mapping[str, Any]) -> str:
 
 def last_epoch(trained: Sequence[Mapping[str, Any]], per_epoch: int) -> float | None:
     """Mean loss of the steps of the last epoch's length."""
-    losses = [line["loss"] for line in trained if line["step"] > trained[-1]["step"] - per_epoch]
-    return sum(losses) / len(losses) if losses else None
+    lines = runs.last_epoch(trained, per_epoch)
+    return runs.mean(lines, "loss") if lines else None
 
 
 def held_out(run: Run) -> list[float]:

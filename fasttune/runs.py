@@ -26,7 +26,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -469,6 +469,17 @@ def read_history(run: Run) -> list[dict[str, Any]]:
         return []
     lines = run.history.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines]
+
+
+def last_epoch(history: Sequence[Mapping[str, Any]], per_epoch: int) -> list[Mapping[str, Any]]:
+    """The lines of the last `per_epoch` trained steps, in which every sample had its say; none if none was trained."""
+    trained = [line for line in history if "loss" in line]
+    return [line for line in trained if line["step"] > trained[-1]["step"] - per_epoch]
+
+
+def mean(lines: Sequence[Mapping[str, Any]], key: str) -> float:
+    """The mean of one field over some lines."""
+    return float(sum(line[key] for line in lines) / len(lines))
 
 
 def trim_history(run: Run, step: int) -> None:

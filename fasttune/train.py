@@ -123,10 +123,8 @@ def make_record(
 ) -> RunRecord:
     """A record from the Trainer's log history."""
     lines = [line for line in history if "loss" in line]
-    since = lines[-1]["step"] - runs.read_json(run.plan)["steps_per_epoch"]
-    epoch = [line for line in lines if line["step"] > since]
-    loss = sum(line["loss"] for line in epoch) / len(epoch)
-    accuracy = sum(line["mean_token_accuracy"] for line in epoch) / len(epoch)
+    epoch = runs.last_epoch(lines, runs.read_json(run.plan)["steps_per_epoch"])
+    loss, accuracy = runs.mean(epoch, "loss"), runs.mean(epoch, "mean_token_accuracy")
     return RunRecord(run, finished, steps, lines[0], lines[-1], loss, accuracy, best_eval_loss, seconds)
 
 

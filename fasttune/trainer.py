@@ -322,8 +322,7 @@ class Director(TrainerCallback):
         lines = [line for line in state.log_history if "loss" in line and line["step"] > since]
         if since < 0 or not lines or (until.loss is None and until.token_accuracy is None):
             return False
-        loss = sum(line["loss"] for line in lines) / len(lines)
-        accuracy = sum(line["mean_token_accuracy"] for line in lines) / len(lines)
+        loss, accuracy = runs.mean(lines, "loss"), runs.mean(lines, "mean_token_accuracy")
         return (until.loss is None or loss <= until.loss) and (
             until.token_accuracy is None or accuracy >= until.token_accuracy
         )

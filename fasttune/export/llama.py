@@ -28,6 +28,7 @@ import numpy as np
 
 from fasttune.console import _, error
 from fasttune.export.weights import FloatArray
+from fasttune.packing import common_prefix
 
 BATCH = 512
 SMALL_BYTES = 64 << 20
@@ -136,7 +137,7 @@ class Model:
 
     def logits(self, ids: Sequence[int], last: int = 1) -> FloatArray:
         """Logits (last, vocabulary) at the last positions of a sequence; what the cache has is not computed again."""
-        keep = shared_length(self.cached, ids[: len(ids) - last])
+        keep = common_prefix(self.cached, ids[: len(ids) - last])
         self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.context), 0, keep, -1)
         rows = []
         for start in range(keep, len(ids), BATCH):
@@ -232,14 +233,6 @@ def choose(logits: FloatArray, sampling: Sampling, random: np.random.Generator) 
     weights /= weights.sum()
     count = int(np.searchsorted(np.cumsum(weights), sampling.top_p)) + 1
     return int(random.choice(order[:count], p=weights[:count] / weights[:count].sum()))
-
-
-def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many ids two sequences have in common at their start."""
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return index
-    return min(len(left), len(right))
 
 
 def threads() -> int:

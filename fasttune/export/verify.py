@@ -20,6 +20,7 @@ from fasttune.console import _, error
 from fasttune.export import chatml, llama
 from fasttune.export.reference import forward, log_softmax
 from fasttune.export.weights import Base, FloatArray, Loras
+from fasttune.packing import common_prefix
 
 POSITIONS = 192
 LONGEST = 512  # ids of the check conversation; a longer system prompt loses its beginning in this measurement
@@ -123,7 +124,7 @@ def compare_ids(path: Path, text: str, expected: list[int], found: list[int]) ->
     """Raises FasttuneError where they are not the same."""
     if expected == found:
         return
-    at = llama.shared_length(expected, found)
+    at = common_prefix(expected, found)
     what = _(
         "llama.cpp cuts {text} into other tokens than training, from token {at}: {found} instead of {expected}",
         text=repr(text[:40]),
