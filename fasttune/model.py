@@ -12,6 +12,7 @@ block for two minutes), no installer, the compile cache in one place, banners of
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "cuda"]
 TINY = Path(__file__).parent / "tiny"
 ATTENTION = "fasttune"  # the name of engine.attention among transformers' attention functions
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 FLEX_BLOCK = 128  # Unsloth's shared-prefix kernel pads every layer's Q, K and V to this unless the row already fits
 
 
@@ -239,6 +241,8 @@ def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) 
     if device() == "cpu":
         register_attention()
         model.get_base_model().set_attn_implementation(ATTENTION)
+        use_fast_linears(model)
+        keep_freed_memory()
     return model
 
 
@@ -305,6 +309,40 @@ def register_attention() -> None:
         return engine.attention(query, key, value, spans, scaling), None
 
     AttentionInterface.register(ATTENTION, packed)
+
+
+def use_fast_linears(model: Any) -> None:
+    """Run the adapter's layers through engine.LoraLinear; Unsloth has kernels for them on a card only.
+
+    What that does not know (an adapter switched off, merged, or with dropout) still goes through PEFT.
+    """
+    import torch
+    from peft.tuners.lora import Linear
+
+    from fasttune import engine
+
+    def forward(layer: Any, plain: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        (name,) = layer.active_adapters
+        drops = not isinstance(layer.lora_dropout[name], torch.nn.Identity)
+        if layer.disable_adapters or layer.merged or drops or args or kwargs:
+            return plain(x, *args, **kwargs)
+        base, a, b = layer.get_base_layer(), layer.lora_A[name].weight, layer.lora_B[name].weight
+        return engine.LoraLinear.apply(x, base.weight, base.bias, a, b, layer.scaling[name])
+
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            layer.forward = functools.partial(forward, layer, layer.forward)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step has freed for the next one, instead of giving the kernel 200 MB a layer back and
+    having it zeroed again (7 % of a step; other C libraries have no such call and do as they do)."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError):
+        glibc = ctypes.CDLL("libc.so.6")
+        glibc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        glibc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:

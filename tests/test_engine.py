@@ -137,13 +137,14 @@ def test_off_by_one_is_noticed(change) -> None:  # type: ignore[no-untyped-def]
     assert difference(gradients, expected) > 1e-3
 
 
-def test_the_chunked_loss_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tile", [1, 31 * 7, 31 * 300, 2**20])  # one column, some with a rest, all, more than all
+def test_the_tiled_loss_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(1, 50, 16, dtype=torch.float64, requires_grad=True)
     head = torch.randn(300, 16, dtype=torch.float64)
     predictors, targets = torch.randperm(50)[:31], torch.randint(300, (31,))
     batch = Batch(torch.zeros(1, 50), torch.zeros(1, 50), predictors, targets, ())
-    monkeypatch.setattr(engine, "LOGITS_CHUNK_ELEMENTS", 300 * 7)
+    monkeypatch.setattr(engine, "TILE_ELEMENTS", {"cpu": tile})
     total, hits = engine.loss(hidden, head, batch)
     (total * 0.25).backward()
     fast, hidden.grad = hidden.grad, None
@@ -153,3 +154,62 @@ def test_the_chunked_loss_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch) 
     assert total.item() == pytest.approx(plain.item(), rel=1e-12)
     assert int(hits) == int((logits.argmax(1) == targets).sum())
     assert torch.allclose(fast, hidden.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_of_large_logits_stays_exact_in_low_precision(monkeypatch: pytest.MonkeyPatch, dtype) -> None:  # type: ignore[no-untyped-def]
+    """The running maximum must rescale what earlier tiles summed, or this overflows; sums are taken in float32."""
+    torch.manual_seed(0)
+    hidden, head = (torch.randn(40, 64) * 3).to(dtype), (torch.randn(500, 64) * 3).to(dtype)
+    targets = torch.randint(500, (40,))
+    batch = Batch(torch.zeros(1, 40), torch.zeros(1, 40), torch.arange(40), targets, ())
+    monkeypatch.setattr(engine, "TILE_ELEMENTS", {"cpu": 40 * 17})
+    total, _hits = engine.loss(hidden[None], head, batch)
+    logits = torch.nn.functional.linear(hidden, head).float()  # rounded to the dtype, as any head's logits are
+    assert logits.max() > 100
+    assert total.item() == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum")),
+        rel=1e-5 if dtype == torch.float32 else 2e-3,
+    )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
+)
+def test_a_linear_with_lora_equals_the_plain_sum(dtype, tolerance: float, bias: bool) -> None:  # type: ignore[no-untyped-def]
+    """Output and the gradients of x, A and B; in bfloat16 the adapter itself stays float32, as PEFT keeps it."""
+    torch.manual_seed(0)
+    kept = torch.float32 if dtype == torch.bfloat16 else dtype
+    x = torch.randn(2, 9, 32, dtype=dtype, requires_grad=True)
+    weight, offset = torch.randn(24, 32, dtype=dtype), torch.randn(24, dtype=dtype) if bias else None
+    a, b = torch.randn(4, 32, dtype=kept, requires_grad=True), torch.randn(24, 4, dtype=kept, requires_grad=True)
+    upstream = torch.randn(2, 9, 24, dtype=dtype)
+    out = engine.LoraLinear.apply(x, weight, offset, a, b, 0.5)
+    found = [out, *torch.autograd.grad(out, (x, a, b), upstream)]
+    exact = torch.float32 if dtype == torch.bfloat16 else torch.float64
+    x, a, b = (tensor.detach().to(exact).requires_grad_() for tensor in (x, a, b))
+    plain = x @ weight.to(exact).T + (0.0 if offset is None else offset.to(exact)) + 0.5 * (x @ a.T) @ b.T
+    expected = [plain, *torch.autograd.grad(plain, (x, a, b), upstream.to(exact))]
+    for one, other in zip(found, expected, strict=True):
+        assert (one.to(exact) - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
+)
+def test_merged_attention_equals_the_masked_one(dtype, tolerance: float) -> None:  # type: ignore[no-untyped-def]
+    """Two groups, one without a prefix, four query heads on two key heads: output and all three gradients."""
+    torch.manual_seed(0)
+    spans = (engine.Span(0, 7, ((7, 12), (12, 13), (13, 21))), engine.Span(21, 21, ((21, 30),)))
+    shapes = [(1, 4, 30, 16), (1, 2, 30, 16), (1, 2, 30, 16)]
+    inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    upstream = torch.randn(1, 30, 4, 16, dtype=dtype)
+    out = engine.attention(*inputs, spans, 0.25)
+    found = [out, *torch.autograd.grad(out, inputs, upstream)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    mask = engine.dense_mask(spans, 30)
+    plain = torch.nn.functional.scaled_dot_product_attention(*exact, mask, scale=0.25, enable_gqa=True).transpose(1, 2)
+    expected = [plain, *torch.autograd.grad(plain, exact, upstream.double())]
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).abs().max() <= tolerance * other.abs().max()

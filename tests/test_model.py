@@ -91,3 +91,63 @@ def test_the_layout_for_unsloths_cuda_attention() -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "layout good" in done.stdout, done.stderr[-3000:]
+
+
+def peft_model(dropout: float = 0.0):  # type: ignore[no-untyped-def]
+    """A small Qwen2 with an adapter whose B is not zero, as PEFT builds it."""
+    torch, peft, transformers = (pytest.importorskip(name) for name in ("torch", "peft", "transformers"))
+    torch.manual_seed(1)
+    config = transformers.Qwen2Config(
+        vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    lora = peft.LoraConfig(
+        r=4, lora_alpha=12, lora_dropout=dropout, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"],
+        init_lora_weights=False,
+    )  # fmt: skip
+    return peft.get_peft_model(transformers.Qwen2ForCausalLM(config), lora)
+
+
+def logits_and_gradients(net):  # type: ignore[no-untyped-def]
+    """Of one pass over fixed tokens."""
+    import torch
+
+    torch.manual_seed(2)
+    net.zero_grad()
+    logits = net(torch.arange(1, 60)[None]).logits
+    logits.logsumexp(-1).sum().backward()
+    return [logits.detach()] + [p.grad for p in net.parameters() if p.grad is not None]
+
+
+def test_fast_linears_compute_what_pefts_own_compute() -> None:
+    net = peft_model()
+    plain = logits_and_gradients(net)
+    model.use_fast_linears(net)
+    fast = logits_and_gradients(net)
+    assert len(fast) == 1 + 2 * 2 * 4  # two layers, four linears, A and B
+    for one, other in zip(fast, plain, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_fast_linears_know_when_the_adapter_is_off_merged_or_drops() -> None:
+    import torch
+
+    def logits():  # type: ignore[no-untyped-def]
+        with torch.no_grad():
+            return net(torch.arange(1, 60)[None]).logits
+
+    net = peft_model()
+    tuned = logits()
+    with net.disable_adapter():
+        base = logits()
+    model.use_fast_linears(net)
+    with net.disable_adapter():
+        assert torch.equal(logits(), base)
+    net.merge_adapter()
+    assert torch.allclose(logits(), tuned, atol=1e-5)
+    assert not torch.allclose(base, tuned, atol=1e-2)
+
+    dropping = peft_model(dropout=0.5)
+    plain = logits_and_gradients(dropping)
+    model.use_fast_linears(dropping)
+    assert all(torch.equal(a, b) for a, b in zip(logits_and_gradients(dropping), plain, strict=True))
