@@ -91,7 +91,7 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
             say(_("run {run} in {folder}", run=run.id, folder=run.folder))
             runs.remove_halves(run.folder)
             runs.remove_halves(run.checkpoints)
-            trainer = StepTrainer(net, arguments(plan, run), steps, eval_rows(held_out, budget), plan, run)
+            trainer = StepTrainer(net, arguments(plan, run), steps, eval_rows(held_out, steps), plan, run)
             seconds = fit(trainer)
             if trainer.complete:
                 with phases(_("answering the probe questions with the base")):

@@ -42,3 +42,19 @@ def merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             result.append((start, end))
     return result
+
+
+def random_tree(seed: int, count: int, vocabulary: int = 3) -> list[Example]:
+    """Examples over few tokens, so that they share by chance at every depth: nested, equal, of one token, and some that
+    are learned from their second token on (nothing to share)."""
+    rng = random.Random(f"tree {seed}")
+    bodies: list[list[int]] = [[]]
+    examples: list[Example] = []
+    for number in range(count):
+        body = rng.choice(bodies) + [rng.randrange(vocabulary) for _token in range(rng.randint(0, 6))]
+        bodies.append(body)
+        tokens = [vocabulary, *body]  # a first token that all share, as chat templates have
+        start = 1 if rng.random() < 0.2 else len(tokens)
+        tokens += [rng.randrange(vocabulary) for _token in range(rng.randint(1, 5))]
+        examples.append(Example(f"tree:{number}", tuple(tokens), ((start, len(tokens)),)))
+    return examples
