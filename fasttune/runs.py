@@ -152,6 +152,12 @@ def append_line(path: Path, document: Any) -> None:
         file.write(json.dumps(document, ensure_ascii=False) + "\n")
 
 
+def note_start(run: Run, took: dict[str, Any]) -> None:
+    """Keep what one more start of this run took in its provenance.json, beside earlier starts."""
+    document = read_json(run.provenance)
+    write_json(run.provenance, document | {"starts": [*document.get("starts", []), took]})
+
+
 @contextlib.contextmanager
 def room_for(folder: Path, needed: int) -> Iterator[None]:
     """Where the block fails because the disk has no room, or a quota no more, the error says how many bytes a
