@@ -280,3 +280,13 @@ def test_evaluation_is_packed_as_training_is(shares: bool, budget: int, lengths:
     held_out, rows = eval_rows(examples, steps)
     assert held_out is examples and [row.tokens for row in rows] == lengths
     assert eval_rows([], steps) == ([], [])
+
+
+@pytest.mark.parametrize(("change", "shares"), [("lora.dropout=0.1", False), ("lora.dropout=0.0", True)])
+def test_dropout_ends_sharing(recipe: Path, fasttune: Cli, tmp_path: Path, change: str, shares: bool) -> None:
+    """A shared prefix would be dropped alike for every sample that begins with it."""
+    done = fasttune("run", recipe, "--set", change, "--set", "train.max_steps=1", "--set", "data.val=")
+    assert done.returncode == 0, done.stderr
+    assert ("no prefix is shared in training" in done.stderr) is not shares
+    (step,) = history(tmp_path / "runs" / "persona" / "001-fresh")
+    assert (step["computed_tokens"] < step["num_tokens"]) is shares
