@@ -6,10 +6,10 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
-from samples import random_examples, random_tree
+from samples import random_examples, random_forest, random_tree
 
 from fasttune import engine, packing
 from fasttune.packing import Group, Row
@@ -83,7 +83,7 @@ def contexts(examples: list[Example], rows: Iterable[Row]) -> Counter[tuple[tupl
     return found
 
 
-@pytest.mark.parametrize("make", [random_examples, random_tree])
+@pytest.mark.parametrize("make", [random_examples, random_tree, random_forest])
 @pytest.mark.parametrize("seed", range(40))
 def test_every_supervised_token_counts_once_in_its_own_context(
     seed: int, make: Callable[[int, int], list[Example]]
@@ -131,6 +131,61 @@ def test_rows_are_filled_nearly_as_well_as_can_be() -> None:
         best += len(bins) == (optimum := fewest(sizes, 60))
         assert len(bins) <= optimum + 1
     assert best >= 97
+
+
+def bins_at_least(sizes: Sequence[int], capacity: int) -> int:
+    """A lower bound on the bins that sizes need (Martello and Toth's L2); each size above the capacity needs its own."""
+    own = sum(size > capacity for size in sizes)
+    sizes = [size for size in sizes if size <= capacity]
+    bounds = [0]
+    for small in {0, *(size for size in sizes if 2 * size <= capacity)}:
+        alone = sum(size > capacity - small for size in sizes)
+        halves = [size for size in sizes if capacity - small >= size > capacity / 2]
+        room = len(halves) * capacity - sum(halves)
+        rest = sum(size for size in sizes if small <= size <= capacity / 2) - room
+        bounds.append(alone + len(halves) + max(0, math.ceil(rest / capacity)))
+    return own + max(bounds)
+
+
+@pytest.mark.parametrize("budget", [60, 61, 100])
+def test_the_lower_bound_is_one(budget: int) -> None:
+    """What the next test measures by: never more than trying everything finds."""
+    chance = random.Random(budget)
+    for _case in range(60):
+        sizes = [chance.randint(5, 60) for _item in range(chance.randint(1, 7))]
+        assert bins_at_least(sizes, budget) <= fewest(sizes, budget)
+
+
+def test_random_forests_fill_their_rows() -> None:
+    """Whatever the data and the budget: each sample once, nothing beyond the budget but a sample alone, no two rows that
+    would fit into one, and in all hardly more rows than any way to fill them needs."""
+    rows_used = rows_needed = 0
+    for seed in range(150):
+        chance = random.Random(seed)
+        examples = random_forest(seed, chance.choice([1, 2, 30, 150]))
+        samples = chance.sample(range(len(examples)), chance.randint(0, len(examples)))
+        budget = chance.choice([1, chance.randint(2, 100), chance.randint(100, 1000), 4096])
+        step = packing.plan_step(examples, samples, budget)
+        assert sorted(members(step)) == sorted(samples) == sorted(step.samples)
+        assert step.supervised == sum(packing.supervised_tokens(examples[i]) for i in samples)
+        assert step.tokens == sum(len(examples[i].tokens) for i in samples)
+        assert step.computed_tokens == sum(row.tokens for row in step.rows) <= step.tokens
+        for row in step.rows:
+            assert row.groups and all(group.members for group in row.groups)
+            assert row.tokens == sum(packing.group_tokens(examples, group) for group in row.groups)
+            assert row.tokens <= budget or len(row.groups) == len(row.groups[0].members) == 1
+        least = sorted(row.tokens for row in step.rows)[:2]
+        assert len(least) < 2 or sum(least) > budget
+        pieces = [packing.group_tokens(examples, group) for row in step.rows for group in row.groups]
+        needed = bins_at_least(pieces, budget)
+        assert needed <= len(step.rows) <= needed + max(1, needed // 9)
+        rows_used, rows_needed = rows_used + len(step.rows), rows_needed + needed
+    assert rows_used <= 1.001 * rows_needed
+
+
+def test_a_step_of_no_samples_has_no_rows() -> None:
+    for budget in (0, 1, 4096):
+        assert packing.plan_step(random_forest(1, 3), [], budget) == packing.Step((), (), 0, 0, 0)
 
 
 def smallest(examples: list[Example], samples: tuple[int, ...], budget: int) -> int:
