@@ -47,7 +47,7 @@ def advised(plan: Plan, root: Path) -> Plan:
 def advise(plan: Plan, root: Path) -> list[Finding]:
     """All advice about a plan; `root` is the folder of the runs."""
     parent = plan.start.parent
-    findings = [*epochs_for_data(plan), *larger_base(plan)]
+    findings = [*epochs_for_data(plan), *larger_base(plan), *not_shared(plan)]
     if parent is None:
         return findings + begins_again(plan, root)
     rising = already_rising(plan, parent)
@@ -144,6 +144,28 @@ def larger_base(plan: Plan) -> list[Finding]:
     why = _("a small model forgets parts of a complex persona, however long it trains")
     fix = _('base = "Qwen/Qwen2.5-1.5B-Instruct", or the 3B one; with load_in_4bit they fit smaller cards')
     return [Finding("larger-base", "info", f"{plan.recipe.path}: model.base", what, why, fix)]
+
+
+def not_shared(plan: Plan) -> list[Finding]:
+    """Why training computes a beginning that samples have in common anew for each of them."""
+    settings, path = plan.recipe.train, plan.recipe.path
+    what = _("no prefix is shared in training: the same system prompt is computed anew for every sample")
+    found = []
+    if plan.recipe.lora.dropout > 0:
+        why = _("dropout differs from sample to sample; in a shared prefix it would be the same for all, which is "
+                "another training")  # fmt: skip
+        fix = _("leave lora.dropout at 0 for the speed of sharing; few samples gain more by fewer epochs")
+        found.append(Finding("prefixes-not-shared", "info", f"{path}: lora.dropout", what, why, fix))
+    if not settings.shared_prefix:
+        fix = _("leave it out: the result is the same, only sooner")
+        found.append(
+            Finding("prefixes-not-shared", "info", f"{path}: train.shared_prefix", what, _("it is switched off"), fix)
+        )
+    if settings.tokens_per_row == 0:
+        why = _("0 gives each sample a row of its own")
+        fix = _("leave it out: the result is the same, only sooner")
+        found.append(Finding("prefixes-not-shared", "info", f"{path}: train.tokens_per_row", what, why, fix))
+    return found
 
 
 def answer_tokens(dataset: Dataset) -> float:

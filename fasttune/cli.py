@@ -105,15 +105,19 @@ def run(
     doomed = menu.to_overwrite(order, todo)
     resume = run_to_resume(root, todo, "new" if doomed else order.on_existing)
 
-    from fasttune import evaluate, model, show, train
-    from fasttune.export import export_run, preflight
+    from fasttune.live import Phases
+
+    phases = Phases()
+    with phases("import", _("loading torch and Unsloth")):
+        from fasttune import evaluate, model, show, train
+        from fasttune.export import export_run, preflight
 
     base, wanted = model.locate(todo.recipe.model), todo.recipe.export
     preflight.check(base, todo.recipe.name, wanted, todo.system, root)  # before training, not after
     if doomed:
         runs.delete(doomed)
     done = resume is not None and resume.status == "finished"
-    record = train.recall(resume) if resume and done else train.train(todo, base, root, resume)
+    record = train.recall(resume) if resume and done else train.train(todo, base, root, resume, phases)
     if not record.finished:
         say(_("stopped at step {step}; the same command goes on from there", step=record.steps))
         return STOPPED

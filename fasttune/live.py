@@ -17,18 +17,22 @@ PLAIN_LINE_EVERY = 10.0  # seconds between lines where stderr is no terminal
 
 
 class Phases:
-    """Names each start-up phase as it begins and says how long it took."""
+    """Names each start-up phase as it begins and says how long it took; `seconds` keeps it by the phase's key."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, key: str, name: str) -> Iterator[None]:
         started = time.monotonic()
         with talk.status(name):
             yield
-        self.seconds[name] = time.monotonic() - started
-        talk.print(f"{name}: {self.seconds[name]:.1f} s")
+        self.took(key, name, time.monotonic() - started)
+
+    def took(self, key: str, name: str, seconds: float) -> None:
+        """A phase is over."""
+        self.seconds[key] = round(seconds, 3)
+        say(f"{name}: {seconds:.1f} s")
 
 
 class LiveLine:

@@ -19,9 +19,14 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import random
+from array import array
+from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import compress, count, zip_longest
 
 from fasttune.render import Example
 
@@ -104,97 +109,158 @@ def shareable(example: Example) -> int:
     return example.learn[0][0] - 1
 
 
-@dataclass(frozen=True)
-class Sharing:
-    """A way to share inside one branch: tokens computed, groups formed, and members that join the group above it."""
+def shared_tokens(a: Example, b: Example) -> int:
+    """How many tokens at their beginning two samples may share."""
+    return min(common_prefix(a.tokens, b.tokens), shareable(a), shareable(b))
 
-    cost: int
-    groups: tuple[Group, ...]
-    joining: tuple[int, ...]
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading tokens that are equal."""
+    return next(compress(count(), map(operator.ne, a, b)), min(len(a), len(b)))
+
+
+# Which samples share: the tree of common prefixes --------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Fork:
+    """A place in the tree of common prefixes: the branches below it part after `depth` tokens.
+
+    `samples` branch off alone, `forks` are the branches of several. A group opens here where the one that is open above
+    shares fewer than `opens_below` tokens; `bends` say what such a group saves in this branch (see `weigh`).
+    `members` are the samples of the group that opens here.
+    """
+
+    depth: int
+    samples: list[int] = field(default_factory=list)
+    forks: list[Fork] = field(default_factory=list)
+    bends: Counter[int] = field(default_factory=Counter)
+    opens_below: int = 0
+    members: list[int] = field(default_factory=list)
 
 
 def share_prefixes(examples: Sequence[Example], samples: Sequence[int]) -> list[Group]:
     """The partition into groups that computes the fewest tokens, deterministic for given samples.
 
-    The samples, sorted, are the leaves of a tree of common prefixes. A branch with a group of `shared` tokens open
-    above it either opens one at its own, deeper fork or passes the open one down; the cheaper way is found bottom up.
-    Time is forks x depth of the tree, which is small for one step's samples.
+    Each fork either opens a group of its own or leaves its samples to the one that is open above it. What is cheaper
+    is weighed from the leaves to the root for whatever group may be open, then chosen from the root to the leaves.
     """
-    heads = {i: tuple(examples[i].tokens[: shareable(examples[i])]) for i in samples}
-    lengths = {i: len(examples[i].tokens) for i in samples}
-    order = tuple(sorted(samples, key=lambda i: (heads[i], i)))
-
-    @functools.cache
-    def cheapest(branch: tuple[int, ...], shared: int) -> Sharing:
-        if len(branch) == 1:
-            return Sharing(lengths[branch[0]] - shared, (), branch)
-        depth = common_prefix(heads[branch[0]], heads[branch[-1]])
-        parts = branches(heads, branch, depth)
-        passed = together([cheapest(part, shared) for part in parts])
-        if depth == shared:
-            return passed
-        inside = together([cheapest(part, depth) for part in parts])
-        if depth + inside.cost >= passed.cost:
-            return passed
-        return Sharing(depth + inside.cost, (*inside.groups, Group(depth, inside.joining)), ())
-
-    best = cheapest(order, 0)
-    return [*best.groups, *(Group(0, (i,)) for i in best.joining)]
+    *forks, root = prefix_tree(examples, samples)
+    for fork in forks:
+        weigh(fork)
+    open_above = {root: root}
+    for fork in [root, *reversed(forks)]:
+        above = open_above.pop(fork)
+        home = fork if above.depth < fork.opens_below else above
+        home.members += fork.samples
+        open_above |= dict.fromkeys(fork.forks, home)
+    shared = [Group(fork.depth, tuple(sorted(fork.members))) for fork in forks if fork.members]
+    return sorted([*shared, *(Group(0, (i,)) for i in root.members)], key=lambda group: group.members)
 
 
-def together(parts: Sequence[Sharing]) -> Sharing:
-    """Branches side by side."""
-    return Sharing(
-        sum(part.cost for part in parts),
-        tuple(group for part in parts for group in part.groups),
-        tuple(i for part in parts for i in part.joining),
-    )
+def prefix_tree(examples: Sequence[Example], samples: Sequence[int]) -> list[Fork]:
+    """The forks of the samples' shareable beginnings, each after those below it; the last is the root, of depth 0."""
+    order = sorted(samples, key=lambda i: (head(examples[i]), i))
+    path, done = [Fork(0)], []
+    for i, following in zip_longest(order, order[1:]):
+        depth = 0 if following is None else shared_tokens(examples[i], examples[following])
+        if depth > path[-1].depth:
+            path.append(Fork(depth))
+        path[-1].samples.append(i)
+        while path[-1].depth > depth:
+            done.append(path.pop())
+            if path[-1].depth < depth:
+                path.append(Fork(depth))
+            path[-1].forks.append(done[-1])
+    return [*done, *path]
 
 
-def branches(heads: dict[int, tuple[int, ...]], order: Sequence[int], depth: int) -> list[tuple[int, ...]]:
-    """Sorted samples cut where the token after `depth` changes; one that ends at `depth` is a branch of its own."""
-    found: list[list[int]] = []
-    last: object = None
-    for i in order:
-        token = heads[i][depth] if len(heads[i]) > depth else None
-        if token is None or token != last or not found:
-            found.append([])
-        found[-1].append(i)
-        last = token
-    return [tuple(branch) for branch in found]
+def head(example: Example) -> bytes:
+    """What a sample may share, as bytes, which sort quickly; any order that keeps equal beginnings together will do."""
+    return array("I", example.tokens[: shareable(example)]).tobytes()
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of leading tokens that are equal."""
-    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def weigh(fork: Fork) -> None:
+    """Find the groups above a fork that are worse for its branch than one of its own, once its branches are weighed.
+
+    What a branch saves under a group that shares s tokens grows with s, ever faster as more of its samples join that
+    group: `bends` are the s from where on how many more join. With a group at this fork the saving is that at s =
+    depth, less the depth once, and the same for all s. Below some s that is more; there the branch is flat.
+    A bend costs a sample a token at each lower s, so a fork keeps no more than sqrt(2 x depth) of them.
+    """
+    bends = Counter({0: len(fork.samples)})
+    for below in fork.forks:
+        bends.update(below.bends)
+    s, lost, joining = fork.depth, 0, sum(more for at, more in bends.items() if at < fork.depth)
+    for at in sorted((at for at in bends if at < fork.depth), reverse=True):
+        if lost + joining * (s - at) > fork.depth:
+            tokens, rest = divmod(fork.depth - lost, joining)
+            fork.opens_below = s - tokens
+            fork.bends.update({s - tokens: joining - rest, s - tokens - 1: rest})
+            return
+        s, lost, joining = at, lost + joining * (s - at), joining - bends[at]
+        fork.bends[at] = bends[at]
+
+
+# How groups fill rows ------------------------------------------------------------------------------------------------
 
 
 def fill_rows(examples: Sequence[Example], groups: Sequence[Group], budget: int) -> list[Row]:
-    """First-fit decreasing of groups into rows of at most `budget` tokens; a larger group is cut, its prefix
-    repeated."""
+    """Rows of at most `budget` tokens; a larger group is cut and what is left of it shares a row with others."""
     pieces = [piece for group in groups for piece in cut_group(examples, group, budget)]
-    pieces.sort(key=lambda piece: -group_tokens(examples, piece))
-    rows: list[tuple[list[Group], int]] = []
-    for piece in pieces:
-        size = group_tokens(examples, piece)
-        fits = next((n for n, (_, used) in enumerate(rows) if used + size <= budget), None)
-        if fits is None:
-            rows.append(([piece], size))
-        else:
-            rows[fits] = ([*rows[fits][0], piece], rows[fits][1] + size)
-    return [Row(tuple(pieces), used) for pieces, used in rows]
+    sizes = [group_tokens(examples, piece) for piece in pieces]
+    filled = best_fit(sizes, budget)
+    return [Row(tuple(pieces[n] for n in row), sum(sizes[n] for n in row)) for row in filled]
 
 
 def cut_group(examples: Sequence[Example], group: Group, budget: int) -> list[Group]:
-    """The group in pieces of at most `budget` tokens, longest suffixes first; one sample is never cut."""
+    """The group in pieces of at most `budget` tokens, each with its prefix; one sample is never cut.
+
+    Best-fit makes the fewest pieces, hence the fewest repeated prefixes; neighbours in the tree may share more than
+    the group does. The way that computes fewer tokens is taken.
+    """
     if group_tokens(examples, group) <= budget:
         return [group]
-    pieces: list[tuple[list[int], int]] = []
-    for i in sorted(group.members, key=lambda i: -len(examples[i].tokens)):
-        suffix = len(examples[i].tokens) - group.prefix
-        fits = next((n for n, (_, used) in enumerate(pieces) if used + suffix <= budget), None)
-        if fits is None:
-            pieces.append(([i], group.prefix + suffix))
-        else:
-            pieces[fits] = ([*pieces[fits][0], i], pieces[fits][1] + suffix)
-    return [Group(group.prefix if len(members) > 1 else 0, tuple(members)) for members, _ in pieces]
+    suffixes = [len(examples[i].tokens) - group.prefix for i in group.members]
+    fitted = [[group.members[n] for n in piece] for piece in best_fit(suffixes, budget - group.prefix)]
+    fewest = [Group(group.prefix if len(piece) > 1 else 0, tuple(piece)) for piece in fitted]
+    alike = cut_in_order(examples, sorted(group.members, key=lambda i: (head(examples[i]), i)), budget)
+    return min(fewest, alike, key=lambda pieces: sum(group_tokens(examples, piece) for piece in pieces))
+
+
+def cut_in_order(examples: Sequence[Example], order: Sequence[int], budget: int) -> list[Group]:
+    """Samples in pieces of neighbours, each as long as fits and with the prefix that all of it shares."""
+    pieces: list[tuple[int, list[int]]] = []  # (prefix, members)
+    tokens = 0  # of the last piece's samples, nothing shared
+    for i in order:
+        tokens += len(examples[i].tokens)
+        if pieces:
+            before, members = pieces[-1]
+            prefix = shared_tokens(examples[members[-1]], examples[i])
+            prefix = prefix if len(members) == 1 else min(prefix, before)
+            if tokens - len(members) * prefix <= budget:
+                pieces[-1] = (prefix, members)
+                members.append(i)
+                continue
+        pieces.append((0, [i]))
+        tokens = len(examples[i].tokens)
+    return [Group(prefix, tuple(members)) for prefix, members in pieces]
+
+
+def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of `sizes` in few bins of at most `capacity`: largest first, each into the fullest bin that has room.
+
+    A size above the capacity has a bin of its own.
+    """
+    bins: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (free, bin) of the bins that can take one more, ascending
+    smallest = min(sizes, default=0)
+    for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
+        fits = bisect_left(rooms, (sizes[n], 0))
+        free, chosen = rooms.pop(fits) if fits < len(rooms) else (capacity, len(bins))
+        if chosen == len(bins):
+            bins.append([])
+        bins[chosen].append(n)
+        if free - sizes[n] >= smallest:
+            insort(rooms, (free - sizes[n], chosen))
+    return bins

@@ -15,7 +15,7 @@ Knows no transformers; any tokenizer of Hugging Face's fast kind is passed in. N
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
@@ -66,19 +66,33 @@ def render(sample: Sample, tokenizer: Tokenizer, learn: Learn = "assistant") -> 
     return outcome
 
 
-def render_all(samples: Sequence[Sample], tokenizer: Tokenizer, recipe: DataRecipe, max_seq_length: int) -> Rendered:
+def encode_all(samples: Sequence[Sample], template: ChatTemplate, learn: Learn) -> list[Example | Finding]:
+    """An example of any length, or the reason why not, for each sample."""
+    batches = (samples[start : start + BATCH] for start in range(0, len(samples), BATCH))
+    return [outcome for batch in batches for outcome in _examples(batch, template, learn)]
+
+
+Encode = Callable[[Sequence[Sample], ChatTemplate, Learn], list[Example | Finding]]  # encode_all, or one that remembers
+
+
+def render_all(
+    samples: Sequence[Sample],
+    tokenizer: Tokenizer,
+    recipe: DataRecipe,
+    max_seq_length: int,
+    encode: Encode = encode_all,
+) -> Rendered:
     """Every sample rendered, at most `max_seq_length` tokens each; FasttuneError names all that can't be, at once."""
     template = ChatTemplate(tokenizer)
     examples: list[Example] = []
     problems: list[Finding] = []
-    for start in range(0, len(samples), BATCH):
-        for outcome in _examples(samples[start : start + BATCH], template, recipe.learn):
-            if isinstance(outcome, Finding):
-                problems.append(outcome)
-            elif len(outcome.tokens) > max_seq_length:
-                problems.append(_too_long(outcome, max_seq_length))
-            else:
-                examples.append(outcome)
+    for outcome in encode(samples, template, recipe.learn):
+        if isinstance(outcome, Finding):
+            problems.append(outcome)
+        elif len(outcome.tokens) > max_seq_length:
+            problems.append(_too_long(outcome, max_seq_length))
+        else:
+            examples.append(outcome)
     findings = _default_system(samples, template) + _control_text(samples, template)
     if problems:
         raise FasttuneError(*_merged(problems), *findings)

@@ -3,7 +3,7 @@
     runs/linzhi/current                 id of the run in use (a text file, no symlink: Windows drives)
     runs/linzhi/003-retune/
       recipe.toml  plan.json            as given; every resolved value with its source
-      provenance.json                   versions, device, commit, data and base fingerprints, parent
+      provenance.json                   versions, device, commit, data and base fingerprints, parent, start-up seconds
       history.jsonl  trainer_state.json one line a logged step; Hugging Face's own file
       checkpoints/checkpoint-120/       Hugging Face layout + manifest.json (sha256 of each file)
       adapter/                          PEFT layout: loads with plain peft; its presence says that the run is finished
@@ -150,6 +150,12 @@ def append_line(path: Path, document: Any) -> None:
     """One more line of a JSONL file, handed to the system before this returns."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(document, ensure_ascii=False) + "\n")
+
+
+def note_start(run: Run, took: dict[str, Any]) -> None:
+    """Keep what one more start of this run took in its provenance.json, beside earlier starts."""
+    document = read_json(run.provenance)
+    write_json(run.provenance, document | {"starts": [*document.get("starts", []), took]})
 
 
 @contextlib.contextmanager

@@ -22,11 +22,11 @@ def line(text: str) -> None:
 
 def plan(todo: Plan, *, as_json: bool) -> None:
     """Every resolved value with its source, and the counts that follow from the data."""
-    document = todo.document()
+    document, findings = todo.document(), [*todo.dataset.findings, *todo.findings]
     if as_json:
-        print_json(document)
+        print_json(document | {"findings": [asdict(finding) for finding in findings]})
         return
-    show_findings([*todo.dataset.findings, *todo.findings])
+    show_findings(findings)
     table = Table(box=None, pad_edge=False, title=escape(str(todo.recipe.path)), title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column(_("value"), overflow="fold")  # Chinese has no spaces to wrap at

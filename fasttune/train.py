@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune import model as models
-from fasttune import proof, provenance, runs
+from fasttune import proof, provenance, runs, tokens
 from fasttune.console import _, error, say, show_findings, usage_error
 from fasttune.live import Phases
 from fasttune.render import prompt_tokens, render_all
@@ -26,7 +26,7 @@ from fasttune.strategy import Plan, damaged_checkpoints
 from fasttune.trainer import Steps, StepTrainer, eval_rows
 
 # isort: split
-from transformers import TrainingArguments  # after trainer.py, which has imported Unsloth
+from transformers import TrainerCallback, TrainingArguments  # after trainer.py, which has imported Unsloth
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class RunRecord:
     seconds: float
 
 
-def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunRecord:
-    """Train what the plan says on the base in a local folder; `resume` goes on with a run that was stopped.
+def train(plan: Plan, base: Path, root: Path, resume: Run | None = None, phases: Phases | None = None) -> RunRecord:
+    """Train what the plan says on the base in a local folder; `resume` goes on with a run that was stopped, `phases`
+    with the start-up phases that were timed before.
 
     Raises FasttuneError for what the user can mend; whatever the data and the model can be checked for is checked
     before a run folder exists.
@@ -60,11 +61,11 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
             _("this version trains with one process, WORLD_SIZE is {size}", size=os.environ["WORLD_SIZE"]),
             fix=_("start it without torchrun or accelerate launch"),
         )
-    recipe, phases = plan.recipe, Phases()
-    with phases(_("tokenizing")):
+    recipe, phases, cache = plan.recipe, phases or Phases(), tokens.Cache()
+    with phases("render", _("tokenizing")):
         tokenizer = models.load_tokenizer(base)
         samples = (*plan.dataset.train, *plan.dataset.val)  # together, so that their problems are named together
-        rendered = render_all(samples, tokenizer, recipe.data, recipe.model.max_seq_length)
+        rendered = render_all(samples, tokenizer, recipe.data, recipe.model.max_seq_length, cache)
         training = rendered.examples[: len(plan.dataset.train)]
         held_out = rendered.examples[len(plan.dataset.train) :]
     show_findings([*plan.dataset.findings, *rendered.findings, *plan.findings])
@@ -72,7 +73,7 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
     before = resume or (None if plan.start.kind == "base" else plan.start.parent)
     if before is not None:
         provenance.require_same_base(before, base)
-    with phases(_("loading the model")):
+    with phases("load", _("loading the model")):
         net = models.load(base, recipe.model)
         budget = remembered_budget(plan, before) or models.tokens_per_row(net, recipe.train.tokens_per_row)
         steps = Steps(training, plan, budget)
@@ -91,10 +92,11 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
             say(_("run {run} in {folder}", run=run.id, folder=run.folder))
             runs.remove_halves(run.folder)
             runs.remove_halves(run.checkpoints)
-            trainer = StepTrainer(net, arguments(plan, run), steps, eval_rows(held_out, budget), plan, run)
+            trainer = StepTrainer(net, arguments(plan, run), steps, eval_rows(held_out, steps), plan, run)
+            trainer.add_callback(FirstStep(run, phases, {"samples": len(samples), "rendered": cache.rendered}))
             seconds = fit(trainer)
             if trainer.complete:
-                with phases(_("answering the probe questions with the base")):
+                with phases("probe", _("answering the probe questions with the base")):
                     record_base_answers(trainer, tokenizer)
             return finish(trainer, seconds)
 
@@ -196,6 +198,23 @@ def newest_checkpoint(run: Run) -> Path | None:
     checkpoint, flaws = runs.newest_whole_checkpoint(run)
     show_findings(damaged_checkpoints(run, checkpoint, flaws))
     return checkpoint
+
+
+class FirstStep(TrainerCallback):
+    """Says how long the first step took, with all that is set up for it, and keeps the start-up phases' seconds."""
+
+    def __init__(self, run: Run, phases: Phases, counts: dict[str, int]) -> None:
+        self.run, self.phases, self.counts = run, phases, counts
+        self.began = time.monotonic()
+        self.over = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_more: Any) -> None:
+        if self.over:
+            return
+        self.over = True
+        next(p for p in model.parameters() if p.requires_grad).flatten()[0].item()  # waits for the device, this once
+        self.phases.took("first_step", _("first step"), time.monotonic() - self.began)
+        runs.note_start(self.run, {"step": state.global_step, "seconds": self.phases.seconds, **self.counts})
 
 
 @contextlib.contextmanager

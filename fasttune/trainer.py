@@ -53,11 +53,10 @@ class Steps(torch.utils.data.Dataset[Step]):
         return packing.plan_step(self.examples, batches[index], self.budget, shared_prefix=self.shares)
 
 
-def eval_rows(examples: Sequence[Example], budget: int) -> tuple[Sequence[Example], list[Row]]:
-    """The held-out samples and their rows, packed like the training ones."""
-    if not examples:
-        return examples, []
-    return examples, list(packing.plan_step(examples, range(len(examples)), budget).rows)
+def eval_rows(examples: Sequence[Example], steps: Steps) -> tuple[Sequence[Example], list[Row]]:
+    """The held-out samples and their rows: under the budget of the training ones, and sharing only where those do."""
+    step = packing.plan_step(examples, range(len(examples)), steps.budget, shared_prefix=steps.shares)
+    return examples, list(step.rows)
 
 
 @dataclass

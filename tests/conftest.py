@@ -19,6 +19,9 @@ import pytest
 os.environ["FASTTUNE_LANG"] = "en"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as cli.main does, before torch is loaded here
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Each call has a token cache of its own; what Unsloth compiles may stay.
+caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(caches / "fasttune" / "unsloth"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a network; a test that would fails at once
 
 REPOSITORY = Path(__file__).parent.parent
@@ -30,7 +33,13 @@ def call_fasttune(runs: Path, *arguments: str | Path, stdin: str | None = None, 
     return subprocess.run(
         [sys.executable, "-m", "fasttune", *map(str, arguments)],
         cwd=REPOSITORY,
-        env={**os.environ, "FASTTUNE_RUNS": str(runs), "COLUMNS": "160", **variables},
+        env={
+            **os.environ,
+            "FASTTUNE_RUNS": str(runs),
+            "XDG_CACHE_HOME": str(runs.parent / "cache"),
+            "COLUMNS": "160",
+            **variables,
+        },
         input=stdin,
         capture_output=True,
         text=True,
@@ -58,7 +67,8 @@ def fasttune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
         with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(REPOSITORY)
             patch.setattr(sys, "argv", ["fasttune", *map(str, arguments)])
-            for name, value in {"FASTTUNE_RUNS": str(tmp_path / "runs"), "COLUMNS": "160", **variables}.items():
+            own = {"FASTTUNE_RUNS": str(tmp_path / "runs"), "XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "160"}
+            for name, value in {**own, **variables}.items():
                 patch.setenv(name, value)
             with pytest.raises(SystemExit) as ended:
                 cli.main()

@@ -42,3 +42,50 @@ def merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             result.append((start, end))
     return result
+
+
+def random_tree(seed: int, count: int, vocabulary: int = 3) -> list[Example]:
+    """Examples over few tokens, so that they share by chance at every depth: nested, equal, of one token, and some that
+    are learned from their second token on (nothing to share)."""
+    rng = random.Random(f"tree {seed}")
+    bodies: list[list[int]] = [[]]
+    examples: list[Example] = []
+    for number in range(count):
+        body = rng.choice(bodies) + [rng.randrange(vocabulary) for _token in range(rng.randint(0, 6))]
+        bodies.append(body)
+        tokens = [vocabulary, *body]  # a first token that all share, as chat templates have
+        start = 1 if rng.random() < 0.2 else len(tokens)
+        tokens += [rng.randrange(vocabulary) for _token in range(rng.randint(1, 5))]
+        examples.append(Example(f"tree:{number}", tuple(tokens), ((start, len(tokens)),)))
+    return examples
+
+
+def random_forest(seed: int, count: int) -> list[Example]:
+    """Examples under deep trees of prefixes, as multi-turn data has: lengths from a few tokens to hundreds, a tenth of
+    them equal to others, some learned from their second token on and some whose shared part is all they have but one."""
+    rng = random.Random(f"forest {seed}")
+    longest = rng.choice([8, 40, 200])
+    nodes: list[list[int]] = [[]]
+    for _number in range(rng.randint(1, 40)):
+        deep = max(rng.sample(nodes, min(len(nodes), rng.choice([1, 1, 4]))), key=len)
+        nodes.append(deep + [rng.randrange(5) for _token in range(rng.randint(1, longest))])
+    examples: list[Example] = []
+    for number in range(count):
+        if examples and rng.random() < 0.1:
+            twin = rng.choice(examples)
+            examples.append(Example(f"forest:{number}", twin.tokens, twin.learn))
+            continue
+        body = [
+            5,
+            *rng.choice(nodes),
+            *(rng.randrange(5) for _token in range(rng.choice([0, 1, rng.randint(1, longest)]))),
+        ]
+        start = 1 if rng.random() < 0.1 else len(body)
+        tokens = body + [rng.randrange(5) for _token in range(rng.randint(1, longest))]
+        spans = [(start, len(tokens))]
+        if rng.random() < 0.3:  # another turn
+            tokens += [rng.randrange(5) for _token in range(rng.randint(1, longest))]
+            spans.append((len(tokens), len(tokens) + rng.randint(1, 9)))
+            tokens += [rng.randrange(5) for _token in range(spans[-1][1] - len(tokens))]
+        examples.append(Example(f"forest:{number}", tuple(tokens), tuple(spans)))
+    return examples

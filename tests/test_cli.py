@@ -126,3 +126,24 @@ def test_messages_speak_chinese(fasttune: Cli) -> None:
     done = fasttune("run", "recipes/quickstart.toml", "--set", "train.epochs=-1", FASTTUNE_LANG="zh")
     assert done.returncode == 2
     assert "错误" in done.stderr and "怎么办" in done.stderr
+
+
+SHARING_OFF = {
+    "lora.dropout=0.1": "dropout differs from sample to sample",
+    "train.shared_prefix=false": "it is switched off",
+    "train.tokens_per_row=0": "0 gives each sample a row of its own",
+}
+
+
+@pytest.mark.parametrize("chosen", [[], *([one] for one in SHARING_OFF), list(SHARING_OFF)])
+def test_plan_says_why_no_prefix_is_shared(fasttune: Cli, chosen: list[str]) -> None:
+    settings = [part for one in chosen for part in ("--set", one)]
+    done = fasttune("plan", "recipes/quickstart.toml", *settings, "--json")
+    found = [one for one in json.loads(done.stdout)["findings"] if one["code"] == "prefixes-not-shared"]
+    assert [one["where"].split(": ")[1] for one in found] == [one.split("=")[0] for one in chosen]
+    assert all(
+        one["level"] == "info" and SHARING_OFF[key] in one["why"] for key, one in zip(chosen, found, strict=True)
+    )
+    shown = fasttune("plan", "recipes/quickstart.toml", *settings)
+    assert shown.returncode == 0
+    assert shown.stderr.count("no prefix is shared in training") == len(chosen)

@@ -11,9 +11,9 @@ LOGS = {"loss": 1.25, "mean_token_accuracy": 0.5, "tokens_per_second": 1234.5}
 
 def test_a_phase_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
     phases = live.Phases()
-    with phases("loading"):
+    with phases("load", "loading"):
         pass
-    assert phases.seconds["loading"] < 1
+    assert 0 <= phases.seconds["load"] < 1
     assert capsys.readouterr().err == "loading: 0.0 s\n"
 
 

@@ -10,10 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Cli
+
+from fasttune.render import Example
 
 RECIPE = """
 name = "persona"
@@ -263,3 +266,27 @@ def test_several_processes_are_refused(recipe: Path, fasttune: Cli, tmp_path: Pa
     assert done.returncode == 2
     assert "this version trains with one process, WORLD_SIZE is 2" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("shares", "budget", "lengths"),
+    [(True, 4096, [127]), (False, 4096, [927]), (True, 120, [118, 109]), (True, 0, [103] * 9)],
+)
+def test_evaluation_is_packed_as_training_is(shares: bool, budget: int, lengths: list[int]) -> None:
+    from fasttune.trainer import eval_rows
+
+    examples = [Example(f"x:{n}", (*range(100), 200 + n, 7, 8), ((101, 103),)) for n in range(9)]
+    steps: Any = SimpleNamespace(budget=budget, shares=shares)
+    held_out, rows = eval_rows(examples, steps)
+    assert held_out is examples and [row.tokens for row in rows] == lengths
+    assert eval_rows([], steps) == ([], [])
+
+
+@pytest.mark.parametrize(("change", "shares"), [("lora.dropout=0.1", False), ("lora.dropout=0.0", True)])
+def test_dropout_ends_sharing(recipe: Path, fasttune: Cli, tmp_path: Path, change: str, shares: bool) -> None:
+    """A shared prefix would be dropped alike for every sample that begins with it."""
+    done = fasttune("run", recipe, "--set", change, "--set", "train.max_steps=1", "--set", "data.val=")
+    assert done.returncode == 0, done.stderr
+    assert ("no prefix is shared in training" in done.stderr) is not shares
+    (step,) = history(tmp_path / "runs" / "persona" / "001-fresh")
+    assert (step["computed_tokens"] < step["num_tokens"]) is shares
