@@ -12,16 +12,18 @@ block for two minutes), no installer, the compile cache in one place, banners of
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import os
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fasttune import memory
 from fasttune.console import _, error
 from fasttune.packing import Row
 from fasttune.recipe import LoraRecipe, ModelRecipe
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "cuda"]
 TINY = Path(__file__).parent / "tiny"
 ATTENTION = "fasttune"  # the name of engine.attention among transformers' attention functions
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")
 FLEX_BLOCK = 128  # Unsloth's shared-prefix kernel pads every layer's Q, K and V to this unless the row already fits
 
 
@@ -377,41 +380,47 @@ def generate(model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: 
 # Memory -------------------------------------------------------------------------------------------------------------
 
 
-def tokens_per_row(model: Any, chosen: str | int) -> int:
-    """Tokens of a row: the recipe's number, or for "auto" what half of the free memory holds with recomputation.
-
-    On CPU a fixed 4096: rows beyond that gain no speed there, and a run then computes the same on every machine.
-    """
-    if chosen != "auto":
-        return int(chosen)
-    if device() == "cpu":
-        return 4096
+def shape(model: Any) -> memory.Shape:
+    """What decides the memory of a row, from the model's configuration."""
     config = model.config
-    kept = config.num_hidden_layers * config.hidden_size * 2  # each layer's input, in 16 bit
-    working = (24 * config.hidden_size + 8 * config.intermediate_size) * 2  # one layer at a time, recomputed
-    fitting = free_memory() // 2 // (kept + working)
-    return int(min(65536, max(2048, fitting // FLEX_BLOCK * FLEX_BLOCK)))
+    width = 4 if device() == "cpu" else 2
+    return memory.Shape(config.num_hidden_layers, config.hidden_size, config.intermediate_size, width)
+
+
+def tokens_per_row(model: Any, chosen: str | int) -> int:
+    """Tokens of a row: the recipe's number, or for "auto" an estimate by the free memory; on CPU 4096 where it
+    allows."""
+    return int(chosen) if chosen != "auto" else memory.estimated_budget(free_memory(), shape(model), longest_row())
+
+
+def longest_row() -> int:
+    """The most tokens that "auto" gives a row on this device."""
+    return memory.CPU_ROW if device() == "cpu" else memory.CARD_ROW
 
 
 def needs_checkpointing(model: Any, rows: Sequence[Row]) -> bool:
-    """Whether the largest row's activations would take more than a quarter of the free memory without recomputation.
+    """Whether the largest row's activations would take more than a quarter of the free memory without recomputation."""
+    return shape(model).kept() * memory.longest(rows) > free_memory() / 4
 
-    A decoder layer keeps about 12 hidden-sized and 4 feed-forward-sized values a token for its backward pass, twice
-    that with LoRA's own inputs and the attention's statistics (counted over transformers' Qwen2 in float32).
-    """
-    config = model.config
-    values = config.num_hidden_layers * (24 * config.hidden_size + 8 * config.intermediate_size)
-    width = 4 if device() == "cpu" else 2
-    largest = max((row.tokens for row in rows), default=0)
-    return values * width * largest > free_memory() / 4
+
+def recompute_activations(model: Any) -> None:
+    """Turn gradient checkpointing on in a model that was set up without it."""
+    if device() == "cpu":
+        model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return
+    model.enable_input_require_grads()  # Unsloth's checkpoints are reentrant: without it no gradient comes through
+    import_unsloth().for_training(model, use_gradient_checkpointing=True)
 
 
 def free_memory() -> int:
-    """Bytes that can still be had: of the card where one is used, else of the machine."""
+    """Bytes that can still be had: of the card where one is used, torch's own unused ones included, else of the
+    machine."""
     import psutil
     import torch
 
-    return torch.cuda.mem_get_info()[0] if device() == "cuda" else psutil.virtual_memory().available
+    if device() == "cpu":
+        return psutil.virtual_memory().available
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def used_memory() -> int:
@@ -423,3 +432,48 @@ def used_memory() -> int:
     if device() == "cuda":
         return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def taken_memory(work: Callable[[], object]) -> int:
+    """Bytes of the card that some work takes at its peak, beyond what is taken before it."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error says that memory ran out: a card's, the CPU allocator's or Python's own."""
+    import torch
+
+    if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(problem, RuntimeError) and any(sign in str(problem) for sign in NO_MEMORY)
+
+
+def release_memory() -> None:
+    """Hand back what a failed attempt has left."""
+    import torch
+
+    gc.collect()
+    if device() == "cuda":
+        torch.cuda.empty_cache()
+
+
+def random_state() -> list[torch.Tensor]:
+    """The generators that dropout draws from."""
+    import torch
+
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if device() == "cuda" else [])]
+
+
+def set_random_state(states: Sequence[torch.Tensor]) -> None:
+    """Put the generators where they were."""
+    import torch
+
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])

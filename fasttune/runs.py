@@ -142,8 +142,12 @@ def read_json(path: Path) -> Any:
 
 def note_continuation(run: Run, shown: dict[str, Any]) -> None:
     """Keep the proof of one more start of this run in its provenance.json, beside those of earlier starts."""
-    document = read_json(run.provenance)
-    write_json(run.provenance, document | {"continuations": [*document.get("continuations", []), shown]})
+    note(run, {"continuations": [*read_json(run.provenance).get("continuations", []), shown]})
+
+
+def note(run: Run, fields: Mapping[str, Any]) -> None:
+    """Put fields into a run's provenance.json, in place of those of the same name."""
+    write_json(run.provenance, {**read_json(run.provenance), **fields})
 
 
 def append_line(path: Path, document: Any) -> None:

@@ -20,10 +20,11 @@ from fasttune import model as models
 from fasttune import proof, provenance, runs
 from fasttune.console import _, error, say, show_findings, usage_error
 from fasttune.live import Phases
+from fasttune.memory import Budgets
 from fasttune.render import prompt_tokens, render_all
 from fasttune.runs import Run
 from fasttune.strategy import Plan, damaged_checkpoints
-from fasttune.trainer import Steps, StepTrainer, eval_rows
+from fasttune.trainer import Steps, StepTrainer
 
 # isort: split
 from transformers import TrainingArguments  # after trainer.py, which has imported Unsloth
@@ -74,16 +75,16 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
         provenance.require_same_base(before, base)
     with phases(_("loading the model")):
         net = models.load(base, recipe.model)
-        budget = remembered_budget(plan, before) or models.tokens_per_row(net, recipe.train.tokens_per_row)
-        steps = Steps(training, plan, budget)
-        net = models.add_lora(net, recipe.lora, recipe.train.seed, checkpointing=wants_checkpointing(net, plan, steps))
+        steps = Steps(training, plan)
+        limits = row_limits(plan, net, steps, resume, before)
+        net = models.add_lora(net, recipe.lora, recipe.train.seed, checkpointing=limits["gradient_checkpointing"])
         net.peft_config["default"].base_model_name_or_path = recipe.model.base
         if plan.start.kind == "adapter" and plan.start.parent is not None:
             models.load_adapter(net, plan.start.parent.adapter)
 
     with runs.room_for(root, checkpoint_bytes(net)):
         run = resume or runs.create(
-            root, recipe.name, recipe.strategy, lambda new: open_run(new, plan, base, budget)
+            root, recipe.name, recipe.strategy, lambda new: open_run(new, plan, base, limits)
         )  # fmt: skip
         with runs.locked(run.lock, _("another process is training {run}", run=run.id)), runs.unless_begun(run):
             if run.adapter.is_dir():
@@ -91,7 +92,8 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
             say(_("run {run} in {folder}", run=run.id, folder=run.folder))
             runs.remove_halves(run.folder)
             runs.remove_halves(run.checkpoints)
-            trainer = StepTrainer(net, arguments(plan, run), steps, eval_rows(held_out, budget), plan, run)
+            runs.note(run, limits)
+            trainer = StepTrainer(net, arguments(plan, run), steps, held_out, plan, run)
             seconds = fit(trainer)
             if trainer.complete:
                 with phases(_("answering the probe questions with the base")):
@@ -131,11 +133,25 @@ def make_record(
 # Before the first step ----------------------------------------------------------------------------------------------
 
 
-def remembered_budget(plan: Plan, before: Run | None) -> int:
-    """The tokens a row that "auto" came to in an earlier run, so that going on cuts its steps alike (E2, bit for bit);
-    0 where there is none, or where the recipe says a number."""
-    remembers = before is not None and plan.recipe.train.tokens_per_row == "auto"
-    return int(runs.read_json(before.provenance)["tokens_per_row"]) if before and remembers else 0
+def row_limits(plan: Plan, net: Any, steps: Steps, resume: Run | None, before: Run | None) -> dict[str, Any]:
+    """The fields of provenance.json that say what a row may take: tokens, and whether activations are recomputed."""
+    settings = plan.recipe.train
+    known = runs.read_json(before.provenance) if before else {}
+    budgets = remembered_budgets(settings.tokens_per_row, known, resumes=resume is not None)
+    budgets = budgets or Budgets(models.tokens_per_row(net, settings.tokens_per_row))
+    recomputes = settings.gradient_checkpointing
+    if recomputes == "auto":
+        first = steps.plan(steps[0], budgets.now).rows
+        recomputes = (resume and known.get("gradient_checkpointing")) or models.needs_checkpointing(net, first)
+    return budgets.document() | {"rows_asked": settings.tokens_per_row, "gradient_checkpointing": bool(recomputes)}
+
+
+def remembered_budgets(asked: int | str, known: dict[str, Any], *, resumes: bool) -> Budgets | None:
+    """What the run that is resumed cut its rows to and when, so that its steps are cut alike (E2, bit for bit), or what
+    the run that is continued had come to; none where the recipe says another number now."""
+    if not known or asked not in ("auto", known.get("rows_asked")):
+        return None
+    return Budgets.read(known) if resumes else Budgets(known["tokens_per_row"])
 
 
 def checkpoint_bytes(net: Any) -> int:
@@ -144,17 +160,11 @@ def checkpoint_bytes(net: Any) -> int:
     return 3 * 4 * trained + 2**20
 
 
-def wants_checkpointing(net: Any, plan: Plan, steps: Steps) -> bool:
-    """The recipe's word on gradient checkpointing; "auto" decides by the first step's rows and the free memory."""
-    chosen = plan.recipe.train.gradient_checkpointing
-    return models.needs_checkpointing(net, steps[0].rows) if chosen == "auto" else bool(chosen)
-
-
-def open_run(run: Run, plan: Plan, base: Path, budget: int) -> None:
+def open_run(run: Run, plan: Plan, base: Path, limits: dict[str, Any]) -> None:
     """What a run folder holds when it appears."""
     shutil.copyfile(plan.recipe.path, run.recipe)
     runs.write_json(run.plan, plan.document())
-    runs.write_json(run.provenance, provenance.collect(plan, base, models.device()) | {"tokens_per_row": budget})
+    runs.write_json(run.provenance, provenance.collect(plan, base, models.device()) | limits)
 
 
 def arguments(plan: Plan, run: Run) -> TrainingArguments:

@@ -1,23 +1,27 @@
 """The training loop: transformers' Trainer with whole optimizer steps as items.
 
-A dataset item is one step, already laid out in rows (packing.py); `training_step` runs all of its rows and leaves the
-gradient of the step's mean loss. Checkpoints are whole or absent, and every start from one is proven (proof.py).
+A dataset item is the samples of one step; `training_step` lays them out in rows (packing.py), runs all of them and
+leaves the gradient of the step's mean loss. Where a row does not fit into memory the step is laid out again in smaller
+ones (memory.py). Checkpoints are whole or absent, and every start from one is proven (proof.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from fasttune import memory, packing, proof, runs
 from fasttune import model as models
-from fasttune import packing, proof, runs
+from fasttune.console import Finding, _, error, show_findings
 from fasttune.live import LiveLine
+from fasttune.memory import GIB, Budgets
 from fasttune.packing import Row, Step
 from fasttune.render import Example
 from fasttune.runs import Run
@@ -31,33 +35,60 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from fasttune import engine
 
-GIB = 1024**3
+Loss = TypeVar("Loss")
+Hits = TypeVar("Hits")
 WINDOW = "window.json"  # in a checkpoint: what is summed up for the next logged line
 
 
-class Steps(torch.utils.data.Dataset[Step]):
-    """The optimizer steps of an epoch; `epoch` is set at its beginning. Rows are planned when a step is asked for."""
+class Steps(torch.utils.data.Dataset[tuple[int, ...]]):
+    """The samples of each optimizer step of an epoch; `epoch` is set at its beginning."""
 
-    def __init__(self, examples: Sequence[Example], plan: Plan, budget: int) -> None:
+    def __init__(self, examples: Sequence[Example], plan: Plan) -> None:
         self.examples = examples
         self.settings = plan.recipe.train
-        self.budget = budget
-        self.shares = self.settings.shared_prefix and plan.recipe.lora.dropout == 0 and models.shares_prefixes()
+        self.can_share = self.settings.shared_prefix and models.shares_prefixes()
+        self.drops = plan.recipe.lora.dropout > 0  # a prefix would be dropped alike for all who share it
         self.epoch = 0
 
     def __len__(self) -> int:
         return packing.steps_per_epoch(len(self.examples), self.settings.batch_size)
 
-    def __getitem__(self, index: int) -> Step:
-        batches = packing.epoch_batches(len(self.examples), self.settings.batch_size, self.settings.seed, self.epoch)
-        return packing.plan_step(self.examples, batches[index], self.budget, shared_prefix=self.shares)
+    def __getitem__(self, index: int) -> tuple[int, ...]:
+        return packing.epoch_batches(len(self.examples), self.settings.batch_size, self.settings.seed, self.epoch)[
+            index
+        ]
+
+    @property
+    def shares(self) -> bool:
+        """Whether training rows share prefixes."""
+        return self.can_share and not self.drops
+
+    def plan(self, samples: Sequence[int], budget: int) -> Step:
+        """Lay a step's samples out in rows."""
+        return packing.plan_step(self.examples, samples, budget, shared_prefix=self.shares)
+
+    def plan_held_out(self, examples: Sequence[Example], budget: int) -> Step:
+        """Lay held-out samples out in rows; nothing is dropped there."""
+        return packing.plan_step(examples, range(len(examples)), budget, shared_prefix=self.can_share)
 
 
-def eval_rows(examples: Sequence[Example], budget: int) -> tuple[Sequence[Example], list[Row]]:
-    """The held-out samples and their rows, packed like the training ones."""
-    if not examples:
-        return examples, []
-    return examples, list(packing.plan_step(examples, range(len(examples)), budget).rows)
+class DoesNotFit(Exception):
+    """Memory ran out while a row was computed; `sample` is the id of its first sample."""
+
+    def __init__(self, row: Row, sample: str) -> None:
+        super().__init__(sample)
+        self.row, self.sample = row, sample
+
+
+@contextlib.contextmanager
+def fitting(row: Row, examples: Sequence[Example]) -> Iterator[None]:
+    """Raises DoesNotFit where memory runs out in the block."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as problem:
+        if not models.is_out_of_memory(problem):
+            raise
+        raise DoesNotFit(row, examples[memory.row_samples(row)[0]].sample_id) from None
 
 
 @dataclass
@@ -120,13 +151,17 @@ class StepTrainer(Trainer):
         net: Any,
         args: TrainingArguments,
         steps: Steps,
-        held_out: tuple[Sequence[Example], list[Row]],
+        held_out: Sequence[Example],
         plan: Plan,
         run: Run,
     ) -> None:
-        super().__init__(net, args, train_dataset=steps, eval_dataset=held_out[1] or None)
+        super().__init__(net, args, train_dataset=steps, eval_dataset=held_out or None)
         self.plan, self.run, self.steps, self.held_out = plan, run, steps, held_out
         self.examples = steps.examples
+        limits = runs.read_json(run.provenance)
+        self.budgets = Budgets.read(limits)
+        self.recomputes: bool = limits["gradient_checkpointing"]
+        self.last_step: Step | None = None  # as it was laid out in the end
         self.interrupted = False
         self.ended = False  # before it began: all that is left to do is to write the adapter
         self.window = Window.empty(args.device)
@@ -141,30 +176,38 @@ class StepTrainer(Trainer):
         """Whether training came to its end: by its steps, by `until` or by early stopping, not by Ctrl-C."""
         return not self.interrupted or self.state.global_step >= self.state.max_steps
 
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader[Step]:
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader[tuple[int, ...]]:
         """In order, one step an item: order and contents are the plan's, no sampler has a say."""
         return torch.utils.data.DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=only)
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Step], num_batches: int, device: Any
-    ) -> tuple[list[Step], None]:
-        """The next step; its supervised tokens are counted when it is planned."""
+        self, epoch_iterator: Iterator[tuple[int, ...]], num_batches: int, device: Any
+    ) -> tuple[list[tuple[int, ...]], None]:
+        """The samples of the next step; its supervised tokens are counted when it is planned."""
         return [next(epoch_iterator) for _batch in range(num_batches)], None
 
-    def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: tuple[int, ...], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run all rows of a step, leaving the gradient of its mean loss; returns that mean, detached."""
         self.model.train()
-        window_loss, window_hits = self.window.loss.new_zeros(()), self.window.hits.new_zeros(())
-        for row in inputs.rows:
-            loss, hits = self.row_loss(self.examples, row)
-            self.accelerator.backward(loss / inputs.supervised)
-            window_loss += loss.detach()
-            window_hits += hits
+        step, loss, hits = self.cut_to_fit(
+            self.state.global_step + 1, lambda budget: self.steps.plan(inputs, budget), self.train_rows
+        )
         now = time.monotonic()
-        self.window.add(inputs, window_loss, window_hits, now - self.clock)
-        self.tokens_seen += inputs.tokens
-        self.clock = now
-        return window_loss / inputs.supervised
+        self.window.add(step, loss, hits, now - self.clock)
+        self.tokens_seen += step.tokens
+        self.clock, self.last_step = now, step
+        return loss / step.supervised
+
+    def train_rows(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the gradient of a step's mean loss; returns the summed loss and the top-1 hits."""
+        total, hits = self.window.loss.new_zeros(()), self.window.hits.new_zeros(())
+        for row in step.rows:
+            with fitting(row, self.examples):
+                loss, right = self.row_loss(self.examples, row)
+                self.accelerator.backward(loss / step.supervised)
+            total += loss.detach()
+            hits += right
+        return total, hits
 
     def row_loss(self, examples: Sequence[Example], row: Row) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed loss and top-1 hits of one row."""
@@ -173,18 +216,90 @@ class StepTrainer(Trainer):
             hidden = models.hidden_states(self.model, batch)
             return engine.loss(hidden, models.head(self.model), batch)
 
-    def score(self, examples: Sequence[Example], rows: Sequence[Row]) -> tuple[float, float]:
-        """Mean loss and top-1 accuracy over the supervised tokens of some rows, without gradient."""
-        supervised = sum(packing.supervised_tokens(example) for example in examples)
+    def score(self, examples: Sequence[Example], plan: Callable[[int], Step]) -> tuple[float, float]:
+        """Mean loss and top-1 accuracy over the supervised tokens of some samples, without gradient.
+
+        `plan` lays them out in rows of at most so many tokens.
+        """
+
+        def score_rows(step: Step) -> tuple[float, float]:
+            sums = []
+            for row in step.rows:
+                with fitting(row, examples):
+                    sums.append(self.row_loss(examples, row))
+            return sum(loss.item() for loss, _hits in sums), sum(hits.item() for _loss, hits in sums)
+
         self.model.eval()
         with torch.no_grad():
-            sums = [self.row_loss(examples, row) for row in rows]
+            step, loss, hits = self.cut_to_fit(self.state.global_step + 0.5, plan, score_rows)
         self.model.train()
-        return sum(loss.item() for loss, _h in sums) / supervised, sum(hits.item() for _l, hits in sums) / supervised
+        return loss / step.supervised, hits / step.supervised
+
+    def cut_to_fit(
+        self, moment: float, plan: Callable[[int], Step], work: Callable[[Step], tuple[Loss, Hits]]
+    ) -> tuple[Step, Loss, Hits]:
+        """Plan a step and work on it; where memory runs out, make room and do both again from the same state (E3)."""
+        state = models.random_state()
+        while True:
+            step = plan(self.budgets.at(moment))
+            try:
+                return step, *work(step)
+            except DoesNotFit as problem:
+                row, sample = problem.row, problem.sample
+            self.model.zero_grad(set_to_none=True)  # all of the attempt: gradients are cleared after every step
+            models.release_memory()
+            models.set_random_state(state)
+            self.make_room(moment, row, sample)
+
+    def make_room(self, moment: float, row: Row, sample: str) -> None:
+        """Memory ran out in a row: smaller rows or recomputation for the rest of the run, remembered for a resume."""
+        auto = self.plan.recipe.train.gradient_checkpointing == "auto"
+        # Scoring keeps no activations: nothing to recompute there.
+        way = memory.recourse(row, may_recompute=auto and not self.recomputes and torch.is_grad_enabled())
+        if way == "none":
+            raise self.sample_too_large(row, sample)
+        what = _("out of memory in a row of {tokens} tokens", tokens=row.tokens)
+        if way == "recompute":
+            models.recompute_activations(self.model)
+            self.recomputes = True
+            fix = _("activations are recomputed from here on (gradient_checkpointing); the result is the same")
+        else:
+            self.budgets.cut(moment, memory.half(row))
+            fix = _(
+                "the step is planned again with at most {tokens} tokens a row from here on; the result is the same",
+                tokens=memory.half(row),
+            )
+        runs.note(self.run, self.budgets.document() | {"gradient_checkpointing": self.recomputes})
+        where = _("step {step}", step=math.ceil(moment - 0.5))
+        show_findings([Finding("out-of-memory", "warning", where, _("{problem}; {remedy}", problem=what, remedy=fix))])
+
+    def sample_too_large(self, row: Row, sample: str) -> Exception:
+        """A single sample does not fit: nothing to do about it here."""
+        recipe = self.plan.recipe
+        kept = runs.list_checkpoints(self.run)
+        ways = [
+            _("a shorter sample"),
+            *([] if self.recomputes else ["train.gradient_checkpointing = true"]),
+            *([] if recipe.model.load_in_4bit or self.args.device.type == "cpu" else ["model.load_in_4bit = true"]),
+            _("a smaller lora.r"),
+            _("fewer other programs in that memory"),
+        ]
+        return error(
+            "sample-too-large",
+            _(
+                "a single sample of {tokens} tokens does not fit into memory ({free:.1f} GiB are free without it)",
+                tokens=row.tokens,
+                free=models.free_memory() / GIB,
+            ),
+            where=sample,
+            why=_("the newest checkpoint is kept; the same command goes on from it") if kept else "",
+            fix=_("what helps: {ways}", ways=", ".join(ways)),
+        )
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Loss and accuracy on the held-out samples, packed; logits are never kept."""
-        loss, accuracy = self.score(*self.held_out)
+        held_out = self.held_out
+        loss, accuracy = self.score(held_out, lambda budget: self.steps.plan_held_out(held_out, budget))
         metrics = {"eval_loss": loss, "eval_mean_token_accuracy": accuracy}
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -201,11 +316,14 @@ class StepTrainer(Trainer):
             self.window = Window.empty(self.args.device)
         super().log(logs)
 
-    def floating_point_ops(self, inputs: Step) -> int:
-        """2 FLOPs a parameter and token forward, 4 backward; the head only for supervised tokens."""
+    def floating_point_ops(self, inputs: tuple[int, ...]) -> int:
+        """2 FLOPs a parameter and token forward, 4 backward; the head only for supervised tokens. Of the step that has
+        just been trained."""
+        if self.last_step is None:
+            return 0
         head = models.head(self.model).numel()
         body = self.model.num_parameters() - head
-        return 6 * (body * inputs.computed_tokens + head * inputs.supervised)
+        return 6 * (body * self.last_step.computed_tokens + head * self.last_step.supervised)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Hugging Face's files in a folder that gets its name when all are there; then the oldest go."""
@@ -255,7 +373,7 @@ class StepTrainer(Trainer):
         runs.note_continuation(self.run, proof.check(self, Path(checkpoint), rates[0]))
 
 
-def only(items: list[Step]) -> Step:
+def only(items: list[tuple[int, ...]]) -> tuple[int, ...]:
     """The one item of a batch of one."""
     (item,) = items
     return item
