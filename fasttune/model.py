@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fasttune import memory
+from fasttune import memory, processes
 from fasttune.console import _, error
 from fasttune.packing import Row
 from fasttune.recipe import LoraRecipe, ModelRecipe
@@ -419,7 +419,7 @@ def free_memory() -> int:
     import torch
 
     if device() == "cpu":
-        return psutil.virtual_memory().available
+        return psutil.virtual_memory().available // processes.on_this_machine()
     return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from fasttune import model as models
-from fasttune import proof, provenance, runs
-from fasttune.console import _, error, say, show_findings, usage_error
+from fasttune import processes, proof, provenance, runs
+from fasttune.console import _, error, say, show_findings, silence
 from fasttune.live import Phases
 from fasttune.memory import Budgets
 from fasttune.render import prompt_tokens, render_all
@@ -55,12 +55,6 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
     Raises FasttuneError for what the user can mend; whatever the data and the model can be checked for is checked
     before a run folder exists.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise usage_error(
-            "several-processes",
-            _("this version trains with one process, WORLD_SIZE is {size}", size=os.environ["WORLD_SIZE"]),
-            fix=_("start it without torchrun or accelerate launch"),
-        )
     recipe, phases = plan.recipe, Phases()
     with phases(_("tokenizing")):
         tokenizer = models.load_tokenizer(base)
@@ -73,14 +67,12 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
     before = resume or (None if plan.start.kind == "base" else plan.start.parent)
     if before is not None:
         provenance.require_same_base(before, base)
+    processes.from_first((plan, base, training, held_out))  # the other processes load the base meanwhile
     with phases(_("loading the model")):
         net = models.load(base, recipe.model)
         steps = Steps(training, plan)
         limits = row_limits(plan, net, steps, resume, before)
-        net = models.add_lora(net, recipe.lora, recipe.train.seed, checkpointing=limits["gradient_checkpointing"])
-        net.peft_config["default"].base_model_name_or_path = recipe.model.base
-        if plan.start.kind == "adapter" and plan.start.parent is not None:
-            models.load_adapter(net, plan.start.parent.adapter)
+        net = with_adapter(net, plan, limits)
 
     with runs.room_for(root, checkpoint_bytes(net)):
         run = resume or runs.create(
@@ -93,18 +85,47 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
             runs.remove_halves(run.folder)
             runs.remove_halves(run.checkpoints)
             runs.note(run, limits)
+            checkpoint = newest_checkpoint(run) or plan.start.checkpoint
+            processes.from_first((run, limits, checkpoint))
             trainer = StepTrainer(net, arguments(plan, run), steps, held_out, plan, run)
-            seconds = fit(trainer)
+            seconds = fit(trainer, checkpoint)
+            processes.end()
             if trainer.complete:
                 with phases(_("answering the probe questions with the base")):
                     record_base_answers(trainer, tokenizer)
             return finish(trainer, seconds)
 
 
-def fit(trainer: StepTrainer) -> float:
-    """Train from the newest whole checkpoint, or from where the plan starts; returns the seconds it took."""
-    start, checkpoint = trainer.plan.start, newest_checkpoint(trainer.run) or trainer.plan.start.checkpoint
-    if checkpoint is None and start.kind == "adapter" and start.parent is not None:
+def train_along() -> None:
+    """What a process beside the first one does: its part of every step, as the first one says (processes.py). It writes
+    and says nothing."""
+    try:
+        plan, base, training, held_out = processes.from_first(None)
+    except RuntimeError:  # the first process has ended without training: its message and its exit code tell why
+        return
+    with silence():
+        net = models.load(base, plan.recipe.model)
+        run, limits, checkpoint = processes.from_first(None)
+        net = with_adapter(net, plan, limits)
+        trainer = StepTrainer(net, arguments(plan, run), Steps(training, plan), held_out, plan, run)
+        fit(trainer, checkpoint)
+        processes.end()
+
+
+def with_adapter(net: Any, plan: Plan, limits: dict[str, Any]) -> Any:
+    """The base with LoRA on it, fresh or with the weights that the plan starts from."""
+    recipe = plan.recipe
+    net = models.add_lora(net, recipe.lora, recipe.train.seed, checkpointing=limits["gradient_checkpointing"])
+    net.peft_config["default"].base_model_name_or_path = recipe.model.base
+    if plan.start.kind == "adapter" and plan.start.parent is not None:
+        models.load_adapter(net, plan.start.parent.adapter)
+    return net
+
+
+def fit(trainer: StepTrainer, checkpoint: Path | None) -> float:
+    """Train from a checkpoint, or from where the plan starts; returns the seconds it took."""
+    start = trainer.plan.start
+    if trainer.writes and checkpoint is None and start.kind == "adapter" and start.parent is not None:
         runs.note_continuation(trainer.run, proof.check_weights(trainer, start.parent.adapter))
     began = time.monotonic()
     with stoppable(trainer):
@@ -191,7 +212,7 @@ def arguments(plan: Plan, run: Run) -> TrainingArguments:
         eval_steps=(settings.eval_steps or plan.steps_per_epoch) if evaluates else None,
         save_strategy="steps",
         save_steps=settings.save_steps or plan.steps_per_epoch,
-        report_to=[name for name in settings.report_to if name != "none"] or "none",
+        report_to=[name for name in settings.report_to if name != "none" and processes.rank() == 0] or "none",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
@@ -213,6 +234,8 @@ def stoppable(trainer: StepTrainer) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM) ends training after the current step with a checkpoint; a second one at once."""
 
     def stop(_signal: int, _frame: Any) -> None:
+        if trainer.interrupted and processes.count() > 1:
+            return  # torchrun sends its own signal after the terminal's, and ends by itself who takes too long
         if trainer.interrupted:
             raise KeyboardInterrupt
         trainer.interrupted = True

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fasttune import memory, packing, proof, runs
+from fasttune import memory, packing, processes, proof, runs
 from fasttune import model as models
 from fasttune.console import Finding, _, error, show_findings
 from fasttune.live import LiveLine
@@ -65,19 +65,32 @@ class Steps(torch.utils.data.Dataset[tuple[int, ...]]):
 
     def plan(self, samples: Sequence[int], budget: int) -> Step:
         """Lay a step's samples out in rows."""
-        return packing.plan_step(self.examples, samples, budget, shared_prefix=self.shares)
+        return self.part(self.examples, samples, budget, self.shares)
 
     def plan_held_out(self, examples: Sequence[Example], budget: int) -> Step:
         """Lay held-out samples out in rows; nothing is dropped there."""
-        return packing.plan_step(examples, range(len(examples)), budget, shared_prefix=self.can_share)
+        return self.part(examples, range(len(examples)), budget, self.can_share)
+
+    def part(self, examples: Sequence[Example], samples: Sequence[int], budget: int, shares: bool) -> Step:
+        """A step with the rows of this process."""
+        process, count = processes.rank(), processes.count()
+        return packing.plan_step(examples, samples, budget, shared_prefix=shares, process=process, processes=count)
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A row that memory ran out in; `sample` is the id of its first sample."""
+
+    row: Row
+    sample: str
 
 
 class DoesNotFit(Exception):
-    """Memory ran out while a row was computed; `sample` is the id of its first sample."""
+    """Memory ran out while a row was computed."""
 
-    def __init__(self, row: Row, sample: str) -> None:
-        super().__init__(sample)
-        self.row, self.sample = row, sample
+    def __init__(self, shortage: Shortage) -> None:
+        super().__init__(shortage.sample)
+        self.shortage = shortage
 
 
 @contextlib.contextmanager
@@ -88,7 +101,7 @@ def fitting(row: Row, examples: Sequence[Example]) -> Iterator[None]:
     except (RuntimeError, MemoryError) as problem:
         if not models.is_out_of_memory(problem):
             raise
-        raise DoesNotFit(row, examples[memory.row_samples(row)[0]].sample_id) from None
+        raise DoesNotFit(Shortage(row, examples[memory.row_samples(row)[0]].sample_id)) from None
 
 
 @dataclass
@@ -158,6 +171,7 @@ class StepTrainer(Trainer):
         super().__init__(net, args, train_dataset=steps, eval_dataset=held_out or None)
         self.plan, self.run, self.steps, self.held_out = plan, run, steps, held_out
         self.examples = steps.examples
+        self.writes = processes.rank() == 0
         limits = runs.read_json(run.provenance)
         self.budgets = Budgets.read(limits)
         self.recomputes: bool = limits["gradient_checkpointing"]
@@ -192,6 +206,7 @@ class StepTrainer(Trainer):
         step, loss, hits = self.cut_to_fit(
             self.state.global_step + 1, lambda budget: self.steps.plan(inputs, budget), self.train_rows
         )
+        loss, hits = self.add_up(loss, hits)
         now = time.monotonic()
         self.window.add(step, loss, hits, now - self.clock)
         self.tokens_seen += step.tokens
@@ -209,6 +224,17 @@ class StepTrainer(Trainer):
             hits += right
         return total, hits
 
+    def add_up(self, loss: torch.Tensor, hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss, hits and gradients of a step summed over the processes: one message a step."""
+        if processes.count() == 1:
+            return loss, hits
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:  # this process had none of the step's samples
+                parameter.grad = torch.zeros_like(parameter)
+        processes.add_up([loss, hits, *(parameter.grad for parameter in trained)])
+        return loss, hits
+
     def row_loss(self, examples: Sequence[Example], row: Row) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed loss and top-1 hits of one row."""
         batch = engine.collate(row, examples).to(self.args.device)
@@ -216,10 +242,12 @@ class StepTrainer(Trainer):
             hidden = models.hidden_states(self.model, batch)
             return engine.loss(hidden, models.head(self.model), batch)
 
-    def score(self, examples: Sequence[Example], plan: Callable[[int], Step]) -> tuple[float, float]:
+    def score(
+        self, examples: Sequence[Example], plan: Callable[[int], Step], *, together: bool = False
+    ) -> tuple[float, float]:
         """Mean loss and top-1 accuracy over the supervised tokens of some samples, without gradient.
 
-        `plan` lays them out in rows of at most so many tokens.
+        `plan` lays them out in rows of at most so many tokens: all of them, or `together` the part of this process.
         """
 
         def score_rows(step: Step) -> tuple[float, float]:
@@ -231,33 +259,46 @@ class StepTrainer(Trainer):
 
         self.model.eval()
         with torch.no_grad():
-            step, loss, hits = self.cut_to_fit(self.state.global_step + 0.5, plan, score_rows)
+            step, loss, hits = self.cut_to_fit(self.state.global_step + 0.5, plan, score_rows, together=together)
         self.model.train()
+        if together:
+            loss, hits = processes.total([loss, hits])
         return loss / step.supervised, hits / step.supervised
 
     def cut_to_fit(
-        self, moment: float, plan: Callable[[int], Step], work: Callable[[Step], tuple[Loss, Hits]]
+        self,
+        moment: float,
+        plan: Callable[[int], Step],
+        work: Callable[[Step], tuple[Loss, Hits]],
+        *,
+        together: bool = True,
     ) -> tuple[Step, Loss, Hits]:
-        """Plan a step and work on it; where memory runs out, make room and do both again from the same state (E3)."""
+        """Plan a step and work on it; where memory runs out, make room and do both again from the same state (E3).
+
+        `together`: all processes work on it, and where one has no room all do it again.
+        """
         state = models.random_state()
         while True:
-            step = plan(self.budgets.at(moment))
+            step, shortage = plan(self.budgets.at(moment)), None
             try:
-                return step, *work(step)
+                done = work(step)
             except DoesNotFit as problem:
-                row, sample = problem.row, problem.sample
+                shortage = problem.shortage
+            shortage = processes.first_of(shortage) if together else shortage
+            if shortage is None:
+                return step, *done
             self.model.zero_grad(set_to_none=True)  # all of the attempt: gradients are cleared after every step
             models.release_memory()
             models.set_random_state(state)
-            self.make_room(moment, row, sample)
+            self.make_room(moment, shortage)
 
-    def make_room(self, moment: float, row: Row, sample: str) -> None:
+    def make_room(self, moment: float, shortage: Shortage) -> None:
         """Memory ran out in a row: smaller rows or recomputation for the rest of the run, remembered for a resume."""
-        auto = self.plan.recipe.train.gradient_checkpointing == "auto"
+        row, auto = shortage.row, self.plan.recipe.train.gradient_checkpointing == "auto"
         # Scoring keeps no activations: nothing to recompute there.
         way = memory.recourse(row, may_recompute=auto and not self.recomputes and torch.is_grad_enabled())
         if way == "none":
-            raise self.sample_too_large(row, sample)
+            raise self.sample_too_large(shortage)
         what = _("out of memory in a row of {tokens} tokens", tokens=row.tokens)
         if way == "recompute":
             models.recompute_activations(self.model)
@@ -269,11 +310,16 @@ class StepTrainer(Trainer):
                 "the step is planned again with at most {tokens} tokens a row from here on; the result is the same",
                 tokens=memory.half(row),
             )
-        runs.note(self.run, self.budgets.document() | {"gradient_checkpointing": self.recomputes})
+        self.note(self.budgets.document() | {"gradient_checkpointing": self.recomputes})
         where = _("step {step}", step=math.ceil(moment - 0.5))
         show_findings([Finding("out-of-memory", "warning", where, _("{problem}; {remedy}", problem=what, remedy=fix))])
 
-    def sample_too_large(self, row: Row, sample: str) -> Exception:
+    def note(self, fields: dict[str, Any]) -> None:
+        """Put fields into provenance.json; the first process does."""
+        if self.writes:
+            runs.note(self.run, fields)
+
+    def sample_too_large(self, shortage: Shortage) -> Exception:
         """A single sample does not fit: nothing to do about it here."""
         recipe = self.plan.recipe
         kept = runs.list_checkpoints(self.run)
@@ -288,10 +334,10 @@ class StepTrainer(Trainer):
             "sample-too-large",
             _(
                 "a single sample of {tokens} tokens does not fit into memory ({free:.1f} GiB are free without it)",
-                tokens=row.tokens,
+                tokens=shortage.row.tokens,
                 free=models.free_memory() / GIB,
             ),
-            where=sample,
+            where=shortage.sample,
             why=_("the newest checkpoint is kept; the same command goes on from it") if kept else "",
             fix=_("what helps: {ways}", ways=", ".join(ways)),
         )
@@ -299,7 +345,7 @@ class StepTrainer(Trainer):
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Loss and accuracy on the held-out samples, packed; logits are never kept."""
         held_out = self.held_out
-        loss, accuracy = self.score(held_out, lambda budget: self.steps.plan_held_out(held_out, budget))
+        loss, accuracy = self.score(held_out, lambda budget: self.steps.plan_held_out(held_out, budget), together=True)
         metrics = {"eval_loss": loss, "eval_mean_token_accuracy": accuracy}
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -327,9 +373,11 @@ class StepTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Hugging Face's files in a folder that gets its name when all are there; then the oldest go."""
-        if not self.args.should_save:
-            return
         self.store_flos()
+        # A resume gives every process the first one's state: so does a checkpoint, or E2 would not hold with dropout.
+        models.set_random_state(processes.from_first(models.random_state()))
+        if not self.writes:
+            return
         with runs.writing_checkpoint(self.run, self.state.global_step) as folder:
             models.save_adapter(self.model, folder)
             self._save_optimizer_and_scheduler(str(folder))
@@ -370,7 +418,8 @@ class StepTrainer(Trainer):
         window = runs.read_json(Path(checkpoint) / WINDOW)
         self.tokens_seen = window.pop("tokens_seen")
         self.window = Window.read(window, self.args.device)
-        runs.note_continuation(self.run, proof.check(self, Path(checkpoint), rates[0]))
+        if self.writes:
+            runs.note_continuation(self.run, proof.check(self, Path(checkpoint), rates[0]))
 
 
 def only(items: list[tuple[int, ...]]) -> tuple[int, ...]:
@@ -390,20 +439,23 @@ class Director(TrainerCallback):
         self.trainer.live.start(state.global_step)
         state.compute_steps(args, state.max_steps)  # a checkpoint's state brings its old run's intervals
         self.trainer.ended = state.global_step > self.plan.start.step and self.has_ended(state)
-        runs.trim_history(self.trainer.run, state.global_step)
+        if self.trainer.writes:
+            runs.trim_history(self.trainer.run, state.global_step)
         self.trainer.clock = time.monotonic()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
         self.trainer.steps.epoch = state.global_step // self.plan.steps_per_epoch
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
-        if self.trainer.interrupted:
+        if processes.any_of(self.trainer.interrupted):
+            self.trainer.interrupted = True
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_more: Any) -> None:
-        if not state.is_world_process_zero or not {"loss", "eval_loss"} & set(logs):
+        if not {"loss", "eval_loss"} & set(logs):
             return
-        runs.append_line(self.trainer.run.history, {"step": state.global_step, **logs})
+        if self.trainer.writes:
+            runs.append_line(self.trainer.run.history, {"step": state.global_step, **logs})
         self.trainer.live.show(state.global_step, logs)
         if "loss" in logs and self.reached_target(state):
             control.should_evaluate = bool(self.plan.dataset.val)

@@ -256,10 +256,3 @@ def test_a_users_mistake_leaves_no_run_folder(recipe: Path, fasttune: Cli, tmp_p
     assert missing.returncode == 1
     assert "there is no folder ./nowhere" in missing.stderr
     assert not (tmp_path / "runs" / "persona").exists()
-
-
-def test_several_processes_are_refused(recipe: Path, fasttune: Cli, tmp_path: Path) -> None:
-    done = fasttune("run", recipe, WORLD_SIZE="2")
-    assert done.returncode == 2
-    assert "this version trains with one process, WORLD_SIZE is 2" in done.stderr
-    assert not (tmp_path / "runs").exists()
