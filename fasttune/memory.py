@@ -18,8 +18,8 @@ from fasttune.packing import Row
 
 GIB = 1024**3
 BLOCK = 128  # rows are sized in blocks of Unsloth's shared-prefix kernel
-CPU_ROW = 4096  # rows beyond that gain no speed on a CPU, and a run then computes the same on every machine
-CARD_ROW = 65536  # no card is kept busier by longer rows
+LONGEST_ROW = 65536  # longer rows keep no device busier
+MEASURED_ROW = 1024  # what a shorter row takes says more about what is loaded once than about rows
 SMALL_ROW = 2048  # shorter rows leave a card idle and compute prefixes again and again
 SMALLEST_ROW = 256
 
@@ -52,12 +52,12 @@ class Shape:
         return self.layers * self.hidden * self.width + self.layer()
 
 
-def estimated_budget(free: int, shape: Shape, longest: int) -> int:
+def estimated_budget(free: int, shape: Shape) -> int:
     """Tokens of a row before anything was measured: what half of the free memory holds with recomputation."""
-    return rounded(free // 2 / shape.recomputed(), longest)
+    return rounded(free // 2 / shape.recomputed())
 
 
-def measured_budget(free: int, tokens: int, taken: int, longest: int) -> int:
+def measured_budget(free: int, tokens: int, taken: int) -> int:
     """Tokens of a row where one of `tokens` tokens took `taken` bytes and `free` bytes can be had.
 
     A fifth of the free memory, at least half a GiB, is left alone: the card of a desktop is shared with it, and memory
@@ -65,12 +65,12 @@ def measured_budget(free: int, tokens: int, taken: int, longest: int) -> int:
     the safe side.
     """
     usable = free - max(free // 5, GIB // 2)
-    return rounded(usable * tokens / max(taken, 1), longest)
+    return rounded(usable * tokens / max(taken, 1))
 
 
-def rounded(tokens: float, longest: int) -> int:
+def rounded(tokens: float) -> int:
     """Whole blocks within what makes sense."""
-    return min(longest, max(SMALLEST_ROW, int(tokens) // BLOCK * BLOCK))
+    return min(LONGEST_ROW, max(SMALLEST_ROW, int(tokens) // BLOCK * BLOCK))
 
 
 def row_samples(row: Row) -> list[int]:
@@ -92,14 +92,16 @@ def recourse(row: Row, *, may_recompute: bool) -> Recourse:
 
 @dataclass
 class Budgets:
-    """Tokens a row may hold: as chosen, and made smaller at some moments of the run."""
+    """Tokens a row may hold: as chosen, as measured from some moment on, and made smaller at others."""
 
     chosen: int
     cuts: list[tuple[float, int]] = field(default_factory=list)
+    measured: tuple[float, int] | None = None
 
     def at(self, moment: float) -> int:
         """The tokens of a row at a moment; 0 is one sample a row."""
-        return min((tokens for since, tokens in self.cuts if since <= moment), default=self.chosen)
+        known = self.measured[1] if self.measured and self.measured[0] <= moment else self.chosen
+        return min([known, *(tokens for since, tokens in self.cuts if since <= moment)])
 
     @property
     def now(self) -> int:
@@ -113,13 +115,18 @@ class Budgets:
     def document(self) -> dict[str, Any]:
         """The fields of provenance.json: what a row may hold now, and since when."""
         cuts = [{"step": since, "tokens_per_row": tokens} for since, tokens in self.cuts]
-        return {"tokens_per_row": self.now, "rows_chosen": self.chosen, "rows_cut": cuts}
+        measured = self.measured and {"step": self.measured[0], "tokens_per_row": self.measured[1]}
+        return {
+            "tokens_per_row": self.now, "rows_chosen": self.chosen, "rows_measured": measured, "rows_cut": cuts
+        }  # fmt: skip
 
     @classmethod
     def read(cls, document: dict[str, Any]) -> Budgets:
         """The budgets of a run that is resumed, from its provenance.json."""
         cuts = [(cut["step"], cut["tokens_per_row"]) for cut in document.get("rows_cut", [])]
-        return cls(document.get("rows_chosen", document["tokens_per_row"]), cuts)
+        found = document.get("rows_measured")
+        measured = (found["step"], found["tokens_per_row"]) if found else None
+        return cls(document.get("rows_chosen", document["tokens_per_row"]), cuts, measured)
 
 
 def half(row: Row) -> int:

@@ -19,7 +19,7 @@ import os
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -181,6 +181,11 @@ def shares_prefixes() -> bool:
     import torch
 
     return device() == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
+
+
+def checks_sharing() -> bool:
+    """Whether shared prefixes are checked before the first step: on a card, whose kernel is not ours."""
+    return device() == "cuda"
 
 
 def compute_dtype(recipe: ModelRecipe) -> torch.dtype:
@@ -388,14 +393,8 @@ def shape(model: Any) -> memory.Shape:
 
 
 def tokens_per_row(model: Any, chosen: str | int) -> int:
-    """Tokens of a row: the recipe's number, or for "auto" an estimate by the free memory; on CPU 4096 where it
-    allows."""
-    return int(chosen) if chosen != "auto" else memory.estimated_budget(free_memory(), shape(model), longest_row())
-
-
-def longest_row() -> int:
-    """The most tokens that "auto" gives a row on this device."""
-    return memory.CPU_ROW if device() == "cpu" else memory.CARD_ROW
+    """Tokens of a row: the recipe's number, or for "auto" an estimate by the free memory."""
+    return int(chosen) if chosen != "auto" else memory.estimated_budget(free_memory(), shape(model))
 
 
 def needs_checkpointing(model: Any, rows: Sequence[Row]) -> bool:
@@ -424,7 +423,7 @@ def free_memory() -> int:
 
 
 def used_memory() -> int:
-    """Peak bytes of this process: reserved on the card where one is used, else resident."""
+    """Peak bytes of this process since its first step: reserved on the card where one is used, else resident."""
     import resource
 
     import torch
@@ -434,15 +433,29 @@ def used_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def taken_memory(work: Callable[[], object]) -> int:
-    """Bytes of the card that some work takes at its peak, beyond what is taken before it."""
+def reset_peak() -> int:
+    """Let `peak_memory` begin anew; the bytes in use now."""
     import torch
 
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    if device() == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    with contextlib.suppress(OSError):  # without it the peak of the process's whole life counts
+        Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def peak_memory() -> int:
+    """Most bytes that were in use since `reset_peak`: on the card, else resident."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if device() == "cuda" else resident("VmHWM")
+
+
+def resident(field: str) -> int:
+    """A figure of this process as Linux counts it: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

@@ -107,6 +107,17 @@ def first_of(value: Value | None) -> Value | None:
     return next(found for found in values if found is not None)
 
 
+def smallest(number: float) -> float:
+    """The smallest of all processes' numbers."""
+    import torch.distributed
+
+    if count() == 1:
+        return number
+    found = torch.tensor(number, dtype=torch.float64)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+    return found.item()
+
+
 def total(numbers: Sequence[float]) -> list[float]:
     """Each number summed over all processes, in float64."""
     import torch.distributed

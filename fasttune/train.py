@@ -82,6 +82,7 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None) -> RunR
             if run.adapter.is_dir():
                 raise error("run-is-locked", _("another process has trained {run} meanwhile", run=run.id))
             say(_("run {run} in {folder}", run=run.id, folder=run.folder))
+            say(_("rows of at most {tokens} tokens", tokens=limits["tokens_per_row"]))
             runs.remove_halves(run.folder)
             runs.remove_halves(run.checkpoints)
             runs.note(run, limits)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from fasttune import memory, packing, processes, proof, runs
 from fasttune import model as models
-from fasttune.console import Finding, _, error, show_findings
+from fasttune.console import Finding, _, error, say, show_findings
 from fasttune.live import LiveLine
 from fasttune.memory import GIB, Budgets
 from fasttune.packing import Row, Step
@@ -33,10 +33,11 @@ models.import_unsloth()  # before transformers' Trainer, which it patches
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fasttune import engine
+from fasttune import engine, sharing
 
 Loss = TypeVar("Loss")
 Hits = TypeVar("Hits")
+FIRST_SAMPLES = 64  # among these a prefix to check is looked for
 WINDOW = "window.json"  # in a checkpoint: what is summed up for the next logged line
 
 
@@ -203,9 +204,13 @@ class StepTrainer(Trainer):
     def training_step(self, model: Any, inputs: tuple[int, ...], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run all rows of a step, leaving the gradient of its mean loss; returns that mean, detached."""
         self.model.train()
+        first = self.state.global_step == 0
+        free, before = (models.free_memory(), models.reset_peak()) if first else (0, 0)
         step, loss, hits = self.cut_to_fit(
             self.state.global_step + 1, lambda budget: self.steps.plan(inputs, budget), self.train_rows
         )
+        if first:
+            self.settle_budget(memory.longest(step.rows), free, models.peak_memory() - before)
         loss, hits = self.add_up(loss, hits)
         now = time.monotonic()
         self.window.add(step, loss, hits, now - self.clock)
@@ -223,6 +228,70 @@ class StepTrainer(Trainer):
             total += loss.detach()
             hits += right
         return total, hits
+
+    def settle_budget(self, tokens: int, free: int, taken: int) -> None:
+        """What "auto" gives a row from a run's second step on: by its first one, whose longest row of `tokens` tokens
+        took so many of the free bytes."""
+        measured = memory.measured_budget(free, tokens, taken) if tokens >= memory.MEASURED_ROW else math.inf
+        measured = processes.smallest(measured)
+        known = self.budgets.cuts or self.budgets.measured or self.plan.recipe.train.tokens_per_row != "auto"
+        if known or measured == math.inf:
+            return
+        self.budgets.measured = 2, int(measured)
+        self.note(self.budgets.document())
+        say(
+            _(
+                "rows of at most {budget} tokens from here on: one of {tokens} took {taken:.2f} of {free:.1f} GiB",
+                budget=self.budgets.now,
+                tokens=tokens,
+                taken=taken / GIB,
+                free=free / GIB,
+            )
+        )
+
+    def check_sharing(self) -> None:
+        """Before the first step on a card: shared prefixes are switched off where they change loss or gradients."""
+        if not (self.steps.shares and models.checks_sharing()):
+            return
+        found = self.sharing_difference()
+        tolerance = sharing.TOLERANCE[models.compute_dtype(self.plan.recipe.model)]
+        self.note({"sharing_check": found and asdict(found)})
+        if not processes.any_of(found is not None and not found.within(tolerance)):
+            return
+        self.steps.can_share = False
+        what = _("shared prefixes give another loss or gradient than plain attention here; they are switched off")
+        figures = found and _(
+            "relative difference: loss {loss:.1e}, gradient {gradient:.1e}", loss=found.loss, gradient=found.gradient
+        )
+        show_findings([Finding("sharing-differs", "warning", "train.shared_prefix", what, figures or "")])
+
+    def sharing_difference(self) -> sharing.Difference | None:
+        """Some samples with their prefix shared and without; None where nothing is shared or memory is short."""
+        first = range(min(len(self.examples), FIRST_SAMPLES))
+        pair = sharing.pair(self.examples, self.steps.plan(first, memory.LONGEST_ROW).rows)
+        if pair is None:
+            return None
+        try:
+            shared, plain = (self.loss_and_gradients(rows) for rows in pair)
+        except (RuntimeError, MemoryError) as problem:
+            if not models.is_out_of_memory(problem):
+                raise
+            return None  # the first step will say so
+        finally:
+            self.model.zero_grad(set_to_none=True)
+        return sharing.difference(shared, plain)
+
+    def loss_and_gradients(self, rows: Sequence[Row]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Mean loss of some rows' samples, and its LoRA gradients."""
+        self.model.train()
+        self.model.zero_grad(set_to_none=True)
+        supervised = sum(packing.supervised_tokens(self.examples[i]) for row in rows for i in memory.row_samples(row))
+        total = self.window.loss.new_zeros(())
+        for row in rows:
+            loss = self.row_loss(self.examples, row)[0] / supervised
+            loss.backward()
+            total += loss.detach()
+        return total, [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
 
     def add_up(self, loss: torch.Tensor, hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss, hits and gradients of a step summed over the processes: one message a step."""
@@ -441,6 +510,7 @@ class Director(TrainerCallback):
         self.trainer.ended = state.global_step > self.plan.start.step and self.has_ended(state)
         if self.trainer.writes:
             runs.trim_history(self.trainer.run, state.global_step)
+        self.trainer.check_sharing()
         self.trainer.clock = time.monotonic()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:

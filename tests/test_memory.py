@@ -293,33 +293,74 @@ GIB = memory.GIB
 
 
 def test_a_budget_from_a_measured_row() -> None:
-    """A row of 2048 tokens took 1 GiB of 10 free ones: 8 are used, four times 2048 tokens a GiB."""
-    assert memory.measured_budget(10 * GIB, 2048, GIB, memory.CARD_ROW) == 8 * 2048
-    assert memory.measured_budget(5 * GIB, 2048, GIB, memory.CARD_ROW) == 4 * 2048
-    assert memory.measured_budget(2 * GIB, 2048, GIB, memory.CARD_ROW) == 1.5 * 2048  # half a GiB stays free
-    assert memory.measured_budget(80 * GIB, 2048, GIB, memory.CARD_ROW) == memory.CARD_ROW
-    assert memory.measured_budget(GIB // 4, 2048, GIB, memory.CARD_ROW) == memory.SMALLEST_ROW
-    assert memory.measured_budget(10 * GIB, 2000, GIB, memory.CARD_ROW) % memory.BLOCK == 0
+    """A row of 2048 tokens took 1 GiB of 10 free ones: 8 are used, 2048 tokens each."""
+    assert memory.measured_budget(10 * GIB, 2048, GIB) == 8 * 2048
+    assert memory.measured_budget(5 * GIB, 2048, GIB) == 4 * 2048
+    assert memory.measured_budget(2 * GIB, 2048, GIB) == 1.5 * 2048  # half a GiB stays free
+    assert memory.measured_budget(80 * GIB, 2048, GIB) == memory.LONGEST_ROW
+    assert memory.measured_budget(GIB // 4, 2048, GIB) == memory.SMALLEST_ROW
+    assert memory.measured_budget(10 * GIB, 2000, GIB) % memory.BLOCK == 0
 
 
 def test_a_budget_before_anything_was_measured() -> None:
     per_token = 24 * 896 * 2 + (24 * 896 + 8 * 4864) * 2
-    assert memory.estimated_budget(6 * GIB, QWEN_HALF, memory.CARD_ROW) == 3 * GIB // per_token // 128 * 128
-    assert memory.estimated_budget(64 * GIB, QWEN_HALF, memory.CPU_ROW) == memory.CPU_ROW
-    assert (
-        memory.estimated_budget(GIB, QWEN_HALF, memory.CPU_ROW) == GIB // 2 // per_token // 128 * 128 < memory.CPU_ROW
-    )
+    assert memory.estimated_budget(6 * GIB, QWEN_HALF) == 3 * GIB // per_token // 128 * 128 < memory.LONGEST_ROW
+    assert memory.estimated_budget(64 * GIB, QWEN_HALF) == memory.LONGEST_ROW
 
 
 def test_a_small_machine_gets_smaller_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "auto" on CPU is 4096 where memory allows, and less where it does not; a resume keeps what was chosen."""
-    plenty, scarce = Series.new(tmp_path / "plenty"), Series.new(tmp_path / "scarce")
-    plenty.train("train.max_steps=1")
-    assert document(plenty.run(1) / "provenance.json")["tokens_per_row"] == 4096
+    """ "auto" is as much as memory allows; it is said and recorded, and a resume keeps it."""
+    series = Series.new(tmp_path)
     monkeypatch.setattr(models, "free_memory", lambda: 2**25)
-    scarce.train("train.max_steps=1")
-    found = document(scarce.run(1) / "provenance.json")
-    assert memory.SMALLEST_ROW <= found["tokens_per_row"] < 4096
+    settings = ("train.max_steps=6", "train.save_steps=2")
+    with steps_watched(dies_in=4):
+        done = series.train(*settings, code=130)
+    budget = document(series.run(1) / "provenance.json")["tokens_per_row"]
+    assert memory.SMALLEST_ROW <= budget < 4096
+    assert f"rows of at most {budget} tokens" in done.stderr
+    monkeypatch.undo()
+    assert f"rows of at most {budget} tokens" in series.train(*settings).stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process its peak")
+def test_the_peak_of_a_piece_of_work_is_measured() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("measures the card here")
+    before = models.reset_peak()
+    assert torch.ones(64 * 2**20, dtype=torch.uint8)[-1] == 1
+    assert 60 * 2**20 < models.peak_memory() - before < 120 * 2**20
+    assert abs(models.peak_memory() - models.reset_peak()) > 60 * 2**20  # given back, and the peak begins anew
+    assert models.peak_memory() - models.reset_peak() < 20 * 2**20
+
+
+def test_the_first_step_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second step on rows are as long as the first step's longest one says; a resume cuts them alike."""
+    settings = ("train.max_steps=6", "train.save_steps=2")
+    estimated = Series.new(tmp_path / "estimated")
+    estimated.train(*settings)
+    assert document(estimated.run(1) / "provenance.json")["rows_measured"] is None  # its rows are too short to tell
+
+    monkeypatch.setattr(memory, "MEASURED_ROW", 1)
+    monkeypatch.setattr(memory, "SMALLEST_ROW", 1)
+    monkeypatch.setattr(memory, "BLOCK", 1)
+    monkeypatch.setattr(models, "free_memory", lambda: 3 * GIB)
+    monkeypatch.setattr(models, "reset_peak", lambda: 0)
+    monkeypatch.setattr(models, "peak_memory", lambda: 5 * GIB)  # the longest row took more than twice what is there
+    straight, killed = Series.new(tmp_path / "straight"), Series.new(tmp_path / "killed")
+    with little_memory(lambda _tokens, _call: False) as rows:
+        done = straight.train(*settings)
+    found = document(straight.run(1) / "provenance.json")
+    budget = rows[0] * int(2.4 * GIB) // (5 * GIB)
+    assert found["rows_measured"] == {"step": 2, "tokens_per_row": budget}
+    assert f"rows of at most {budget} tokens from here on: one of {rows[0]} took 5.00 of 3.0 GiB" in done.stderr
+    assert rows[0] > budget and len(rows) > 6
+    with steps_watched(dies_in=4):
+        killed.train(*settings, code=130)
+    killed.train(*settings)
+    assert_same_run(killed.run(1), straight.run(1))
+    assert largest_difference(straight.run(1), estimated.run(1)) < 2e-5
 
 
 def test_what_to_do_about_a_row() -> None:
@@ -340,5 +381,7 @@ def test_budgets_hold_from_their_moment_on() -> None:
     assert [budgets.at(moment) for moment in (1, 6.5, 7, 9, 9.5, 10, 99)] == [4096, 4096, 1500, 1500, 700, 700, 700]
     budgets.cut(3, 1000)  # in a replay of earlier steps
     assert [budgets.at(moment) for moment in (2.5, 3, 8, 10)] == [4096, 1000, 1000, 700]
+    budgets.measured = 2, 9000
+    assert [budgets.at(moment) for moment in (1, 1.5, 2, 7)] == [4096, 4096, 9000, 1000]
     assert Budgets.read(budgets.document()) == budgets and budgets.document()["tokens_per_row"] == 700
     assert Budgets.read({"tokens_per_row": 512}) == Budgets(512)  # a run of an earlier version
