@@ -90,7 +90,13 @@ def run(
     allow_overfit: bool,
     as_json: bool,
 ) -> int:
-    from fasttune import menu, runs
+    from fasttune import menu, processes, runs
+
+    if processes.start() > 0:
+        from fasttune import train
+
+        train.train_along()
+        return 0
     from fasttune.strategy import run_to_resume
 
     order = menu.Order(recipe_file, overrides, root, strategy, on_existing, overwrite, allow_overfit)

@@ -7,12 +7,13 @@ bug in fasttune and keeps its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import locale
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +100,16 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
             talk.print(f"  {escape(finding.why)}", soft_wrap=True)
         if finding.fix:
             talk.print(f"  [green]{_('hint')}:[/] {escape(finding.fix)}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """No talk: another process says it."""
+    talk.quiet = True
+    try:
+        yield
+    finally:
+        talk.quiet = False
 
 
 def say(text: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import io
 import logging
 import os
@@ -23,8 +24,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fasttune import memory, processes
 from fasttune.console import _, error
-from fasttune.packing import Row
 from fasttune.recipe import LoraRecipe, ModelRecipe
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ Device = Literal["cpu", "cuda"]
 TINY = Path(__file__).parent / "tiny"
 ATTENTION = "fasttune"  # the name of engine.attention among transformers' attention functions
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")
 FLEX_BLOCK = 128  # Unsloth's shared-prefix kernel pads every layer's Q, K and V to this unless the row already fits
 
 
@@ -180,6 +182,11 @@ def shares_prefixes() -> bool:
     import torch
 
     return device() == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
+
+
+def checks_sharing() -> bool:
+    """Whether shared prefixes are checked before the first step: on a card, whose kernel is not ours."""
+    return device() == "cuda"
 
 
 def compute_dtype(recipe: ModelRecipe) -> torch.dtype:
@@ -415,45 +422,35 @@ def generate(model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: 
 # Memory -------------------------------------------------------------------------------------------------------------
 
 
-def tokens_per_row(model: Any, chosen: str | int) -> int:
-    """Tokens of a row: the recipe's number, or for "auto" what half of the free memory holds with recomputation.
-
-    On CPU a fixed 4096: rows beyond that gain no speed there, and a run then computes the same on every machine.
-    """
-    if chosen != "auto":
-        return int(chosen)
-    if device() == "cpu":
-        return 4096
+def shape(model: Any) -> memory.Shape:
+    """What decides the memory of a row, from the model's configuration."""
     config = model.config
-    kept = config.num_hidden_layers * config.hidden_size * 2  # each layer's input, in 16 bit
-    working = (24 * config.hidden_size + 8 * config.intermediate_size) * 2  # one layer at a time, recomputed
-    fitting = free_memory() // 2 // (kept + working)
-    return int(min(65536, max(2048, fitting // FLEX_BLOCK * FLEX_BLOCK)))
-
-
-def needs_checkpointing(model: Any, rows: Sequence[Row]) -> bool:
-    """Whether the largest row's activations would take more than a quarter of the free memory without recomputation.
-
-    A decoder layer keeps about 12 hidden-sized and 4 feed-forward-sized values a token for its backward pass, twice
-    that with LoRA's own inputs and the attention's statistics (counted over transformers' Qwen2 in float32).
-    """
-    config = model.config
-    values = config.num_hidden_layers * (24 * config.hidden_size + 8 * config.intermediate_size)
     width = 4 if device() == "cpu" else 2
-    largest = max((row.tokens for row in rows), default=0)
-    return values * width * largest > free_memory() / 4
+    return memory.Shape(config.num_hidden_layers, config.hidden_size, config.intermediate_size, width)
+
+
+def recompute_activations(model: Any) -> None:
+    """Turn gradient checkpointing on in a model that was set up without it."""
+    if device() == "cpu":
+        model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return
+    model.enable_input_require_grads()  # Unsloth's checkpoints are reentrant: without it no gradient comes through
+    import_unsloth().for_training(model, use_gradient_checkpointing=True)
 
 
 def free_memory() -> int:
-    """Bytes that can still be had: of the card where one is used, else of the machine."""
+    """Bytes that can still be had: of the card where one is used, torch's own unused ones included, else of the
+    machine."""
     import psutil
     import torch
 
-    return torch.cuda.mem_get_info()[0] if device() == "cuda" else psutil.virtual_memory().available
+    if device() == "cpu":
+        return psutil.virtual_memory().available // processes.on_this_machine()
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def used_memory() -> int:
-    """Peak bytes of this process: reserved on the card where one is used, else resident."""
+    """Peak bytes of this process since its first step: reserved on the card where one is used, else resident."""
     import resource
 
     import torch
@@ -461,3 +458,62 @@ def used_memory() -> int:
     if device() == "cuda":
         return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak() -> int:
+    """Let `peak_memory` begin anew; the bytes in use now."""
+    import torch
+
+    if device() == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    with contextlib.suppress(OSError):  # without it the peak of the process's whole life counts
+        Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def peak_memory() -> int:
+    """Most bytes that were in use since `reset_peak`: on the card, else resident."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if device() == "cuda" else resident("VmHWM")
+
+
+def resident(field: str) -> int:
+    """A figure of this process as Linux counts it: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error says that memory ran out: a card's, the CPU allocator's or Python's own."""
+    import torch
+
+    if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(problem, RuntimeError) and any(sign in str(problem) for sign in NO_MEMORY)
+
+
+def release_memory() -> None:
+    """Hand back what a failed attempt has left."""
+    import torch
+
+    gc.collect()
+    if device() == "cuda":
+        torch.cuda.empty_cache()
+
+
+def random_state() -> list[torch.Tensor]:
+    """The generators that dropout draws from."""
+    import torch
+
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if device() == "cuda" else [])]
+
+
+def set_random_state(states: Sequence[torch.Tensor]) -> None:
+    """Put the generators where they were."""
+    import torch
+
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])

@@ -52,7 +52,7 @@ class Step:
     """One optimizer step: the samples that count in it and the rows that compute them.
 
     `tokens` are the samples' own, `computed_tokens` what the rows hold after sharing, `supervised` the tokens the
-    loss is averaged over.
+    loss is averaged over. With several processes the rows are those of one of them; all else counts for all.
     """
 
     samples: tuple[int, ...]
@@ -80,23 +80,52 @@ def epoch_batches(samples: int, batch_size: int, seed: int, epoch: int) -> tuple
     return tuple(tuple(order[i : i + batch_size]) for i in range(0, samples, batch_size))
 
 
-def plan_step(examples: Sequence[Example], samples: Sequence[int], budget: int, *, shared_prefix: bool = True) -> Step:
-    """Lay the samples of one step out in rows of at most `budget` tokens (0 = one sample a row).
+def plan_step(
+    examples: Sequence[Example],
+    samples: Sequence[int],
+    budget: int,
+    *,
+    shared_prefix: bool = True,
+    process: int = 0,
+    processes: int = 1,
+) -> Step:
+    """Lay the samples of one step out in rows of at most `budget` tokens (0 = one sample a row), for one of several
+    processes.
 
     A sample longer than the budget gets a row of its own: nothing is cut (E7).
     """
-    if budget == 0:
-        rows = [Row((Group(0, (i,)),), len(examples[i].tokens)) for i in samples]
-    else:
-        groups = share_prefixes(examples, samples) if shared_prefix else [Group(0, (i,)) for i in samples]
-        rows = fill_rows(examples, groups, budget)
+    parts = [lay_out(examples, part, budget, shared_prefix) for part in divide(examples, samples, processes)]
     return Step(
         samples=tuple(samples),
-        rows=tuple(rows),
+        rows=tuple(parts[process]),
         tokens=sum(len(examples[i].tokens) for i in samples),
-        computed_tokens=sum(row.tokens for row in rows),
+        computed_tokens=sum(row.tokens for rows in parts for row in rows),
         supervised=sum(supervised_tokens(examples[i]) for i in samples),
     )
+
+
+def divide(examples: Sequence[Example], samples: Sequence[int], processes: int) -> list[list[int]]:
+    """A step's samples in parts of about equal tokens, one a process; samples that begin alike stay together, so that
+    few prefixes are computed twice."""
+    if processes == 1:
+        return [list(samples)]
+    order = sorted(samples, key=lambda i: (examples[i].tokens[: shareable(examples[i])], i))
+    whole, before = sum(len(examples[i].tokens) for i in samples), 0
+    parts: list[list[int]] = [[] for _ in range(processes)]
+    for i in order:
+        size = len(examples[i].tokens)
+        parts[(2 * before + size) * processes // (2 * whole)].append(i)  # where its middle lies
+        before += size
+    return parts
+
+
+def lay_out(examples: Sequence[Example], samples: Sequence[int], budget: int, shared_prefix: bool) -> list[Row]:
+    """The rows of one process."""
+    if budget == 0:
+        return [Row((Group(0, (i,)),), len(examples[i].tokens)) for i in samples]
+    shares = shared_prefix and samples
+    groups = share_prefixes(examples, samples) if shares else [Group(0, (i,)) for i in samples]
+    return fill_rows(examples, groups, budget)
 
 
 def group_tokens(examples: Sequence[Example], group: Group) -> int:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from fasttune import model as models
 from fasttune import packing, provenance, runs
 from fasttune.console import Finding, _, error, say, show_findings
-from fasttune.packing import Row
+from fasttune.packing import Step
 from fasttune.render import Example
 
 NAME = "proof.json"
@@ -35,7 +35,7 @@ class Trained(Protocol):
 
     def random_state(self) -> str: ...
 
-    def score(self, examples: Sequence[Example], rows: Sequence[Row]) -> tuple[float, float]: ...
+    def score(self, examples: Sequence[Example], plan: Callable[[int], Step]) -> tuple[float, float]: ...
 
 
 def record(trainer: Trained, folder: Path) -> None:
@@ -145,8 +145,7 @@ def mismatch(where: Path, what: str) -> Exception:
 def fixed_loss(trainer: Trained) -> float:
     """Mean loss of the first training samples, one a row, without gradient."""
     examples = trainer.examples[:SAMPLES]
-    rows = packing.plan_step(examples, range(len(examples)), 0).rows
-    return trainer.score(examples, rows)[0]
+    return trainer.score(examples, lambda _budget: packing.plan_step(examples, range(len(examples)), 0))[0]
 
 
 def tokens_digest(trainer: Trained) -> str:

@@ -142,20 +142,23 @@ def read_json(path: Path) -> Any:
 
 def note_continuation(run: Run, shown: dict[str, Any]) -> None:
     """Keep the proof of one more start of this run in its provenance.json, beside those of earlier starts."""
-    document = read_json(run.provenance)
-    write_json(run.provenance, document | {"continuations": [*document.get("continuations", []), shown]})
+    note(run, {"continuations": [*read_json(run.provenance).get("continuations", []), shown]})
+
+
+def note_start(run: Run, took: dict[str, Any]) -> None:
+    """Keep what one more start of this run took in its provenance.json, beside those of earlier starts."""
+    note(run, {"starts": [*read_json(run.provenance).get("starts", []), took]})
+
+
+def note(run: Run, fields: Mapping[str, Any]) -> None:
+    """Put fields into a run's provenance.json, in place of those of the same name."""
+    write_json(run.provenance, {**read_json(run.provenance), **fields})
 
 
 def append_line(path: Path, document: Any) -> None:
     """One more line of a JSONL file, handed to the system before this returns."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(document, ensure_ascii=False) + "\n")
-
-
-def note_start(run: Run, took: dict[str, Any]) -> None:
-    """Keep what one more start of this run took in its provenance.json, beside earlier starts."""
-    document = read_json(run.provenance)
-    write_json(run.provenance, document | {"starts": [*document.get("starts", []), took]})
 
 
 @contextlib.contextmanager

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fasttune import memory, processes, proof, provenance, runs, tokens
 from fasttune import model as models
-from fasttune import proof, provenance, runs, tokens
-from fasttune.console import _, error, say, show_findings, usage_error
+from fasttune.console import _, error, say, show_findings, silence
 from fasttune.live import Phases
+from fasttune.memory import Budgets
 from fasttune.render import prompt_tokens, render_all
 from fasttune.runs import Run
 from fasttune.strategy import Plan, damaged_checkpoints
-from fasttune.trainer import Steps, StepTrainer, eval_rows
+from fasttune.trainer import Steps, StepTrainer
 
 # isort: split
 from transformers import TrainerCallback, TrainingArguments  # after trainer.py, which has imported Unsloth
@@ -55,12 +56,6 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None, phases:
     Raises FasttuneError for what the user can mend; whatever the data and the model can be checked for is checked
     before a run folder exists.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise usage_error(
-            "several-processes",
-            _("this version trains with one process, WORLD_SIZE is {size}", size=os.environ["WORLD_SIZE"]),
-            fix=_("start it without torchrun or accelerate launch"),
-        )
     recipe, phases, cache = plan.recipe, phases or Phases(), tokens.Cache()
     with phases("render", _("tokenizing")):
         tokenizer = models.load_tokenizer(base)
@@ -73,38 +68,67 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None, phases:
     before = resume or (None if plan.start.kind == "base" else plan.start.parent)
     if before is not None:
         provenance.require_same_base(before, base)
+    processes.from_first((plan, base, training, held_out))  # the other processes load the base meanwhile
     with phases("load", _("loading the model")):
         net = models.load(base, recipe.model)
-        budget = remembered_budget(plan, before) or models.tokens_per_row(net, recipe.train.tokens_per_row)
-        steps = Steps(training, plan, budget)
-        net = models.add_lora(net, recipe.lora, recipe.train.seed, checkpointing=wants_checkpointing(net, plan, steps))
-        net.peft_config["default"].base_model_name_or_path = recipe.model.base
-        if plan.start.kind == "adapter" and plan.start.parent is not None:
-            models.load_adapter(net, plan.start.parent.adapter)
+        steps = Steps(training, plan)
+        limits = row_limits(plan, net, steps, resume, before)
+        net = with_adapter(net, plan, limits)
 
     with runs.room_for(root, checkpoint_bytes(net)):
         run = resume or runs.create(
-            root, recipe.name, recipe.strategy, lambda new: open_run(new, plan, base, budget)
+            root, recipe.name, recipe.strategy, lambda new: open_run(new, plan, base, limits)
         )  # fmt: skip
         with runs.locked(run.lock, _("another process is training {run}", run=run.id)), runs.unless_begun(run):
             if run.adapter.is_dir():
                 raise error("run-is-locked", _("another process has trained {run} meanwhile", run=run.id))
             say(_("run {run} in {folder}", run=run.id, folder=run.folder))
+            say(_("rows of at most {tokens} tokens", tokens=limits["tokens_per_row"]))
             runs.remove_halves(run.folder)
             runs.remove_halves(run.checkpoints)
-            trainer = StepTrainer(net, arguments(plan, run), steps, eval_rows(held_out, steps), plan, run)
+            runs.note(run, limits)
+            checkpoint = newest_checkpoint(run) or plan.start.checkpoint
+            processes.from_first((run, limits, checkpoint))
+            trainer = StepTrainer(net, arguments(plan, run), steps, held_out, plan, run)
             trainer.add_callback(FirstStep(run, phases, {"samples": len(samples), "rendered": cache.rendered}))
-            seconds = fit(trainer)
+            seconds = fit(trainer, checkpoint)
+            processes.end()
             if trainer.complete:
                 with phases("probe", _("answering the probe questions with the base")):
                     record_base_answers(trainer, tokenizer)
             return finish(trainer, seconds)
 
 
-def fit(trainer: StepTrainer) -> float:
-    """Train from the newest whole checkpoint, or from where the plan starts; returns the seconds it took."""
-    start, checkpoint = trainer.plan.start, newest_checkpoint(trainer.run) or trainer.plan.start.checkpoint
-    if checkpoint is None and start.kind == "adapter" and start.parent is not None:
+def train_along() -> None:
+    """What a process beside the first one does: its part of every step, as the first one says (processes.py). It writes
+    and says nothing."""
+    try:
+        plan, base, training, held_out = processes.from_first(None)
+    except RuntimeError:  # the first process has ended without training: its message and its exit code tell why
+        return
+    with silence():
+        net = models.load(base, plan.recipe.model)
+        run, limits, checkpoint = processes.from_first(None)
+        net = with_adapter(net, plan, limits)
+        trainer = StepTrainer(net, arguments(plan, run), Steps(training, plan), held_out, plan, run)
+        fit(trainer, checkpoint)
+        processes.end()
+
+
+def with_adapter(net: Any, plan: Plan, limits: dict[str, Any]) -> Any:
+    """The base with LoRA on it, fresh or with the weights that the plan starts from."""
+    recipe = plan.recipe
+    net = models.add_lora(net, recipe.lora, recipe.train.seed, checkpointing=limits["gradient_checkpointing"])
+    net.peft_config["default"].base_model_name_or_path = recipe.model.base
+    if plan.start.kind == "adapter" and plan.start.parent is not None:
+        models.load_adapter(net, plan.start.parent.adapter)
+    return net
+
+
+def fit(trainer: StepTrainer, checkpoint: Path | None) -> float:
+    """Train from a checkpoint, or from where the plan starts; returns the seconds it took."""
+    start = trainer.plan.start
+    if trainer.writes and checkpoint is None and start.kind == "adapter" and start.parent is not None:
         runs.note_continuation(trainer.run, proof.check_weights(trainer, start.parent.adapter))
     began = time.monotonic()
     with stoppable(trainer):
@@ -133,11 +157,27 @@ def make_record(
 # Before the first step ----------------------------------------------------------------------------------------------
 
 
-def remembered_budget(plan: Plan, before: Run | None) -> int:
-    """The tokens a row that "auto" came to in an earlier run, so that going on cuts its steps alike (E2, bit for bit);
-    0 where there is none, or where the recipe says a number."""
-    remembers = before is not None and plan.recipe.train.tokens_per_row == "auto"
-    return int(runs.read_json(before.provenance)["tokens_per_row"]) if before and remembers else 0
+def row_limits(plan: Plan, net: Any, steps: Steps, resume: Run | None, before: Run | None) -> dict[str, Any]:
+    """The fields of provenance.json that say what a row may take: tokens, and whether activations are recomputed."""
+    settings = plan.recipe.train
+    known = runs.read_json(before.provenance) if before else {}
+    budgets = remembered_budgets(settings.tokens_per_row, known, resumes=resume is not None)
+    free, shape, recomputes = models.free_memory(), models.shape(net), settings.gradient_checkpointing
+    if budgets is None:
+        auto = settings.tokens_per_row == "auto"
+        budgets = Budgets(memory.estimated_budget(free, shape, recomputes) if auto else int(settings.tokens_per_row))
+    if recomputes == "auto":
+        first = steps.plan(steps[0], budgets.now).rows
+        recomputes = (resume and known.get("gradient_checkpointing")) or memory.needs_recomputation(free, shape, first)
+    return budgets.document() | {"rows_asked": settings.tokens_per_row, "gradient_checkpointing": bool(recomputes)}
+
+
+def remembered_budgets(asked: int | str, known: dict[str, Any], *, resumes: bool) -> Budgets | None:
+    """What the run that is resumed cut its rows to and when, so that its steps are cut alike (E2, bit for bit), or what
+    the run that is continued had come to; none where the recipe says another number now."""
+    if not known or asked not in ("auto", known.get("rows_asked")):
+        return None
+    return Budgets.read(known) if resumes else Budgets(known["tokens_per_row"])
 
 
 def checkpoint_bytes(net: Any) -> int:
@@ -146,17 +186,11 @@ def checkpoint_bytes(net: Any) -> int:
     return 3 * 4 * trained + 2**20
 
 
-def wants_checkpointing(net: Any, plan: Plan, steps: Steps) -> bool:
-    """The recipe's word on gradient checkpointing; "auto" decides by the first step's rows and the free memory."""
-    chosen = plan.recipe.train.gradient_checkpointing
-    return models.needs_checkpointing(net, steps[0].rows) if chosen == "auto" else bool(chosen)
-
-
-def open_run(run: Run, plan: Plan, base: Path, budget: int) -> None:
+def open_run(run: Run, plan: Plan, base: Path, limits: dict[str, Any]) -> None:
     """What a run folder holds when it appears."""
     shutil.copyfile(plan.recipe.path, run.recipe)
     runs.write_json(run.plan, plan.document())
-    runs.write_json(run.provenance, provenance.collect(plan, base, models.device()) | {"tokens_per_row": budget})
+    runs.write_json(run.provenance, provenance.collect(plan, base, models.device()) | limits)
 
 
 def arguments(plan: Plan, run: Run) -> TrainingArguments:
@@ -183,7 +217,7 @@ def arguments(plan: Plan, run: Run) -> TrainingArguments:
         eval_steps=(settings.eval_steps or plan.steps_per_epoch) if evaluates else None,
         save_strategy="steps",
         save_steps=settings.save_steps or plan.steps_per_epoch,
-        report_to=[name for name in settings.report_to if name != "none"] or "none",
+        report_to=[name for name in settings.report_to if name != "none" and processes.rank() == 0] or "none",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
@@ -222,6 +256,8 @@ def stoppable(trainer: StepTrainer) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM) ends training after the current step with a checkpoint; a second one at once."""
 
     def stop(_signal: int, _frame: Any) -> None:
+        if trainer.interrupted and processes.count() > 1:
+            return  # torchrun sends its own signal after the terminal's, and ends by itself who takes too long
         if trainer.interrupted:
             raise KeyboardInterrupt
         trainer.interrupted = True

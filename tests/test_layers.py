@@ -15,7 +15,7 @@ RANKS = {
     "strict": 1.2, "foreign": 1.2, "recipe": 2,
     "records": 2.2, "conversations": 2.4, "data": 3,
     "template": 3.5, "render": 4, "tokens": 4.5, "packing": 5, "runs": 6, "lineage": 6.5, "strategy": 7, "advice": 7.1, "starter": 7.2, "questions": 7.4, "menu": 7.6,
-    "engine": 8, "model": 9, "provenance": 9, "live": 9, "proof": 9.3, "trainer": 9.6,
+    "memory": 7.9, "processes": 8, "engine": 8, "model": 9, "provenance": 9, "live": 9, "sharing": 9, "proof": 9.3, "trainer": 9.6,
     "export": 10, "train": 10, "evaluate": 11, "chat": 11, "show": 11,
     "cli": 12, "__main__": 13,
 }  # fmt: skip
@@ -30,7 +30,7 @@ HOMES = {
     "llama_cpp": {"export"},
     "ollama": {"export"},
     "transformers": {"train", "trainer", "model", "export"},
-    "torch": {"engine", "model", "trainer", "provenance", "export"},
+    "torch": {"engine", "model", "trainer", "processes", "sharing", "provenance", "export"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if "tiny" not in path.parts]
 

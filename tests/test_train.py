@@ -261,25 +261,18 @@ def test_a_users_mistake_leaves_no_run_folder(recipe: Path, fasttune: Cli, tmp_p
     assert not (tmp_path / "runs" / "persona").exists()
 
 
-def test_several_processes_are_refused(recipe: Path, fasttune: Cli, tmp_path: Path) -> None:
-    done = fasttune("run", recipe, WORLD_SIZE="2")
-    assert done.returncode == 2
-    assert "this version trains with one process, WORLD_SIZE is 2" in done.stderr
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.parametrize(
     ("shares", "budget", "lengths"),
     [(True, 4096, [127]), (False, 4096, [927]), (True, 120, [118, 109]), (True, 0, [103] * 9)],
 )
 def test_evaluation_is_packed_as_training_is(shares: bool, budget: int, lengths: list[int]) -> None:
-    from fasttune.trainer import eval_rows
+    from fasttune.trainer import Steps
 
+    settings = SimpleNamespace(train=SimpleNamespace(shared_prefix=shares), lora=SimpleNamespace(dropout=0.5))
+    steps = Steps([], SimpleNamespace(recipe=settings))  # type: ignore[arg-type]
     examples = [Example(f"x:{n}", (*range(100), 200 + n, 7, 8), ((101, 103),)) for n in range(9)]
-    steps: Any = SimpleNamespace(budget=budget, shares=shares)
-    held_out, rows = eval_rows(examples, steps)
-    assert held_out is examples and [row.tokens for row in rows] == lengths
-    assert eval_rows([], steps) == ([], [])
+    assert [row.tokens for row in steps.plan_held_out(examples, budget).rows] == lengths
+    assert not steps.plan_held_out([], budget).rows
 
 
 @pytest.mark.parametrize(("change", "shares"), [("lora.dropout=0.1", False), ("lora.dropout=0.0", True)])

@@ -1,0 +1,116 @@
+"""On a CUDA card: Unsloth's shared-prefix attention against variable-length attention, memory that really runs out, rows sized
+by what the first one took. Skipped without a card."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from series import Series, document, history, losses
+
+from fasttune import model as models
+from fasttune.sharing import TOLERANCE
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")]
+
+# Heads, heads of keys, width of a head: those of Qwen2.5 0.5B, 1.5B and 3B.
+SHAPES = {"0.5B": (14, 2, 64), "1.5B": (12, 2, 128), "3B": (16, 2, 128)}
+ROUNDING = TOLERANCE[torch.bfloat16]
+
+
+def random_base(folder: Path, shape: str, layers: int = 2) -> Path:
+    """A base with one size's attention, random weights, few layers, and the built-in tokenizer."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    heads, key_heads, width = SHAPES[shape]
+    tiny = Qwen2Config.from_pretrained(models.TINY)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=tiny.vocab_size, hidden_size=heads * width, intermediate_size=4 * heads * width,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
+        max_position_embeddings=4096, tie_word_embeddings=True, eos_token_id=tiny.eos_token_id,
+    )  # fmt: skip
+    base = Qwen2ForCausalLM(config)
+    for name, parameter in base.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.5)  # fresh ones are zero, which would hide a mistake in them
+    base.to(torch.bfloat16).save_pretrained(folder)
+    for file in models.TINY.iterdir():
+        if "token" in file.name or file.suffix == ".jinja":
+            shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+@pytest.mark.parametrize("load_in_4bit", [False, True], ids=["16 bit", "4 bit"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sharing_passes_its_check(tmp_path: Path, shape: str, load_in_4bit: bool) -> None:
+    base = random_base(tmp_path / "base", shape)
+    series = Series.new(tmp_path)
+    done = series.train(
+        "train.max_steps=1", f"model.base={base}", f"model.load_in_4bit={str(load_in_4bit).lower()}", "lora.r=8"
+    )
+    found = document(series.run(1) / "provenance.json")["sharing_check"]
+    print(shape, load_in_4bit, found)  # for `pytest -s`: the figures that TOLERANCE is set by
+    assert found is not None and found["loss"] < ROUNDING and found["gradient"] < ROUNDING
+    assert "switched off" not in done.stderr
+    line = history(series.run(1))[0]
+    assert line["computed_tokens"] < line["num_tokens"]
+
+
+@pytest.mark.parametrize("checkpointing", ["true", "false"])
+def test_packing_never_changes_the_run(tmp_path: Path, checkpointing: str) -> None:
+    """E1 to the rounding of 16 bit: shared, packed without sharing, one sample a row."""
+    ways = {"shared": (), "packed": ("train.shared_prefix=false",), "single": ("train.tokens_per_row=0",)}
+    runs = {}
+    for name, changes in ways.items():
+        series = Series.new(tmp_path / name)
+        series.train("train.max_steps=6", f"train.gradient_checkpointing={checkpointing}", *changes)
+        runs[name] = series.run(1)
+    for name in ("shared", "packed"):
+        assert losses(runs[name]) == pytest.approx(losses(runs["single"]), rel=2e-2), name
+        norms = [[line["grad_norm"] for line in history(run) if "loss" in line] for run in (runs[name], runs["single"])]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-1), name
+
+
+def test_memory_really_runs_out(tmp_path: Path) -> None:
+    """The process may use little of the card: the step is planned again until it fits, and its losses are the same."""
+    base = random_base(tmp_path / "base", "0.5B", layers=12)
+    settings = (
+        f"model.base={base}", "train.max_steps=2", "train.batch_size=10", "train.gradient_checkpointing=false",
+        "train.tokens_per_row=100000", "train.shared_prefix=false", "train.learning_rate=1e-4",
+    )  # fmt: skip
+    plenty, little = Series.new(tmp_path / "plenty"), Series.new(tmp_path / "little")
+    for series in (plenty, little):
+        lines = (series.folder / "train.jsonl").read_text(encoding="utf-8")
+        (series.folder / "train.jsonl").write_text(lines.replace("说话短。", "说话短。" * 200), encoding="utf-8")
+    plenty.train(*settings)
+    peak = max(line["memory_gib"] for line in history(plenty.run(1)))
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_reserved() / 2**30
+    whole = torch.cuda.get_device_properties(0).total_memory / 2**30
+    torch.cuda.set_per_process_memory_fraction((held + (peak - held) * 0.6) / whole)
+    try:
+        done = little.train(*settings)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert re.search(r"step 1: out of memory in a row of \d+ tokens; the step is planned again", done.stderr)
+    assert losses(little.run(1)) == pytest.approx(losses(plenty.run(1)), rel=2e-2)
+
+
+def test_rows_are_sized_by_the_first_step(tmp_path: Path) -> None:
+    series = Series.new(tmp_path)
+    lines = (series.folder / "train.jsonl").read_text(encoding="utf-8")
+    (series.folder / "train.jsonl").write_text(lines.replace("说话短。", "说话短。" * 200), encoding="utf-8")
+    series.train("train.max_steps=2", "train.batch_size=10", "train.shared_prefix=false")
+    found = document(series.run(1) / "provenance.json")
+    assert found["rows_measured"]["step"] == 2 and found["rows_measured"]["tokens_per_row"] >= 256
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    series = Series.new(tmp_path)
+    run = series.stop("train.epochs=10", "train.save_steps=100", lines=3)
+    done = series.train("train.epochs=10", "train.save_steps=100")
+    assert "goes on from step" in done.stderr and len(losses(run)) == 30
