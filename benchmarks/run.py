@@ -1,0 +1,274 @@
+"""Run the benchmark matrix: every data set with every base, each result written as soon as it is there.
+
+    python benchmarks/run.py --name epyc --base Qwen2.5-0.5B=PATH --sweep 1,4,16,64 --growth 1000,10000,100000
+    python benchmarks/run.py --name epyc --base Qwen2.5-0.5B=PATH --cases persona --arms stock,fasttune --repeats 1
+    python benchmarks/run.py --name rtx4090 --cuda     # Qwen2.5 shapes with random weights, 16 and 4 bits; no download
+    python benchmarks/run.py --name try --base builtin:tiny --cases chat --steps 2    # a minute, to see it work
+
+It all goes to benchmarks/results/DATE_NAME/: result.json, versions.txt, and for each entry of the matrix a folder with
+its own result.json and the log of every process. The same command again goes on where it was interrupted (entries that
+are there are not measured again); delete an entry's folder to measure it anew. Then: benchmarks/report.py FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cases
+import shapes
+
+from fasttune import bench, data, packing, recipe, render
+from fasttune import model as models
+from fasttune.console import FasttuneError, say, show_findings
+
+RESULTS = Path(__file__).parent / "results"
+WORK = cases.REPOSITORY / "build" / "benchmarks"  # data sets and shapes: made anew where they are missing
+MAIN = "plain,stock,stock-padding-free,fasttune"
+GAINS = "stock-no-checkpointing,fasttune-no-sharing,fasttune-no-packing,fasttune-checkpointing"
+CUDA = {"base": ["shape:0.5b", "shape:1.5b", "shape:3b"], "bits": "16,4", "warmup": 5, "steps": 20, "repeats": 3}
+RECIPE = """\
+name = "bench"
+[model]
+base = "builtin:tiny"
+[data]
+train = "{data}"
+[lora]
+r = 16
+[export]
+gguf = []
+"""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model: how it is called in results, and where it lies."""
+
+    name: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One experiment of the matrix. `arms` as `fasttune bench --arms` takes them."""
+
+    case: str
+    base: Base
+    bits: int
+    batch_size: int
+    arms: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.case}-{self.base.name}-{self.bits}bit-b{self.batch_size}"
+
+
+def main() -> int:
+    options = arguments()
+    folder = place(options.name, options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "versions.txt").write_text(versions(), encoding="utf-8")
+    failed = 0
+    entries = matrix(options)
+    for number, entry in enumerate(entries, 1):
+        say(f"[{number}/{len(entries)}] {entry.name}: {entry.arms}")
+        if not (folder / entry.name / "result.json").is_file():
+            failed += not measure(entry, options, folder / entry.name)
+        collect(folder, entries)
+    if options.growth:
+        (folder / "growth.json").write_text(json.dumps(growth(options), indent=2) + "\n", encoding="utf-8")
+    collect(folder, entries)
+    print(folder)
+    return int(failed > 0)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="of the machine or the occasion: part of the folder's name")
+    parser.add_argument(
+        "--base", action="append", help="NAME=FOLDER, a hub name, builtin:tiny or shape:0.5b; repeatable"
+    )
+    parser.add_argument("--cases", default=",".join(cases.CASES), help="%(default)s")
+    parser.add_argument("--arms", help=f"instead of {MAIN} and, for persona, {GAINS}")
+    parser.add_argument("--batch-size", type=int, help="samples a step, instead of each case's own")
+    parser.add_argument(
+        "--sweep", default="", help="batch sizes for persona with stock and fasttune alone, e.g. 1,4,64"
+    )
+    parser.add_argument(
+        "--growth", default="", help="numbers of samples to time data preparation with, e.g. 1000,10000"
+    )
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--bits", default="16", help="16, 4 or 16,4: how the base is held (4 needs a card)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--cuda", action="store_true", help="the matrix for a card; other options change it")
+    parser.add_argument("--out", type=Path, help="instead of benchmarks/results/DATE_NAME")
+    if "--cuda" in sys.argv:
+        parser.set_defaults(**CUDA)
+    options = parser.parse_args()
+    unknown = sorted(set(options.cases.split(",")) - set(cases.CASES))
+    if unknown or not options.base:
+        parser.error(f"no such case: {', '.join(unknown)}" if unknown else "--base is missing")
+    return options
+
+
+def place(name: str, out: Path | None) -> Path:
+    """The folder of this name, the newest where there are several, else a new one."""
+    return out or max(RESULTS.glob(f"*_{name}"), default=RESULTS / f"{date.today()}_{name}")
+
+
+def matrix(options: argparse.Namespace) -> list[Entry]:
+    """The entries in the order they are measured: small bases first, the sweep last."""
+    found = []
+    for base in map(parse_base, options.base):
+        for bits in map(int, options.bits.split(",")):
+            for case in (cases.CASES[name] for name in options.cases.split(",")):
+                arms = options.arms or (f"{MAIN},{GAINS}" if case.ablate else MAIN)
+                found.append(Entry(case.name, base, bits, options.batch_size or case.batch_size, arms))
+            for size in map(int, filter(None, options.sweep.split(","))):
+                found.append(Entry("persona", base, bits, size, options.arms or "stock,fasttune"))
+    return list({entry.name: entry for entry in reversed(found)}.values())[::-1]
+
+
+def parse_base(text: str) -> Base:
+    """NAME=FOLDER; alone, a folder is called by its last part."""
+    name, sign, where = text.rpartition("=")
+    return Base(name, where) if sign else Base(text.rstrip("/").rpartition("/")[2].replace(":", "-"), text)
+
+
+# One entry ----------------------------------------------------------------------------------------------------------
+
+
+def measure(entry: Entry, options: argparse.Namespace, folder: Path) -> bool:
+    """Measure an entry and write its folder; whether every arm came to its end with the same losses."""
+    where, recipe_file = base_folder(entry.base), case_recipe(entry.case)
+    overrides = (
+        f"model.base={where}",
+        f"model.dtype={options.dtype}",
+        f"model.load_in_4bit={str(entry.bits == 4).lower()}",
+        f"train.batch_size={entry.batch_size}",
+    )
+    wish = bench.Experiment(
+        recipe_file, overrides, bench.parse_arms(entry.arms), options.steps, options.warmup, options.repeats
+    )
+    try:
+        document = bench.measure(wish, folder, say)
+    except FasttuneError as problem:
+        show_findings(problem.findings)
+        return False
+    tidy(folder, {where: entry.base.name})
+    document |= {"case": entry.case, "base": entry.base.name}
+    write(folder / "result.json", document)
+    for arm in document["arms"]:
+        say(f"  {arm['name']}: {arm['status']} {arm['why']} {arm.get('speedup', 0.0):.2f}x stock")
+    return all(arm["status"] in ("ok", "skipped") for arm in document["arms"])
+
+
+def base_folder(base: Base) -> str:
+    """Where the base lies; a shape is made first."""
+    if not base.where.startswith("shape:"):
+        return base.where
+    shape = base.where.removeprefix("shape:")
+    WORK.mkdir(parents=True, exist_ok=True)
+    return str(shapes.make(shape, WORK / f"shape-{shape}"))
+
+
+def case_recipe(case: str) -> Path:
+    """A recipe for a case's data, both written anew."""
+    samples = cases.write(case, WORK)
+    path = WORK / f"{case}.toml"
+    path.write_text(RECIPE.format(data=samples.as_posix()), encoding="utf-8")
+    return path
+
+
+def tidy(folder: Path, names: dict[str, str]) -> None:
+    """Logs that can be kept with the project: no path of this machine in them, and no jobs, which are full of them."""
+    names = names | {
+        f"{cases.REPOSITORY}/": "",
+        f"{sys.prefix}/": "",
+        f"{Path.home()}/": "~/",
+        f"{tempfile.gettempdir()}/": "",
+    }
+    for path in folder.glob("*.job.json"):
+        path.unlink()
+    for path in folder.glob("*.log"):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for where, name in names.items():
+            text = text.replace(where, name)
+        path.write_text(text, encoding="utf-8")
+
+
+# What goes around it ------------------------------------------------------------------------------------------------
+
+
+def collect(folder: Path, entries: list[Entry]) -> None:
+    """result.json of the whole matrix: the entries that are there, in the matrix' order, and the growth."""
+    there = [
+        folder / entry.name / "result.json" for entry in entries if (folder / entry.name / "result.json").is_file()
+    ]
+    others = sorted(path for path in folder.glob("*/result.json") if path not in there)  # of earlier calls
+    grown = folder / "growth.json"
+    document = {
+        "name": folder.name,
+        "entries": [json.loads(path.read_text(encoding="utf-8")) for path in (*there, *others)],
+        "growth": json.loads(grown.read_text(encoding="utf-8")) if grown.is_file() else [],
+    }
+    write(folder / "result.json", document)
+
+
+def write(path: Path, document: Any) -> None:
+    """JSON that appears whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def versions() -> str:
+    """Every installed package, as pip freeze has it."""
+    found = {f"{package.metadata['Name']}=={package.version}" for package in metadata.distributions()}
+    return f"python=={sys.version.split()[0]}\n" + "\n".join(sorted(found, key=str.lower)) + "\n"
+
+
+def growth(options: argparse.Namespace) -> list[dict[str, float]]:
+    """Seconds that data cost before and between steps, for growing numbers of persona samples: reading and checking,
+    tokenizing, and laying out every step of an epoch."""
+    base = base_folder(parse_base(options.base[0]))
+    tokenizer = models.load_tokenizer(models.locate(recipe.ModelRecipe(base=base)))
+    found = []
+    for count in map(int, options.growth.split(",")):
+        path = cases.write_samples(list(cases.growing(count)), WORK / f"growing-{count}.jsonl")
+        found.append({"samples": count} | grown(path, tokenizer))
+        say(f"growth: {found[-1]}")
+    return found
+
+
+def grown(path: Path, tokenizer: Any) -> dict[str, float]:
+    """The seconds of one data set, once: they are long enough to be told apart."""
+    settings, seconds, begun = recipe.DataRecipe(train=(str(path),)), {}, time.monotonic()
+
+    def lap(name: str) -> None:
+        nonlocal begun
+        seconds[name], begun = time.monotonic() - begun, time.monotonic()
+
+    dataset = data.load(settings, 0)
+    lap("read_seconds")
+    examples = render.render_all(dataset.train, tokenizer, settings, 2048).examples
+    lap("tokenize_seconds")
+    for batch in packing.epoch_batches(len(examples), 16, 0, 0):
+        packing.plan_step(examples, batch, 4096)
+    lap("plan_seconds")
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())
