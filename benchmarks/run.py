@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -167,7 +168,7 @@ def measure(entry: Entry, options: argparse.Namespace, folder: Path) -> bool:
         show_findings(problem.findings)
         return False
     tidy(folder, {where: entry.base.name})
-    document |= {"case": entry.case, "base": entry.base.name}
+    document |= {"case": entry.case, "base": entry.base.name, "processor": processor()}
     write(folder / "result.json", document)
     for arm in document["arms"]:
         say(f"  {arm['name']}: {arm['status']} {arm['why']} {arm.get('speedup', 0.0):.2f}x stock")
@@ -237,6 +238,13 @@ def versions() -> str:
     """Every installed package, as pip freeze has it."""
     found = {f"{package.metadata['Name']}=={package.version}" for package in metadata.distributions()}
     return f"python=={sys.version.split()[0]}\n" + "\n".join(sorted(found, key=str.lower)) + "\n"
+
+
+def processor() -> str:
+    """The processor's name as Linux knows it, else as Python does."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def growth(options: argparse.Namespace) -> list[dict[str, float]]:

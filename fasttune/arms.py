@@ -337,7 +337,7 @@ def measured(job: Job, clock: Clock, **figures: Any) -> Measured:
 
 
 def matmul_limit(dtype: torch.dtype) -> dict[str, float]:
-    """GFLOP/s of a large square matrix product, by each of the ways torch has for it; the best of five.
+    """GFLOP/s of a large square matrix product, by each of the ways torch has for it; the best of three.
 
     On processors that are not Intel's, torch.matmul's float32 (MKL) can be half as fast as oneDNN's.
     """
@@ -346,7 +346,7 @@ def matmul_limit(dtype: torch.dtype) -> dict[str, float]:
     ways = {"torch.matmul": lambda: left @ right}
     if where == "cpu" and torch.backends.mkldnn.is_available():
         ways["mkldnn linear"] = lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
-    return {name: 2 * size**3 / min(seconds(way) for _turn in range(5)) / 1e9 for name, way in ways.items()}
+    return {name: 2 * size**3 / min(seconds(way) for _turn in range(3)) / 1e9 for name, way in ways.items()}
 
 
 def seconds(way: Any) -> float:
