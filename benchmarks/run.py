@@ -1,13 +1,15 @@
 """Run the benchmark matrix: every data set with every base, each result written as soon as it is there.
 
-    python benchmarks/run.py --name epyc --base Qwen2.5-0.5B=PATH --sweep 1,4,16,64 --growth 1000,10000,100000
-    python benchmarks/run.py --name epyc --base Qwen2.5-0.5B=PATH --cases persona --arms stock,fasttune --repeats 1
+    python benchmarks/run.py --name epyc --base Qwen2.5-0.5B=PATH --sweep 1,4,16 --growth 1000,10000,100000
+    python benchmarks/run.py --name epyc --base Qwen2.5-0.5B=PATH --cases persona --batch-size 64 \\
+        --arms stock,fasttune --micro-batch 16 --warmup-samples 4 --steps 1     # added to the same folder
     python benchmarks/run.py --name rtx4090 --cuda     # Qwen2.5 shapes with random weights, 16 and 4 bits; no download
     python benchmarks/run.py --name try --base builtin:tiny --cases chat --steps 2    # a minute, to see it work
 
 It all goes to benchmarks/results/DATE_NAME/: result.json, versions.txt, and for each entry of the matrix a folder with
-its own result.json and the log of every process. The same command again goes on where it was interrupted (entries that
-are there are not measured again); delete an entry's folder to measure it anew. Then: benchmarks/report.py FOLDER
+its own result.json and, for each process, its log and what it measured. The same command again goes on where it was
+interrupted: a process whose result is there is not run again, so more arms or repeats can be added later too.
+--again ARM,ARM measures these anew. Then: benchmarks/report.py FOLDER
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import platform
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +37,10 @@ from fasttune.console import FasttuneError, say, show_findings
 RESULTS = Path(__file__).parent / "results"
 WORK = cases.REPOSITORY / "build" / "benchmarks"  # data sets and shapes: made anew where they are missing
 MAIN = "plain,stock,stock-padding-free,fasttune"
-GAINS = "stock-no-checkpointing,fasttune-no-sharing,fasttune-no-packing,fasttune-checkpointing"
+GAINS = (
+    "stock-no-checkpointing,fasttune-no-sharing,fasttune-no-packing,fasttune-neither,fasttune-checkpointing,"
+    "fasttune-stock-linears"
+)
 CUDA = {"base": ["shape:0.5b", "shape:1.5b", "shape:3b"], "bits": "16,4", "warmup": 5, "steps": 20, "repeats": 3}
 RECIPE = """\
 name = "bench"
@@ -64,13 +69,15 @@ class Entry:
 
     case: str
     base: Base
+    dtype: str
     bits: int
     batch_size: int
     arms: str
 
     @property
     def name(self) -> str:
-        return f"{self.case}-{self.base.name}-{self.bits}bit-b{self.batch_size}"
+        bits = "-4bit" if self.bits == 4 else ""
+        return f"{self.case}-{self.base.name}-{self.dtype}{bits}-b{self.batch_size}"
 
 
 def main() -> int:
@@ -81,9 +88,10 @@ def main() -> int:
     failed = 0
     entries = matrix(options)
     for number, entry in enumerate(entries, 1):
+        entry = replace(entry, arms=with_earlier(entry.arms, folder / entry.name / "result.json"))
         say(f"[{number}/{len(entries)}] {entry.name}: {entry.arms}")
-        if not (folder / entry.name / "result.json").is_file():
-            failed += not measure(entry, options, folder / entry.name)
+        forget(folder / entry.name, options.again.split(","))
+        failed += not measure(entry, options, folder / entry.name)
         collect(folder, entries)
     if options.growth:
         (folder / "growth.json").write_text(json.dumps(growth(options), indent=2) + "\n", encoding="utf-8")
@@ -108,18 +116,25 @@ def arguments() -> argparse.Namespace:
         "--growth", default="", help="numbers of samples to time data preparation with, e.g. 1000,10000"
     )
     parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--warmup-samples", type=int, default=0, help="of the first warm-up step; 0: a whole step")
+    parser.add_argument(
+        "--micro-batch", type=int, default=0, help="samples stock and plain take at a time; 0: the step"
+    )
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--bits", default="16", help="16, 4 or 16,4: how the base is held (4 needs a card)")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, both with a comma, or auto")
+    parser.add_argument("--again", default="", help="arms to measure anew, whose results would be kept otherwise")
     parser.add_argument("--cuda", action="store_true", help="the matrix for a card; other options change it")
     parser.add_argument("--out", type=Path, help="instead of benchmarks/results/DATE_NAME")
     if "--cuda" in sys.argv:
         parser.set_defaults(**CUDA)
     options = parser.parse_args()
-    unknown = sorted(set(options.cases.split(",")) - set(cases.CASES))
+    unknown = sorted(set(filter(None, options.cases.split(","))) - set(cases.CASES))
     if unknown or not options.base:
         parser.error(f"no such case: {', '.join(unknown)}" if unknown else "--base is missing")
+    if not set(options.dtype.split(",")) <= {"auto", "float32", "bfloat16"}:
+        parser.error(f"--dtype: {options.dtype}")
     return options
 
 
@@ -133,12 +148,26 @@ def matrix(options: argparse.Namespace) -> list[Entry]:
     found = []
     for base in map(parse_base, options.base):
         for bits in map(int, options.bits.split(",")):
-            for case in (cases.CASES[name] for name in options.cases.split(",")):
-                arms = options.arms or (f"{MAIN},{GAINS}" if case.ablate else MAIN)
-                found.append(Entry(case.name, base, bits, options.batch_size or case.batch_size, arms))
-            for size in map(int, filter(None, options.sweep.split(","))):
-                found.append(Entry("persona", base, bits, size, options.arms or "stock,fasttune"))
+            for dtype in map(resolved, options.dtype.split(",")):
+                found += series(options, base, dtype, bits)
     return list({entry.name: entry for entry in reversed(found)}.values())[::-1]
+
+
+def series(options: argparse.Namespace, base: Base, dtype: str, bits: int) -> list[Entry]:
+    """The cases, then the sweep, with one base in one type."""
+    found = []
+    for case in (cases.CASES[name] for name in filter(None, options.cases.split(","))):
+        arms = options.arms or (f"{MAIN},{GAINS}" if case.ablate else MAIN)
+        found.append(Entry(case.name, base, dtype, bits, options.batch_size or case.batch_size, arms))
+    for size in map(int, filter(None, options.sweep.split(","))):
+        found.append(Entry("persona", base, dtype, bits, size, options.arms or "stock,fasttune"))
+    return found
+
+
+def resolved(dtype: str) -> str:
+    """What "auto" means on this machine."""
+    wanted = recipe.ModelRecipe(base="", dtype=dtype)  # type: ignore[arg-type]
+    return str(models.compute_dtype(wanted)).removeprefix("torch.")
 
 
 def parse_base(text: str) -> Base:
@@ -155,12 +184,20 @@ def measure(entry: Entry, options: argparse.Namespace, folder: Path) -> bool:
     where, recipe_file = base_folder(entry.base), case_recipe(entry.case)
     overrides = (
         f"model.base={where}",
-        f"model.dtype={options.dtype}",
+        f"model.dtype={entry.dtype}",
         f"model.load_in_4bit={str(entry.bits == 4).lower()}",
         f"train.batch_size={entry.batch_size}",
     )
     wish = bench.Experiment(
-        recipe_file, overrides, bench.parse_arms(entry.arms), options.steps, options.warmup, options.repeats
+        recipe_file,
+        overrides,
+        bench.parse_arms(entry.arms),
+        steps=options.steps,
+        warmup=options.warmup,
+        repeats=options.repeats,
+        warmup_samples=options.warmup_samples,
+        micro_batch=options.micro_batch,
+        resume=True,
     )
     try:
         document = bench.measure(wish, folder, say)
@@ -173,6 +210,19 @@ def measure(entry: Entry, options: argparse.Namespace, folder: Path) -> bool:
     for arm in document["arms"]:
         say(f"  {arm['name']}: {arm['status']} {arm['why']} {arm.get('speedup', 0.0):.2f}x stock")
     return all(arm["status"] in ("ok", "skipped") for arm in document["arms"])
+
+
+def with_earlier(arms: str, result: Path) -> str:
+    """The arms asked for and those that the entry has from earlier calls."""
+    earlier = json.loads(result.read_text(encoding="utf-8"))["arms"] if result.is_file() else []
+    return ",".join(dict.fromkeys([arm["name"] for arm in earlier] + arms.split(",")))
+
+
+def forget(folder: Path, arms: list[str]) -> None:
+    """Drop what arms have measured, so that they are measured anew."""
+    for arm in filter(None, arms):
+        for path in folder.glob(f"round*-{arm}.json"):
+            path.unlink()
 
 
 def base_folder(base: Base) -> str:
@@ -193,7 +243,7 @@ def case_recipe(case: str) -> Path:
 
 
 def tidy(folder: Path, names: dict[str, str]) -> None:
-    """Logs that can be kept with the project: no path of this machine in them, and no jobs, which are full of them."""
+    """Logs that can be kept with the project: no path of this machine in them, and no job of a process cut off."""
     names = names | {
         f"{cases.REPOSITORY}/": "",
         f"{sys.prefix}/": "",

@@ -22,7 +22,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,12 +38,17 @@ from fasttune.render import Example, render_all
 Engine = Literal["fasttune", "stock", "stock-padding-free", "plain", "limit"]
 IGNORED = -100  # a label that the loss is not taken on
 GIB = 1024**3
-SQUARE = {"cpu": 4096, "cuda": 8192}  # rows and columns of the matrices that the limit is measured with
+ROWS = {"cpu": 4096, "cuda": 16384}  # of the products that the machine's limit is measured with
 
 
 @dataclass(frozen=True)
 class Job:
-    """What an arm is asked to do. `started` is time.monotonic() just before its process was started."""
+    """What an arm is asked to do. `started` is time.monotonic() just before its process was started.
+
+    `warmup_samples` are those of the first step where it is to be a short one (0: a whole step). `micro_batch` is how
+    many samples trl's trainer takes at a time (0: the whole step). `without` names functions of model.py that make
+    fasttune's model faster and that this arm does not call.
+    """
 
     engine: Engine
     recipe: str
@@ -51,6 +56,9 @@ class Job:
     base: str
     steps: int
     started: float
+    warmup_samples: int = 0
+    micro_batch: int = 0
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,13 @@ class Measured:
 
     `step_seconds` end with an optimizer step; the first one begins with the first forward pass, which is what
     `start_up_seconds` (since the process was started) end with. `computed_tokens` are those that went through the
-    model: padding counts, a shared prefix counts once. `memory` in GiB, at its peak until the last step's end.
+    model: padding counts, a shared prefix counts once. `attention_pairs` are the pairs of a token and one it sees that
+    the samples need. `memory` in GiB, at its peak until the last step's end; `precision` is the embeddings' type.
     """
 
     device: str
     unsloth: bool
+    precision: str
     start_up_seconds: float
     step_seconds: list[float]
     losses: list[float]
@@ -72,14 +82,16 @@ class Measured:
     tokens: list[int]
     supervised_tokens: list[int]
     computed_tokens: list[int]
+    attention_pairs: list[int]
     memory: dict[str, float]
 
 
 @dataclass
 class Clock:
-    """When the first forward pass began and each optimizer step ended, and the memory until then."""
+    """When the first forward pass began, in which type, when each optimizer step ended, and the memory until then."""
 
     began: float = math.nan
+    precision: str = ""
     ends: list[float] = field(default_factory=list)
     memory: dict[str, float] = field(default_factory=dict)
 
@@ -90,6 +102,7 @@ class Clock:
         def first_forward(module: Any, _inputs: Any) -> None:
             if isinstance(module, PreTrainedModel):
                 self.began = time.monotonic()
+                self.precision = str(module.get_input_embeddings().weight.dtype).removeprefix("torch.")
                 handle.remove()
 
         def step_ended(*_step: Any) -> None:
@@ -121,22 +134,36 @@ def fasttune(job: Job, wanted: Recipe, dataset: data.Dataset, clock: Clock) -> M
     """The product's own path, from plan to trained adapter; figures from the history it writes."""
     from fasttune.train import train
 
+    for name in job.without:
+        setattr(models, name, nothing)
     with tempfile.TemporaryDirectory(prefix="fasttune-bench-") as root:
         plan = strategy.decide(wanted, dataset, Path(root), allow_overfit=True)
         clock.start()
         record = train(plan, Path(job.base), Path(root))
         lines = runs.read_history(record.run)
     seen = [0, *(line["num_tokens"] for line in lines)]
+    tokens = [after - before for before, after in itertools.pairwise(seen)]
+    computed = [line["computed_tokens"] for line in lines]
+    tokenizer = models.load_tokenizer(Path(job.base))
+    examples = render_all(dataset.train, tokenizer, wanted.data, wanted.model.max_seq_length).examples
     return measured(
         job,
         clock,
         losses=[line["loss"] for line in lines],
         grad_norms=[line["grad_norm"] for line in lines],
         samples=[round(line["samples_per_second"] * line["step_seconds"]) for line in lines],
-        tokens=[after - before for before, after in itertools.pairwise(seen)],
+        tokens=tokens,
         supervised_tokens=[round(line["supervised_tokens_per_second"] * line["step_seconds"]) for line in lines],
-        computed_tokens=[line["computed_tokens"] for line in lines],
+        computed_tokens=computed,
+        attention_pairs=[
+            attention_pairs(examples, batch, shared=few < many)
+            for batch, few, many in zip(step_samples(examples, wanted, job.steps), computed, tokens, strict=True)
+        ],
     )
+
+
+def nothing(*_arguments: Any) -> None:
+    """Stands in for a function that an arm goes without."""
 
 
 # trl ----------------------------------------------------------------------------------------------------------------
@@ -157,7 +184,10 @@ def rival(job: Job, wanted: Recipe, dataset: data.Dataset, clock: Clock) -> Meas
         clock,
         losses=[line["loss"] for line in lines],
         grad_norms=[line["grad_norm"] for line in lines],
-        **{name: [count[name] for count in counts[: job.steps]] for name in counts[0]},
+        attention_pairs=[
+            attention_pairs(examples, batch, shared=False) for batch in step_samples(examples, wanted, job.steps)
+        ],
+        **{name: [sum(part[name] for part in step) for step in counts] for name in counts[0][0]},
     )
 
 
@@ -214,8 +244,8 @@ def plain_model(job: Job, wanted: Recipe) -> Any:
 
 def rival_trainer(
     job: Job, wanted: Recipe, net: Any, tokenizer: Any, examples: Sequence[Example], folder: str
-) -> tuple[Any, list[dict[str, int]]]:
-    """A trainer over fasttune's steps, and the list it fills with what each batch holds."""
+) -> tuple[Any, list[list[dict[str, int]]]]:
+    """A trainer over fasttune's steps, and a list that gets what each micro-batch of each step holds."""
     import datasets
     from transformers import Trainer, TrainingArguments
     from trl import SFTConfig, SFTTrainer
@@ -223,20 +253,22 @@ def rival_trainer(
 
     batches = step_samples(examples, wanted, job.steps)
     rows = [labelled(examples[i]) for batch in batches for i in batch]
-    counts: list[dict[str, int]] = []
+    parts = accumulated(job, wanted)
+    counts: list[list[dict[str, int]]] = [[] for _batch in batches]
     by_trl = job.engine != "plain" or models.device() == "cuda"
 
     class Fed(SFTTrainer if by_trl else Trainer):  # type: ignore[misc]
         """Takes its batches in order; they may differ in size at an epoch's end, which no sampler of trl's does."""
 
         def get_train_dataloader(self) -> Any:
-            ends = [sum(len(batch) for batch in batches[:n]) for n in range(len(batches) + 1)]
+            sizes = [size for batch in batches for size in even(len(batch), parts)]
+            ends = [0, *itertools.accumulate(sizes)]
             indices = [list(range(begin, end)) for begin, end in itertools.pairwise(ends)]
             return torch.utils.data.DataLoader(self.train_dataset, batch_sampler=indices, collate_fn=self.counted)
 
         def counted(self, items: list[dict[str, Any]]) -> Any:
             batch = self.data_collator(items)
-            counts.append(count(batch, len(items)))
+            next(step for step in counts if len(step) < parts).append(count(batch, len(items)))
             return batch
 
     trainer = Fed(
@@ -257,10 +289,12 @@ def sft_arguments(job: Job, wanted: Recipe, folder: str) -> dict[str, Any]:
     del common["gradient_checkpointing_kwargs"]
     if common["gradient_checkpointing"]:
         del common["gradient_checkpointing"]
+    flat = job.engine == "stock-padding-free"
+    # render.py has cut or refused what is too long, and trl takes no length beside padding_free
     return common | {
-        "max_length": wanted.model.max_seq_length,
+        "max_length": None if flat else wanted.model.max_seq_length,
         "packing": False,
-        "padding_free": job.engine == "stock-padding-free",
+        "padding_free": flat,
     }
 
 
@@ -270,8 +304,8 @@ def arguments(job: Job, wanted: Recipe, folder: str) -> dict[str, Any]:
     return {
         "output_dir": folder,
         "max_steps": job.steps,
-        "per_device_train_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": settings.batch_size // accumulated(job, wanted),
+        "gradient_accumulation_steps": accumulated(job, wanted),
         "gradient_checkpointing": bool(settings.gradient_checkpointing),
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "learning_rate": settings.learning_rate,
@@ -292,6 +326,18 @@ def arguments(job: Job, wanted: Recipe, folder: str) -> dict[str, Any]:
     }
 
 
+def accumulated(job: Job, wanted: Recipe) -> int:
+    """Micro-batches of a step."""
+    return math.ceil(wanted.train.batch_size / job.micro_batch) if job.micro_batch else 1
+
+
+def even(samples: int, parts: int) -> list[int]:
+    """So many samples in parts whose sizes differ by at most one; none may be empty."""
+    if samples < parts:
+        raise ValueError(f"a step of {samples} samples can't be trained in {parts} micro-batches")
+    return [samples // parts + (part < samples % parts) for part in range(parts)]
+
+
 def step_samples(examples: Sequence[Example], wanted: Recipe, steps: int) -> list[tuple[int, ...]]:
     """The samples of each step, over as many epochs as the steps take: those that fasttune trains on."""
     size, seed = wanted.train.batch_size, wanted.train.seed
@@ -299,6 +345,18 @@ def step_samples(examples: Sequence[Example], wanted: Recipe, steps: int) -> lis
     return [
         packing.epoch_batches(len(examples), size, seed, step // per_epoch)[step % per_epoch] for step in range(steps)
     ]
+
+
+def attention_pairs(examples: Sequence[Example], samples: Sequence[int], *, shared: bool) -> int:
+    """Pairs of a token and one that it sees (itself too) in a step's samples, those of a shared prefix counted once."""
+    whole = sum(len(examples[i].tokens) for i in samples)
+    (row,) = packing.plan_step(examples, samples, whole, shared_prefix=shared).rows
+    return sum(group_pairs(group.prefix, [len(examples[i].tokens) for i in group.members]) for group in row.groups)
+
+
+def group_pairs(prefix: int, lengths: Sequence[int]) -> int:
+    """Causal pairs inside a prefix, then for each sample its other tokens with the prefix and among themselves."""
+    return prefix * (prefix + 1) // 2 + sum((n * (n + 1) - prefix * (prefix + 1)) // 2 for n in lengths)
 
 
 def labelled(example: Example) -> dict[str, list[int]]:
@@ -329,6 +387,7 @@ def measured(job: Job, clock: Clock, **figures: Any) -> Measured:
     return Measured(
         device=models.device(),
         unsloth="unsloth" in sys.modules,
+        precision=clock.precision,
         start_up_seconds=clock.began - job.started,
         step_seconds=clock.step_seconds,
         memory=clock.memory,
@@ -336,23 +395,50 @@ def measured(job: Job, clock: Clock, **figures: Any) -> Measured:
     )
 
 
-def matmul_limit(dtype: torch.dtype) -> dict[str, float]:
-    """GFLOP/s of a large square matrix product, by each of the ways torch has for it; the best of three.
+def matmul_limit(base: Path, dtype: torch.dtype) -> dict[str, float]:
+    """GFLOP/s of products of the base's layers' shapes, by each of the ways torch has for them; the best of three.
 
-    On processors that are not Intel's, torch.matmul's float32 (MKL) can be half as fast as oneDNN's.
+    On processors that are not Intel's, F.linear's float32 (MKL) can be half as fast as oneDNN's.
     """
-    size, where = SQUARE[models.device()], models.device()
-    left, right = torch.randn(2, size, size, device=where).to(dtype)
-    ways = {"torch.matmul": lambda: left @ right}
-    if where == "cpu" and torch.backends.mkldnn.is_available():
-        ways["mkldnn linear"] = lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
-    return {name: 2 * size**3 / min(seconds(way) for _turn in range(3)) / 1e9 for name, way in ways.items()}
+    device, found, shapes = models.device(), {}, layer_shapes(base)
+    for inputs, outputs in (shapes[name] for name in ("o_proj", "up_proj", "down_proj")):
+        rows = torch.randn(ROWS[device], inputs, device=device).to(dtype)
+        weight = torch.randn(outputs, inputs, device=device).to(dtype)
+        for name, product in ways(device).items():
+            best = min(seconds(product, rows, weight) for _turn in range(3))
+            found[f"{name} {inputs} to {outputs}"] = 2 * ROWS[device] * inputs * outputs / best / 1e9
+    return found
 
 
-def seconds(way: Any) -> float:
+def ways(device: str) -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+    """How torch multiplies rows [T, K] by a weight [N, K]."""
+    known: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"F.linear": torch.nn.functional.linear}
+    if device == "cpu" and torch.backends.mkldnn.is_available():
+        known["oneDNN"] = lambda x, weight: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return known
+
+
+def layer_shapes(base: Path) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of each linear layer of a decoder layer."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    hidden, feed, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    size = config.get("head_dim") or hidden // heads
+    keys = size * config.get("num_key_value_heads", heads)
+    return {
+        "q_proj": (hidden, heads * size),
+        "k_proj": (hidden, keys),
+        "v_proj": (hidden, keys),
+        "o_proj": (heads * size, hidden),
+        "gate_proj": (hidden, feed),
+        "up_proj": (hidden, feed),
+        "down_proj": (feed, hidden),
+    }
+
+
+def seconds(product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], *operands: torch.Tensor) -> float:
     """How long one call takes, the device's work included."""
     begun = time.monotonic()
-    way()
+    product(*operands)
     if models.device() == "cuda":
         torch.cuda.synchronize()
     return time.monotonic() - begun
@@ -362,6 +448,20 @@ def read_recipe(job: Job) -> tuple[Recipe, data.Dataset]:
     """The recipe with a benchmark's fixed values, and its training samples; nothing is evaluated."""
     wanted = recipe.with_values(recipe.load(job.recipe, job.overrides), fixed_values(job.steps), "bench")
     return wanted, replace(data.load(wanted.data, wanted.train.seed), val=())
+
+
+def shorten_warm_up(samples: int) -> None:
+    """Make the first step of this process one of so many samples; every engine takes its steps from epoch_batches.
+
+    Where a step of stock takes minutes, a few samples do what a warm-up is for: imports, memory, kernels.
+    """
+    whole = packing.epoch_batches
+
+    def shortened(count: int, size: int, seed: int, epoch: int) -> tuple[tuple[int, ...], ...]:
+        first, *others = whole(count, size, seed, epoch)
+        return (first if epoch else first[:samples], *others)
+
+    packing.epoch_batches = shortened  # type: ignore[assignment]
 
 
 def fixed_values(steps: int) -> dict[str, Any]:
@@ -390,11 +490,13 @@ def fixed_values(steps: int) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> None:
     """Reads a job, does it, writes what was measured; `limit` as engine measures the machine instead."""
     document = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-    job = Job(**document | {"overrides": tuple(document["overrides"])})
+    job = Job(**document | {name: tuple(document[name]) for name in ("overrides", "without")})
     wanted, dataset = read_recipe(job)
     if job.engine == "limit":
-        result: dict[str, Any] = matmul_limit(models.compute_dtype(wanted.model))
+        result: dict[str, Any] = matmul_limit(Path(job.base), models.compute_dtype(wanted.model))
     else:
+        if job.warmup_samples:
+            shorten_warm_up(job.warmup_samples)
         arm = fasttune if job.engine == "fasttune" else rival
         result = asdict(arm(job, wanted, dataset, Clock()))
     runs.write_json(Path(arguments[1]), result)

@@ -11,6 +11,7 @@ norm or tokens are not the reference's is marked invalid: a faster wrong number 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -28,22 +29,24 @@ from typing import Any
 import fasttune
 from fasttune import model as models
 from fasttune import provenance, runs
-from fasttune.arms import Engine, Job, Measured, read_recipe
+from fasttune.arms import Engine, Job, Measured, layer_shapes, read_recipe
 from fasttune.console import _, usage_error
 from fasttune.recipe import Recipe
 
-REFERENCES = ("plain", "fasttune-no-packing")  # whose losses are right, the first of them that ran
+REFERENCES = ("plain", "stock", "fasttune-no-packing")  # whose losses are right, the first of them that ran
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to train: an engine of arms.py, with recipe values and environment variables of its own."""
+    """A way to train: an engine of arms.py, with recipe values and environment variables of its own, and without some
+    of the functions of model.py that make fasttune fast."""
 
     name: str
     engine: Engine
     overrides: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     card_only: bool = False
+    without: tuple[str, ...] = ()
 
 
 ARMS = {
@@ -58,6 +61,7 @@ ARMS = {
         Arm("fasttune-no-packing", "fasttune", ("train.tokens_per_row=0",)),
         Arm("fasttune-neither", "fasttune", ("train.shared_prefix=false", "train.tokens_per_row=0")),
         Arm("fasttune-checkpointing", "fasttune", ("train.gradient_checkpointing=true",)),
+        Arm("fasttune-stock-linears", "fasttune", without=("use_fast_linears",)),
     )
 }
 
@@ -82,7 +86,11 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """What to compare: arms on a recipe's data and base, each for `warmup` + `steps` steps, `repeats` times."""
+    """What to compare: arms on a recipe's data and base, each for `warmup` + `steps` steps, `repeats` times.
+
+    `warmup_samples` shortens the first step, `micro_batch` is what trl's trainers take at a time (both 0: whole steps).
+    With `resume`, what a process of the same job has left in the folder is taken instead of measuring again.
+    """
 
     recipe: Path
     overrides: tuple[str, ...]
@@ -90,14 +98,18 @@ class Experiment:
     steps: int = 3
     warmup: int = 1
     repeats: int = 2
+    warmup_samples: int = 0
+    micro_batch: int = 0
+    resume: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an arm: what it measured in each round, or why it has nothing to show."""
+    """What became of an arm: what it measured in each round and on which commits, or why it has nothing to show."""
 
     arm: Arm
     rounds: tuple[Measured, ...] = ()
+    commits: tuple[str, ...] = ()
     skipped: str = ""
     failed: str = ""
 
@@ -123,7 +135,9 @@ def parse_arm(name: str) -> Arm:
     known = ARMS[base]
     variables = tuple((key, value) for key, _sign, value in (c.partition("=") for c in changes) if key.isupper())
     values = tuple(change for change in changes if not change.partition("=")[0].isupper())
-    return Arm(name, known.engine, known.overrides + values, known.environment + variables, known.card_only)
+    return Arm(
+        name, known.engine, known.overrides + values, known.environment + variables, known.card_only, known.without
+    )
 
 
 def kept(wish: Experiment, out: Path | None, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -141,12 +155,11 @@ def measure(wish: Experiment, folder: Path, tell: Callable[[str], None]) -> dict
 
     Raises FasttuneError for mistakes in the recipe or its data; an arm that fails is part of the document.
     """
-    wanted, dataset = read_recipe(job(wish, "fasttune", ()))
+    wanted, dataset = read_recipe(job(wish, Arm("limit", "limit"), ""))
     base, found, order = models.locate(wanted.model), dict[str, Outcome](), list[list[str]]()
     limit: dict[str, float] = {}
     for arm in wish.arms:
-        why = _("needs a CUDA card") if arm.card_only and models.device() == "cpu" else ""
-        found[arm.name] = Outcome(arm, skipped=why)
+        found[arm.name] = Outcome(arm, skipped=obstacle(arm))
     for number in range(wish.repeats):
         turn = [arm for arm in wish.arms if not (found[arm.name].skipped or found[arm.name].failed)]
         turn = turn[::-1] if number % 2 else turn
@@ -160,49 +173,90 @@ def measure(wish: Experiment, folder: Path, tell: Callable[[str], None]) -> dict
     }
 
 
+def obstacle(arm: Arm) -> str:
+    """Why an arm can't run here; "" where it can."""
+    if arm.card_only and models.device() == "cpu":
+        return _("needs a CUDA card")
+    missing = [name for name in arm.without if not hasattr(models, name)]
+    return _("this version has no {what} to go without", what=", ".join(missing)) if missing else ""
+
+
 # Processes ----------------------------------------------------------------------------------------------------------
 
 
-def job(wish: Experiment, engine: Engine, overrides: tuple[str, ...], base: str = "") -> Job:
+def job(wish: Experiment, arm: Arm, base: str) -> Job:
     """What one process is asked to do, as of now."""
-    changes = (*wish.overrides, *overrides)
-    return Job(engine, str(wish.recipe), changes, base, wish.warmup + wish.steps, time.monotonic())
+    return Job(
+        engine=arm.engine,
+        recipe=str(wish.recipe),
+        overrides=(*wish.overrides, *arm.overrides),
+        base=base,
+        steps=wish.warmup + wish.steps,
+        started=time.monotonic(),
+        warmup_samples=wish.warmup_samples if wish.warmup else 0,
+        micro_batch=wish.micro_batch,
+        without=arm.without,
+    )
 
 
 def run_arm(wish: Experiment, before: Outcome, base: Path, place: Path, tell: Callable[[str], None]) -> Outcome:
     """One more round of an arm: its outcome with what it measured, or with the end of its log where it failed."""
     arm = before.arm
-    result = run_process(job(wish, arm.engine, arm.overrides, str(base)), dict(arm.environment), place)
+    result = run_process(wish, arm, base, place)
     if isinstance(result, str):
         tell(_("{arm} failed: {reason}", arm=arm.name, reason=result))
-        return Outcome(arm, before.rounds, failed=result)
-    measured = Measured(**result)
+        return Outcome(arm, before.rounds, before.commits, failed=result)
+    measured = Measured(**result["measured"])
     rate, unit = wish.steps / sum(measured.step_seconds[wish.warmup :]), _("steps/s")
     tell(f"{place.name}: {rate:.3f} {unit}, {_('first loss')} {measured.losses[0]:.6f}")
-    return Outcome(arm, (*before.rounds, measured))
+    return Outcome(arm, (*before.rounds, measured), (*before.commits, result["commit"]))
 
 
 def run_limit(wish: Experiment, base: Path, place: Path, tell: Callable[[str], None]) -> dict[str, float]:
     """The machine's matrix-multiply rates now, in GFLOP/s; {} where they could not be measured."""
-    result = run_process(job(wish, "limit", (), str(base)), {}, place)
-    tell(f"{place.name}: " + (result if isinstance(result, str) else f"{max(result.values()):.0f} GFLOP/s"))
-    return {} if isinstance(result, str) else result
+    result = run_process(wish, Arm("limit", "limit"), base, place)
+    rates: dict[str, float] = {} if isinstance(result, str) else result["measured"]
+    tell(f"{place.name}: " + (f"{max(rates.values()):.0f} GFLOP/s" if isinstance(result, dict) else result))
+    return rates
 
 
-def run_process(todo: Job, variables: dict[str, str], place: Path) -> dict[str, Any] | str:
-    """The result of `python -m fasttune.arms` for a job, or the last line of its log."""
+def run_process(wish: Experiment, arm: Arm, base: Path, place: Path) -> dict[str, Any] | str:
+    """What `python -m fasttune.arms` measured for an arm, when and on which commit; or the last line of its log."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    asked, answer, log = (place.with_name(place.name + end) for end in (".job.json", ".json", ".log"))
+    asked, answer, kept, log = (place.with_name(place.name + end) for end in (".job.json", ".part", ".json", ".log"))
+    todo = job(wish, arm, str(base))
+    if wish.resume and kept.is_file() and runs.read_json(kept)["job"] == digest(todo, arm):
+        return dict(runs.read_json(kept))
     runs.write_json(asked, asdict(todo))
-    answer.unlink(missing_ok=True)
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **variables, "HF_HUB_OFFLINE": "1"}
+    kept.unlink(missing_ok=True)
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **dict(arm.environment), "HF_HUB_OFFLINE": "1"}
     with open(log, "w", encoding="utf-8") as file:
         command = [sys.executable, "-m", "fasttune.arms", str(asked), str(answer)]
         code = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False).returncode
+    asked.unlink()
     if code == 0 and answer.is_file():
-        return dict(runs.read_json(answer))
+        result = {
+            "job": digest(todo, arm),
+            "at": now(),
+            "commit": provenance.commit() or "unknown",
+            "measured": runs.read_json(answer),
+        }
+        runs.write_json(kept, result)
+        answer.unlink()
+        return result
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else _("the process ended with code {code}", code=code)
+
+
+def digest(todo: Job, arm: Arm) -> str:
+    """What a job asks for, whenever it is started; its paths, which are this machine's, can't be read from it."""
+    asked = {**asdict(todo), "started": 0, "environment": arm.environment}
+    asked["text"] = Path(todo.recipe).read_text(encoding="utf-8")
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def best(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
@@ -219,6 +273,10 @@ def flaws(measured: Measured, reference: Measured, allowed: Tolerance) -> list[s
     for name in ("samples", "tokens", "supervised_tokens"):
         if getattr(measured, name) != getattr(reference, name):
             found.append(_("other {what} in its steps", what=name))
+    if measured.precision != reference.precision:
+        found.append(
+            _("computes in {this}, the reference in {that}", this=measured.precision, that=reference.precision)
+        )
     if not all(math.isfinite(loss) for loss in measured.losses) or not all(norm > 0 for norm in measured.grad_norms):
         found.append(_("a loss is not finite or a gradient is zero"))
     distances = {
@@ -261,13 +319,13 @@ def document(
     arms = [summary(wish, outcome, reference, allowed) for outcome in outcomes]
     for arm in arms:
         if limit and arm["status"] in ("ok", "invalid"):
-            useful = useful_flops(base, wanted, arm["computed_tokens"], arm["work"]["supervised_tokens"])
+            useful = useful_flops(base, wanted, **useful_work(arm))
             arm["gflops"] = useful / arm["seconds"] / 1e9
             arm["limit_share"] = arm["gflops"] / max(limit.values())
     compare(arms)
     return {
         "format": 1,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": now(),
         "fasttune": fasttune.__version__,
         "commit": provenance.commit(),
         "packages": provenance.versions(),
@@ -282,6 +340,8 @@ def document(
         "warmup": wish.warmup,
         "steps": wish.steps,
         "repeats": wish.repeats,
+        "warmup_samples": wish.warmup_samples,
+        "micro_batch": wish.micro_batch,
         "order": order,
         "limit_gflops": limit,
         "reference": reference.arm.name if reference else None,
@@ -307,8 +367,10 @@ def summary(wish: Experiment, outcome: Outcome, reference: Outcome | None, allow
     return entry | {
         "status": "invalid" if wrong else "ok",
         "why": "; ".join(dict.fromkeys(wrong)),
+        "commits": sorted(set(outcome.commits)),
         "work": work,
         "computed_tokens": sum(rounds[0].computed_tokens[timed]),
+        "attention_pairs": sum(rounds[0].attention_pairs[timed]),
         "seconds": statistics.median(elapsed),  # of a round's timed steps
         "rounds_seconds": elapsed,
         "step_seconds": spread(seconds),
@@ -322,6 +384,7 @@ def summary(wish: Experiment, outcome: Outcome, reference: Outcome | None, allow
         "first_loss": rounds[0].losses[0],
         "last_loss": rounds[0].losses[-1],
         "grad_norm": rounds[0].grad_norms[0],
+        "precision": rounds[0].precision,
         "unsloth": rounds[0].unsloth,
     }
 
@@ -340,27 +403,27 @@ def compare(arms: Sequence[dict[str, Any]]) -> None:
             arm["arithmetic_ratio"] = stock["computed_tokens"] / arm["computed_tokens"]
 
 
-def useful_flops(base: Path, wanted: Recipe, computed: int, supervised: int) -> float:
-    """FLOPs that training needs for so many tokens: 2 forward and 2 backward for each frozen weight of the layers'
-    matrices and computed token, 2 and 4 for each LoRA weight, the head for supervised tokens only.
-
-    Not counted: attention's products, recomputation (no use), a frozen weight's gradient (nobody needs it).
-    """
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    hidden, feed = config["hidden_size"], config["intermediate_size"]
-    heads = config["num_attention_heads"]
-    size = config.get("head_dim") or hidden // heads
-    keys = size * config.get("num_key_value_heads", heads)
-    shapes = {
-        "q_proj": (hidden, heads * size),
-        "k_proj": (hidden, keys),
-        "v_proj": (hidden, keys),
-        "o_proj": (heads * size, hidden),
-        "gate_proj": (hidden, feed),
-        "up_proj": (hidden, feed),
-        "down_proj": (feed, hidden),
+def useful_work(arm: dict[str, Any]) -> dict[str, int]:
+    """What an arm could not do without: padding is no use, a token that is computed for several samples counts once."""
+    return {
+        "tokens": min(arm["work"]["tokens"], arm["computed_tokens"]),
+        "supervised": arm["work"]["supervised_tokens"],
+        "pairs": arm["attention_pairs"],
     }
+
+
+def useful_flops(base: Path, wanted: Recipe, tokens: int, supervised: int, pairs: int) -> float:
+    """FLOPs that training needs for so many tokens.
+
+    A multiplication and an addition for each weight of the layers' matrices and token, forward, and again backward for
+    the token's gradient (4); for each LoRA weight also for its own (6). The head, frozen, for supervised tokens only
+    (4). Attention: 2 products forward and 4 backward for each pair of tokens, head and dimension (12).
+
+    Not counted: recomputation, padding and a frozen weight's gradient, which nobody needs; norms, softmax, rotations.
+    """
+    config, shapes = json.loads((base / "config.json").read_text(encoding="utf-8")), layer_shapes(base)
     layers = config["num_hidden_layers"]
-    frozen = layers * sum(rows * columns for rows, columns in shapes.values())
+    frozen = layers * sum(inputs * outputs for inputs, outputs in shapes.values())
     lora = layers * wanted.lora.r * sum(sum(shapes[name]) for name in wanted.lora.target_modules)
-    return computed * (4.0 * frozen + 6.0 * lora) + supervised * 4.0 * hidden * config["vocab_size"]
+    head, width = config["hidden_size"] * config["vocab_size"], layers * shapes["q_proj"][1]
+    return 4.0 * (tokens * frozen + supervised * head) + 6.0 * tokens * lora + 12.0 * pairs * width

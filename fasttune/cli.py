@@ -232,6 +232,14 @@ def init(name: str, files: tuple[str, ...], base: str | None, out: Path | None) 
 @click.option(
     "--repeats", default=2, show_default=True, type=click.IntRange(1), help=_("Rounds, in alternating order.")
 )
+@click.option(
+    "--warmup-samples", default=0, show_default=True, type=click.IntRange(0),
+    help=_("Samples of the first warm-up step, where a whole one takes too long (0: a whole step)."),
+)  # fmt: skip
+@click.option(
+    "--micro-batch", default=0, show_default=True, type=click.IntRange(0),
+    help=_("Samples that stock and plain take at a time, with gradient accumulation (0: the whole step)."),
+)  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help=_("The same as --set model.dtype=…"))
 @click.option("--out", type=click.Path(path_type=Path), help=_("Folder to keep result.json and the logs in."))
 @json_option
@@ -242,6 +250,8 @@ def bench(
     steps: int,
     warmup: int,
     repeats: int,
+    warmup_samples: int,
+    micro_batch: int,
     dtype: str | None,
     out: Path | None,
     as_json: bool,
@@ -249,7 +259,9 @@ def bench(
     from fasttune import bench, show
 
     values = overrides + ((f"model.dtype={dtype}",) if dtype else ())
-    wish = bench.Experiment(recipe_file, values, bench.parse_arms(arms), steps, warmup, repeats)
+    wish = bench.Experiment(
+        recipe_file, values, bench.parse_arms(arms), steps, warmup, repeats, warmup_samples, micro_batch
+    )
     return show.benchmark(bench.kept(wish, out, say), as_json=as_json)
 
 
