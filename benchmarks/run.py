@@ -253,10 +253,11 @@ def tidy(folder: Path, names: dict[str, str]) -> None:
     for path in folder.glob("*.job.json"):
         path.unlink()
     for path in folder.glob("*.log"):
-        text = path.read_text(encoding="utf-8", errors="replace")
+        before = text = path.read_text(encoding="utf-8", errors="replace")
         for where, name in names.items():
             text = text.replace(where, name)
-        path.write_text(text, encoding="utf-8")
+        if text != before:
+            path.write_text(text, encoding="utf-8")
 
 
 # What goes around it ------------------------------------------------------------------------------------------------

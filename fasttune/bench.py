@@ -161,16 +161,21 @@ def measure(wish: Experiment, folder: Path, tell: Callable[[str], None]) -> dict
     for arm in wish.arms:
         found[arm.name] = Outcome(arm, skipped=obstacle(arm))
     for number in range(wish.repeats):
-        turn = [arm for arm in wish.arms if not (found[arm.name].skipped or found[arm.name].failed)]
-        turn = turn[::-1] if number % 2 else turn
+        turn = alternating([arm for arm in wish.arms if not (found[arm.name].skipped or found[arm.name].failed)], number)
         order.append([arm.name for arm in turn])
         for arm in turn:
             found[arm.name] = run_arm(wish, found[arm.name], base, folder / f"round{number + 1}-{arm.name}", tell)
-        limit = best(limit, run_limit(wish, base, folder / f"round{number + 1}-limit", tell))
+        if any(found[arm.name].rounds for arm in turn):
+            limit = best(limit, run_limit(wish, base, folder / f"round{number + 1}-limit", tell))
     return document(wish, wanted, base, list(found.values()), limit, order) | {
         "samples": len(dataset.train),
         "data_fingerprint": dataset.fingerprint,
     }
+
+
+def alternating(arms: Sequence[Arm], number: int) -> list[Arm]:
+    """The order of a round, counted from 0: every other one is reversed, so that no arm always has a warm machine."""
+    return list(arms[::-1] if number % 2 else arms)
 
 
 def obstacle(arm: Arm) -> str:

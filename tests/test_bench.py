@@ -21,7 +21,8 @@ from conftest import REPOSITORY, call_fasttune
 from fasttune import arms, bench, recipe
 from fasttune.console import UsageError
 
-ENTRY = "persona-builtin-tiny-16bit-b4"
+ENTRY = "persona-builtin-tiny-float32-b4"
+STARTED = ("plain", "stock", "fasttune", "limit")
 
 
 def script(name: str) -> ModuleType:
@@ -33,10 +34,11 @@ def script(name: str) -> ModuleType:
 
 
 def run_matrix(out: Path) -> Any:
+    """Four arms on builtin:tiny, a warm-up of three samples and a step of four, which trl takes in two parts."""
     return subprocess.run(
         [sys.executable, "benchmarks/run.py", "--name", "test", "--out", str(out), "--base", "builtin:tiny",
          "--cases", "persona", "--arms", "plain,stock,stock-padding-free,fasttune", "--batch-size", "4",
-         "--steps", "1", "--repeats", "2", "--growth", "50,100"],
+         "--warmup-samples", "3", "--micro-batch", "2", "--steps", "1", "--repeats", "1", "--growth", "50,100"],
         cwd=REPOSITORY, env={**os.environ, "COLUMNS": "160"}, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
 
@@ -50,7 +52,7 @@ class Matrix:
 
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
-    """A matrix of one entry: four arms on builtin:tiny, two rounds of a warm-up and a timed step."""
+    """A matrix of one entry."""
     folder = tmp_path_factory.mktemp("bench") / "results"
     done = run_matrix(folder)
     assert done.returncode == 0, done.stderr
@@ -91,11 +93,23 @@ def test_what_needs_a_card_says_so(matrix: Matrix) -> None:
     assert skipped["status"] == "skipped" and "CUDA" in skipped["why"]
 
 
-def test_rounds_alternate(matrix: Matrix) -> None:
-    assert matrix.entry["order"] == [["plain", "stock", "fasttune"], ["fasttune", "stock", "plain"]]
-    started = sorted((path.stat().st_mtime_ns, path.stem) for path in (matrix.folder / ENTRY).glob("round*.json"))
-    names = [name for _time, name in started if "limit" not in name]
-    assert names == [f"round{n}-{name}" for n, turn in enumerate(matrix.entry["order"], 1) for name in turn]
+def test_rounds_alternate() -> None:
+    every = bench.parse_arms("plain,stock,fasttune")
+    turns = [[arm.name for arm in bench.alternating(every, number)] for number in range(3)]
+    assert turns == [["plain", "stock", "fasttune"], ["fasttune", "stock", "plain"], ["plain", "stock", "fasttune"]]
+
+
+def test_the_processes_ran_in_the_order_that_is_written(matrix: Matrix) -> None:
+    files = sorted((path.stat().st_mtime_ns, path.stem) for path in (matrix.folder / ENTRY).glob("round*.json"))
+    assert matrix.entry["order"] == [list(STARTED[:-1])]
+    assert [name for _time, name in files] == [f"round1-{name}" for name in STARTED]
+
+
+def test_the_warm_up_is_short_and_not_counted(matrix: Matrix) -> None:
+    for name in STARTED[:-1]:
+        assert measured(matrix, name).samples == [3, 4]
+        assert matrix.arms[name]["work"]["samples"] == 4
+        assert matrix.arms[name]["seconds"] == measured(matrix, name).step_seconds[1]
 
 
 def test_every_figure_is_there(matrix: Matrix) -> None:
@@ -106,9 +120,11 @@ def test_every_figure_is_there(matrix: Matrix) -> None:
             assert 0 < arm[figure]["min"] <= arm[figure]["median"] <= arm[figure]["max"], figure
         assert arm["memory"]["rss_gib"] > 0.1
         assert 0 < arm["limit_share"] < 1.5
-        assert len(arm["rounds_seconds"]) == 2 and len(arm["losses"]) == 2
+        assert len(arm["rounds_seconds"]) == 1 and len(arm["losses"]) == 2
+        assert arm["precision"] == "float32" and arm["commits"]
         assert arm["seconds"] * arm["tokens_per_second"]["median"] == pytest.approx(arm["work"]["tokens"], rel=0.2)
-    assert set(matrix.entry["limit_gflops"]) == {"torch.matmul", "mkldnn linear"}
+    shapes = ("256 to 256", "256 to 768", "768 to 256")
+    assert set(matrix.entry["limit_gflops"]) == {f"{way} {shape}" for way in ("F.linear", "oneDNN") for shape in shapes}
     assert matrix.entry["packages"]["trl"] and matrix.entry["processor"]
 
 
@@ -136,7 +152,7 @@ def test_another_learning_rate_is_not_fast_but_invalid(tmp_path: Path) -> None:
 def measured(matrix: Matrix, name: str) -> arms.Measured:
     """What an arm's process wrote in round 1."""
     path = matrix.folder / ENTRY / f"round1-{name}.json"
-    return arms.Measured(**json.loads(path.read_text(encoding="utf-8")))
+    return arms.Measured(**json.loads(path.read_text(encoding="utf-8"))["measured"])
 
 
 Spoil = Callable[[arms.Measured], dict[str, Any]]
@@ -151,6 +167,7 @@ Spoil = Callable[[arms.Measured], dict[str, Any]]
         (lambda m: {"grad_norms": [0.0, *m.grad_norms[1:]]}, "gradient is zero"),
         (lambda m: {"grad_norms": [m.grad_norms[0] * 0.99, *m.grad_norms[1:]]}, "grad_norm off by 1.0e-02"),
         (lambda m: {"supervised_tokens": [count + 1 for count in m.supervised_tokens]}, "other supervised_tokens"),
+        (lambda m: {"precision": "bfloat16"}, "computes in bfloat16"),
         (lambda m: {"samples": [count - 1 for count in m.samples]}, "other samples"),
     ],
 )
@@ -191,32 +208,92 @@ def test_an_arm_that_breaks_is_named_and_the_others_go_on(tmp_path: Path) -> Non
     assert any("nonsense" in line for line in said)
 
 
+def test_an_arm_goes_without_what_this_version_has_or_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    (arm,) = bench.parse_arms("fasttune-stock-linears")
+    monkeypatch.setattr(bench.models, "use_fast_linears", print, raising=False)
+    assert bench.obstacle(arm) == ""
+    monkeypatch.delattr(bench.models, "use_fast_linears")
+    assert "use_fast_linears" in bench.obstacle(arm)
+
+
 def test_useful_flops_are_those_of_the_matrices() -> None:
     """builtin:tiny by hand: 4 layers; q and o 256 x 256, k and v 256 x 128, three of 256 x 768; 5120 tokens."""
     wanted = recipe.load(REPOSITORY / "recipes/quickstart.toml")
     frozen = 4 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 768)
     lora = 4 * 16 * (2 * (256 + 256) + 2 * (256 + 128) + 3 * (256 + 768))
-    found = bench.useful_flops(REPOSITORY / "fasttune/tiny", wanted, 100, 10)
-    assert found == 100 * (4 * frozen + 6 * lora) + 10 * 4 * 256 * 5120
+    found = bench.useful_flops(REPOSITORY / "fasttune/tiny", wanted, tokens=100, supervised=10, pairs=1000)
+    assert found == 100 * (4 * frozen + 6 * lora) + 10 * 4 * 256 * 5120 + 1000 * 4 * 12 * 256
+
+
+def test_padding_is_no_use_and_a_shared_prefix_counts_once() -> None:
+    work = {"tokens": 100, "supervised_tokens": 7}
+    assert bench.useful_work({"work": work, "computed_tokens": 130, "attention_pairs": 5})["tokens"] == 100
+    assert bench.useful_work({"work": work, "computed_tokens": 40, "attention_pairs": 5})["tokens"] == 40
+
+
+def test_attention_pairs_are_those_of_the_mask() -> None:
+    """Counted in the dense mask that the engine's tests hold attention to."""
+    import torch
+
+    from fasttune import engine, packing
+    from fasttune.render import Example
+
+    examples = [Example(f"x:{n}", (1, 2, 3, *range(10, 10 + n)), ((4, 3 + n),)) for n in (2, 4, 5)]
+    for shared in (True, False):
+        (row,) = packing.plan_step(examples, range(3), 100, shared_prefix=shared).rows
+        batch = engine.collate(row, examples)
+        mask = engine.dense_mask(batch.spans, row.tokens)
+        assert arms.attention_pairs(examples, range(3), shared=shared) == int(torch.sum(mask))
+        assert (row.tokens < 20) == shared
+
+
+def test_a_step_in_parts_loses_no_sample() -> None:
+    assert arms.even(64, 4) == [16] * 4 and arms.even(7, 3) == [3, 2, 2]
+    with pytest.raises(ValueError, match="can't be trained in 3"):
+        arms.even(2, 3)
 
 
 # The matrix ---------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_there_is_not_measured_again(matrix: Matrix) -> None:
-    kept = matrix.folder / ENTRY / "result.json"
-    before = kept.stat().st_mtime_ns
+    def written() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (matrix.folder / ENTRY).glob("round*")}
+
+    before = written()
     done = run_matrix(matrix.folder)
     assert done.returncode == 0, done.stderr
-    assert kept.stat().st_mtime_ns == before
+    assert written() == before and len(before) == 2 * len(STARTED)
     whole = json.loads((matrix.folder / "result.json").read_text(encoding="utf-8"))
-    assert whole["entries"] == [matrix.entry]
+    assert [entry | {"created": ""} for entry in whole["entries"]] == [matrix.entry | {"created": ""}]
     assert [line["samples"] for line in whole["growth"]] == [50, 100]
+
+
+def test_another_job_is_not_taken_from_what_is_there(tmp_path: Path) -> None:
+    text, arm = tmp_path / "x.toml", bench.ARMS["stock"]
+    text.write_text("a", encoding="utf-8")
+    wish = bench.Experiment(text, (), (arm,), steps=1)
+    same = bench.digest(bench.job(wish, arm, "base"), arm)
+    assert bench.digest(bench.job(wish, arm, "base"), arm) == same
+    for other in ({"steps": 2}, {"micro_batch": 8}, {"warmup_samples": 1}, {"overrides": ("train.seed=1",)}):
+        assert bench.digest(bench.job(dataclasses.replace(wish, **other), arm, "base"), arm) != same, other
+    text.write_text("b", encoding="utf-8")
+    assert bench.digest(bench.job(wish, arm, "base"), arm) != same
+
+
+def test_arms_of_earlier_calls_stay_in_the_entry(matrix: Matrix, tmp_path: Path) -> None:
+    run = script("run")
+    there = matrix.folder / ENTRY / "result.json"
+    assert run.with_earlier("fasttune-neither,stock", there) == "plain,stock,stock-padding-free,fasttune,fasttune-neither"
+    (tmp_path / "round1-stock.json").touch()
+    (tmp_path / "round1-stock-padding-free.json").touch()
+    run.forget(tmp_path, ["stock"])
+    assert [path.name for path in tmp_path.iterdir()] == ["round1-stock-padding-free.json"]
 
 
 def test_kept_files_name_no_path_of_this_machine(matrix: Matrix) -> None:
     texts = {path: path.read_text(encoding="utf-8") for path in matrix.folder.rglob("*") if path.is_file()}
-    assert len([path for path in texts if path.suffix == ".log"]) == 8
+    assert len([path for path in texts if path.suffix == ".log"]) == len(STARTED)
     for path, text in texts.items():
         assert str(REPOSITORY) not in text and sys.prefix not in text, path
 
