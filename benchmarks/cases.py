@@ -107,8 +107,9 @@ def mixed() -> list[Messages]:
 def unshared() -> list[Messages]:
     """A system prompt for every sample, each beginning with a character of its own."""
     rng = random.Random("unshared")
-    characters = (REPOSITORY / "data/tiny/characters.txt").read_text(encoding="utf-8").strip()
-    prompts = [f"{first}{rng.choice(paragraphs())[:30]}" for first in characters[:SHORT_PAIRS]]
+    text = (REPOSITORY / "data/tiny/characters.txt").read_text(encoding="utf-8")
+    characters = dict.fromkeys("".join(text.split()))
+    prompts = [f"{first}{rng.choice(paragraphs())[:30]}" for first in itertools.islice(characters, SHORT_PAIRS)]
     return [
         conversation(question, answer, system)
         for system, (question, answer) in zip(prompts, short_pairs(), strict=True)

@@ -108,7 +108,7 @@ def about(entry: Mapping[str, Any], language: str, link: str) -> str:
 def summary_row(entry: Mapping[str, Any]) -> list[str]:
     """Stock beside fasttune on one data set; what did not run or was not the same training says so instead."""
     arms = {arm["name"]: arm for arm in entry["arms"]}
-    title = f"{entry['case']}, {entry['batch_size']}"
+    title = f"{entry['case']}, {entry['batch_size']}{in_parts(entry)}"
     stock, ours = arms.get("stock"), arms.get("fasttune")
     for arm in (stock, ours):
         if arm is None or arm["status"] != "ok":
@@ -125,6 +125,11 @@ def summary_row(entry: Mapping[str, Any]) -> list[str]:
         f"{memory(stock)} / {memory(ours)}",
         f"{stock['first_loss']:.5f} / {ours['first_loss']:.5f}",
     ]
+
+
+def in_parts(entry: Mapping[str, Any]) -> str:
+    """Where stock could not take a step at once."""
+    return f" (stock {entry['micro_batch']} at a time)" if 0 < entry["micro_batch"] < entry["batch_size"] else ""
 
 
 def status(arm: Mapping[str, Any] | None) -> str:
@@ -208,9 +213,13 @@ def entry_title(entry: Mapping[str, Any]) -> str:
 
 def entry_facts(entry: Mapping[str, Any]) -> str:
     limits = ", ".join(f"{name} {value:,.0f}" for name, value in entry["limit_gflops"].items())
+    short = f" (the first of {entry['warmup_samples']} samples)" if entry["warmup_samples"] else ""
+    parts = f"stock and plain take {entry['micro_batch']} samples at a time; " if in_parts(entry) else ""
+    commits = {commit for arm in entry["arms"] for commit in arm.get("commits", ())}
     return (
-        f"{entry['created']}, commit {entry['commit'] or 'unknown'}; {entry['warmup']} + {entry['steps']} steps, "
-        f"{entry['repeats']} rounds; losses held to {entry['reference']}'s; GFLOP/s of a large square product: {limits}"
+        f"{entry['created']}, commit {', '.join(sorted(commits)) or 'unknown'}; {entry['warmup']} warm-up steps{short} "
+        f"and {entry['steps']} timed, {entry['repeats']} rounds; {parts}losses held to {entry['reference']}'s; "
+        f"GFLOP/s of matrix products: {limits}"
     )
 
 

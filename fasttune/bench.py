@@ -161,7 +161,8 @@ def measure(wish: Experiment, folder: Path, tell: Callable[[str], None]) -> dict
     for arm in wish.arms:
         found[arm.name] = Outcome(arm, skipped=obstacle(arm))
     for number in range(wish.repeats):
-        turn = alternating([arm for arm in wish.arms if not (found[arm.name].skipped or found[arm.name].failed)], number)
+        running = [arm for arm in wish.arms if not (found[arm.name].skipped or found[arm.name].failed)]
+        turn = alternating(running, number)
         order.append([arm.name for arm in turn])
         for arm in turn:
             found[arm.name] = run_arm(wish, found[arm.name], base, folder / f"round{number + 1}-{arm.name}", tell)
@@ -379,10 +380,10 @@ def summary(wish: Experiment, outcome: Outcome, reference: Outcome | None, allow
         "seconds": statistics.median(elapsed),  # of a round's timed steps
         "rounds_seconds": elapsed,
         "step_seconds": spread(seconds),
-        "steps_per_second": spread([wish.steps / each for each in elapsed]),
-        "samples_per_second": spread([work["samples"] / each for each in elapsed]),
-        "tokens_per_second": spread([work["tokens"] / each for each in elapsed]),
-        "supervised_tokens_per_second": spread([work["supervised_tokens"] / each for each in elapsed]),
+        "steps_per_second": rate(wish.steps, elapsed),
+        "samples_per_second": rate(work["samples"], elapsed),
+        "tokens_per_second": rate(work["tokens"], elapsed),
+        "supervised_tokens_per_second": rate(work["supervised_tokens"], elapsed),
         "start_up_seconds": spread([measured.start_up_seconds for measured in rounds]),
         "memory": {name: max(measured.memory[name] for measured in rounds) for name in rounds[0].memory},
         "losses": rounds[0].losses,
@@ -396,6 +397,11 @@ def summary(wish: Experiment, outcome: Outcome, reference: Outcome | None, allow
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def rate(work: int, rounds: Sequence[float]) -> dict[str, float]:
+    """Work a second, of the median round and of the slowest and fastest: then rates compare as the rounds' times do."""
+    return {"median": work / statistics.median(rounds), "min": work / max(rounds), "max": work / min(rounds)}
 
 
 def compare(arms: Sequence[dict[str, Any]]) -> None:

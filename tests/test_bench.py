@@ -284,7 +284,9 @@ def test_another_job_is_not_taken_from_what_is_there(tmp_path: Path) -> None:
 def test_arms_of_earlier_calls_stay_in_the_entry(matrix: Matrix, tmp_path: Path) -> None:
     run = script("run")
     there = matrix.folder / ENTRY / "result.json"
-    assert run.with_earlier("fasttune-neither,stock", there) == "plain,stock,stock-padding-free,fasttune,fasttune-neither"
+    assert (
+        run.with_earlier("fasttune-neither,stock", there) == "plain,stock,stock-padding-free,fasttune,fasttune-neither"
+    )
     (tmp_path / "round1-stock.json").touch()
     (tmp_path / "round1-stock-padding-free.json").touch()
     run.forget(tmp_path, ["stock"])
@@ -310,8 +312,13 @@ def test_tables_and_plots(matrix: Matrix, tmp_path: Path) -> None:
         assert all(len(line.get("points", "").split()) == 2 for line in lines)
         assert len(lines) == (3 if name == "sharing.svg" else 1)
     page = report.whole_page(document, charts)
-    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| persona, 4 |")]
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| persona, 4 (stock 2 at a time) |")]
     ours = matrix.arms["fasttune"]
+    assert "1 warm-up steps (the first of 3 samples) and 1 timed" in page and ours["commits"][0] in page
+    assert (
+        f"{ours['samples_per_second']['median'] / matrix.arms['stock']['samples_per_second']['median']:.1f}"
+        in rows[0][3]
+    )
     assert rows[0][2] == f"**{ours['samples_per_second']['median']:.3g}**"
     assert rows[0][5] == f"{ours['arithmetic_ratio']:.1f}×"
     widths = {line.count("|") for line in page.splitlines() if line.startswith("|")}
@@ -326,7 +333,10 @@ def test_the_readme_takes_the_table(matrix: Matrix, tmp_path: Path, language: st
     for _turn in range(2):
         report.put(page, report.summary([matrix.entry], language, "LINK"))
     text = page.read_text(encoding="utf-8")
-    assert text.count("| persona, 4 |") == 1 and text.count(report.BEGIN) == text.count(report.END) == 1
+    assert (
+        text.count("| persona, 4 (stock 2 at a time) |") == 1
+        and text.count(report.BEGIN) == text.count(report.END) == 1
+    )
     assert "(LINK)" in text
 
 
