@@ -246,9 +246,11 @@ def draw(document: Mapping[str, Any], folder: Path) -> list[str]:
 def sharing(entries: Sequence[dict[str, Any]]) -> str:
     """Samples/s against the number of samples of a step, which share the persona's prompt; "" for fewer than two."""
     series: dict[str, list[tuple[float, float]]] = {}
-    for entry in entries:
+    persona = [entry for entry in entries if entry["case"] == "persona"]
+    kinds = [kind(entry) for entry in persona]
+    for entry in persona:
         for arm in entry["arms"]:
-            if entry["case"] == "persona" and kind(entry) == kind(entries[0]) and arm["status"] == "ok":
+            if kind(entry) == max(kinds, key=kinds.count) and arm["status"] == "ok":
                 series.setdefault(arm["name"], []).append((entry["batch_size"], rate(arm)))
     lines = {name: sorted(points) for name, points in series.items() if len(points) > 1}
     return chart("samples that share a prompt in a step", "samples/s", lines) if lines else ""

@@ -92,10 +92,10 @@ def main() -> int:
         say(f"[{number}/{len(entries)}] {entry.name}: {entry.arms}")
         forget(folder / entry.name, options.again.split(","))
         failed += not measure(entry, options, folder / entry.name)
-        collect(folder, entries)
+        collect(folder)
     if options.growth:
         (folder / "growth.json").write_text(json.dumps(growth(options), indent=2) + "\n", encoding="utf-8")
-    collect(folder, entries)
+    collect(folder)
     print(folder)
     return int(failed > 0)
 
@@ -263,19 +263,22 @@ def tidy(folder: Path, names: dict[str, str]) -> None:
 # What goes around it ------------------------------------------------------------------------------------------------
 
 
-def collect(folder: Path, entries: list[Entry]) -> None:
-    """result.json of the whole matrix: the entries that are there, in the matrix' order, and the growth."""
-    there = [
-        folder / entry.name / "result.json" for entry in entries if (folder / entry.name / "result.json").is_file()
-    ]
-    others = sorted(path for path in folder.glob("*/result.json") if path not in there)  # of earlier calls
+def collect(folder: Path) -> None:
+    """result.json of the whole folder: the entries that are there, of earlier calls too, and the growth."""
+    entries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/result.json"))]
     grown = folder / "growth.json"
     document = {
         "name": folder.name,
-        "entries": [json.loads(path.read_text(encoding="utf-8")) for path in (*there, *others)],
+        "entries": sorted(entries, key=in_order),
         "growth": json.loads(grown.read_text(encoding="utf-8")) if grown.is_file() else [],
     }
     write(folder / "result.json", document)
+
+
+def in_order(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """By base and type, then as CASES has the data sets, small steps first."""
+    case = list(cases.CASES).index(entry["case"])
+    return entry["base"], entry["load_in_4bit"], entry["dtype"] != "float32", case, entry["batch_size"]
 
 
 def write(path: Path, document: Any) -> None:

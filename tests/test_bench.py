@@ -281,6 +281,24 @@ def test_another_job_is_not_taken_from_what_is_there(tmp_path: Path) -> None:
     assert bench.digest(bench.job(wish, arm, "base"), arm) != same
 
 
+def test_entries_have_one_order_whatever_was_measured_last(tmp_path: Path) -> None:
+    run = script("run")
+    wanted = [
+        ("float32", "persona", 16),
+        ("float32", "persona", 64),
+        ("float32", "chat", 16),
+        ("bfloat16", "persona", 16),
+    ]
+    for dtype, case, size in wanted:
+        folder = tmp_path / f"{case}-{dtype}-{size}"
+        folder.mkdir()
+        entry = {"base": "b", "load_in_4bit": False, "dtype": dtype, "case": case, "batch_size": size}
+        (folder / "result.json").write_text(json.dumps(entry), encoding="utf-8")
+    run.collect(tmp_path)
+    entries = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["entries"]
+    assert [(entry["dtype"], entry["case"], entry["batch_size"]) for entry in entries] == wanted
+
+
 def test_arms_of_earlier_calls_stay_in_the_entry(matrix: Matrix, tmp_path: Path) -> None:
     run = script("run")
     there = matrix.folder / ENTRY / "result.json"
@@ -305,7 +323,8 @@ def test_tables_and_plots(matrix: Matrix, tmp_path: Path) -> None:
     larger = matrix.entry | {"batch_size": 8}
     document = {"name": "x", "entries": [matrix.entry, larger], "growth": [
         {"samples": 1000, "plan_seconds": 0.1}, {"samples": 10000, "plan_seconds": 1.1}]}  # fmt: skip
-    charts = report.draw(document, tmp_path)
+    other = matrix.entry | {"dtype": "bfloat16"}  # of another table: no point of the chart's lines
+    charts = report.draw(document | {"entries": [other, matrix.entry, larger]}, tmp_path)
     assert charts == ["sharing.svg", "growth.svg"]
     for name in charts:
         lines = xml.parse(tmp_path / name).getroot().findall("{http://www.w3.org/2000/svg}polyline")
