@@ -141,3 +141,67 @@ def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_j
     for artifact in artifacts:
         line(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
     line(_("talk to it: fasttune chat {series}", series=record.run.series))
+
+
+def benchmark(document: dict[str, Any], *, as_json: bool) -> int:
+    """What each arm of a benchmark came to; 1 where one failed or was not the same training."""
+    bad = any(arm["status"] in ("failed", "invalid") for arm in document["arms"])
+    if as_json:
+        print_json(document)
+        return int(bad)
+    ran = [arm for arm in document["arms"] if "losses" in arm]
+    speed = [_("s/step"), _("samples/s"), _("tokens/s"), _("speed-up"), _("of the limit"), "GiB", _("start-up")]
+    arms_table(speed, [(arm["name"], speed_cells(arm)) for arm in ran])
+    same = [_("first loss"), _("last loss"), _("gradient norm"), _("the same training")]
+    arms_table(same, [(arm["name"], loss_cells(arm)) for arm in ran])
+    for arm in document["arms"]:
+        if arm["why"]:
+            say(f"{arm['name']}: {arm_status(arm)}: {arm['why']}")
+    line(
+        _(
+            "{dtype}, batch_size {batch}, losses held to {reference}'s; limit {limit:,.0f} GFLOP/s",
+            dtype=document["dtype"],
+            batch=document["batch_size"],
+            reference=document["reference"],
+            limit=max(document["limit_gflops"].values(), default=0.0),
+        )
+    )
+    return int(bad)
+
+
+def arms_table(headings: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> None:
+    """A line for each arm on stdout."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, cells in rows:
+        table.add_row(escape(name), *cells)
+    data.print(table)
+    data.print()
+
+
+def speed_cells(arm: dict[str, Any]) -> list[str]:
+    """How fast an arm was; nothing for one that is invalid: a wrong training has no speed."""
+    if arm["status"] == "invalid":
+        return [_("invalid")]
+    return [
+        f"{arm['step_seconds']['median']:.3g}",
+        f"{arm['samples_per_second']['median']:.3g}",
+        f"{arm['tokens_per_second']['median']:,.0f}",
+        f"{arm['speedup']:.2f}" if "speedup" in arm else "",
+        f"{arm['limit_share']:.0%}" if "limit_share" in arm else "",
+        "/".join(f"{value:.2f}" for value in arm["memory"].values()),
+        f"{arm['start_up_seconds']['median']:.1f} s",
+    ]
+
+
+def loss_cells(arm: dict[str, Any]) -> list[str]:
+    """What an arm computed, and whether that is what the reference did."""
+    same = _("yes") if arm["status"] == "ok" else _("no")
+    return [f"{arm['first_loss']:.6f}", f"{arm['last_loss']:.6f}", f"{arm['grad_norm']:.6f}", same]
+
+
+def arm_status(arm: dict[str, Any]) -> str:
+    """The status in words that have a translation."""
+    return {"failed": _("failed"), "skipped": _("skipped"), "invalid": _("invalid")}[arm["status"]]

@@ -16,7 +16,7 @@ RANKS = {
     "records": 2.2, "conversations": 2.4, "data": 3,
     "template": 3.5, "render": 4, "tokens": 4.5, "packing": 5, "runs": 6, "lineage": 6.5, "strategy": 7, "advice": 7.1, "starter": 7.2, "questions": 7.4, "menu": 7.6,
     "memory": 7.9, "processes": 8, "engine": 8, "model": 9, "provenance": 9, "live": 9, "sharing": 9, "proof": 9.3, "trainer": 9.6,
-    "export": 10, "train": 10, "evaluate": 11, "chat": 11, "show": 11,
+    "export": 10, "train": 10, "arms": 10.5, "evaluate": 11, "chat": 11, "show": 11, "bench": 11,
     "cli": 12, "__main__": 13,
 }  # fmt: skip
 HOMES = {
@@ -25,12 +25,13 @@ HOMES = {
     "questionary": {"ask"},
     "prompt_toolkit": {"ask"},
     "unsloth": {"model"},
-    "peft": {"model"},
+    "peft": {"model", "arms"},
+    "trl": {"arms"},
     "gguf": {"export"},
     "llama_cpp": {"export"},
     "ollama": {"export"},
-    "transformers": {"train", "trainer", "model", "export"},
-    "torch": {"engine", "model", "trainer", "processes", "sharing", "provenance", "export"},
+    "transformers": {"train", "trainer", "model", "export", "arms"},
+    "torch": {"engine", "model", "trainer", "processes", "sharing", "provenance", "export", "arms"},
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if "tiny" not in path.parts]
 

@@ -1,0 +1,336 @@
+"""Run the benchmark matrix: every data set with every base, each result written as soon as it is there.
+
+    python benchmarks/run.py --name epyc --base Qwen2.5-0.5B=PATH --sweep 1,4,16 --growth 1000,10000,100000
+    python benchmarks/run.py --name epyc --base Qwen2.5-0.5B=PATH --cases persona --batch-size 64 \\
+        --arms stock,fasttune --micro-batch 16 --warmup-samples 4 --steps 1     # added to the same folder
+    python benchmarks/run.py --name rtx4090 --cuda     # Qwen2.5 shapes with random weights, 16 and 4 bits; no download
+    python benchmarks/run.py --name try --base builtin:tiny --cases chat --steps 2    # a minute, to see it work
+
+It all goes to benchmarks/results/DATE_NAME/: result.json, versions.txt, and for each entry of the matrix a folder with
+its own result.json and, for each process, its log and what it measured. The same command again goes on where it was
+interrupted: a process whose result is there is not run again, so more arms or repeats can be added later too.
+--again ARM,ARM measures these anew. Then: benchmarks/report.py FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cases
+import shapes
+
+from fasttune import bench, data, packing, recipe, render
+from fasttune import model as models
+from fasttune.console import FasttuneError, say, show_findings
+
+RESULTS = Path(__file__).parent / "results"
+WORK = cases.REPOSITORY / "build" / "benchmarks"  # data sets and shapes: made anew where they are missing
+MAIN = "plain,stock,stock-padding-free,fasttune"
+GAINS = (
+    "stock-no-checkpointing,fasttune-no-sharing,fasttune-no-packing,fasttune-neither,fasttune-checkpointing,"
+    "fasttune-stock-linears"
+)
+CUDA = {"base": ["shape:0.5b", "shape:1.5b", "shape:3b"], "bits": "16,4", "warmup": 5, "steps": 20, "repeats": 3}
+RECIPE = """\
+name = "bench"
+[model]
+base = "builtin:tiny"
+[data]
+train = "{data}"
+[lora]
+r = 16
+[export]
+gguf = []
+"""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model: how it is called in results, and where it lies."""
+
+    name: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One experiment of the matrix. `arms` as `fasttune bench --arms` takes them."""
+
+    case: str
+    base: Base
+    dtype: str
+    bits: int
+    batch_size: int
+    arms: str
+
+    @property
+    def name(self) -> str:
+        bits = "-4bit" if self.bits == 4 else ""
+        return f"{self.case}-{self.base.name}-{self.dtype}{bits}-b{self.batch_size}"
+
+
+def main() -> int:
+    options = arguments()
+    folder = place(options.name, options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "versions.txt").write_text(versions(), encoding="utf-8")
+    failed = 0
+    entries = matrix(options)
+    for number, entry in enumerate(entries, 1):
+        entry = replace(entry, arms=with_earlier(entry.arms, folder / entry.name / "result.json"))
+        say(f"[{number}/{len(entries)}] {entry.name}: {entry.arms}")
+        forget(folder / entry.name, options.again.split(","))
+        failed += not measure(entry, options, folder / entry.name)
+        collect(folder)
+    if options.growth:
+        (folder / "growth.json").write_text(json.dumps(growth(options), indent=2) + "\n", encoding="utf-8")
+    collect(folder)
+    print(folder)
+    return int(failed > 0)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="of the machine or the occasion: part of the folder's name")
+    parser.add_argument(
+        "--base", action="append", help="NAME=FOLDER, a hub name, builtin:tiny or shape:0.5b; repeatable"
+    )
+    parser.add_argument("--cases", default=",".join(cases.CASES), help="%(default)s")
+    parser.add_argument("--arms", help=f"instead of {MAIN} and, for persona, {GAINS}")
+    parser.add_argument("--batch-size", type=int, help="samples a step, instead of each case's own")
+    parser.add_argument(
+        "--sweep", default="", help="batch sizes for persona with stock and fasttune alone, e.g. 1,4,64"
+    )
+    parser.add_argument(
+        "--growth", default="", help="numbers of samples to time data preparation with, e.g. 1000,10000"
+    )
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--warmup-samples", type=int, default=0, help="of the first warm-up step; 0: a whole step")
+    parser.add_argument(
+        "--micro-batch", type=int, default=0, help="samples stock and plain take at a time; 0: the step"
+    )
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--bits", default="16", help="16, 4 or 16,4: how the base is held (4 needs a card)")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, both with a comma, or auto")
+    parser.add_argument("--again", default="", help="arms to measure anew, whose results would be kept otherwise")
+    parser.add_argument("--cuda", action="store_true", help="the matrix for a card; other options change it")
+    parser.add_argument("--out", type=Path, help="instead of benchmarks/results/DATE_NAME")
+    if "--cuda" in sys.argv:
+        parser.set_defaults(**CUDA)
+    options = parser.parse_args()
+    unknown = sorted(set(filter(None, options.cases.split(","))) - set(cases.CASES))
+    if unknown or not options.base:
+        parser.error(f"no such case: {', '.join(unknown)}" if unknown else "--base is missing")
+    if not set(options.dtype.split(",")) <= {"auto", "float32", "bfloat16"}:
+        parser.error(f"--dtype: {options.dtype}")
+    return options
+
+
+def place(name: str, out: Path | None) -> Path:
+    """The folder of this name, the newest where there are several, else a new one."""
+    return out or max(RESULTS.glob(f"*_{name}"), default=RESULTS / f"{date.today()}_{name}")
+
+
+def matrix(options: argparse.Namespace) -> list[Entry]:
+    """The entries in the order they are measured: small bases first, the sweep last."""
+    found = []
+    for base in map(parse_base, options.base):
+        for bits in map(int, options.bits.split(",")):
+            for dtype in map(resolved, options.dtype.split(",")):
+                found += series(options, base, dtype, bits)
+    return list({entry.name: entry for entry in reversed(found)}.values())[::-1]
+
+
+def series(options: argparse.Namespace, base: Base, dtype: str, bits: int) -> list[Entry]:
+    """The cases, then the sweep, with one base in one type."""
+    found = []
+    for case in (cases.CASES[name] for name in filter(None, options.cases.split(","))):
+        arms = options.arms or (f"{MAIN},{GAINS}" if case.ablate else MAIN)
+        found.append(Entry(case.name, base, dtype, bits, options.batch_size or case.batch_size, arms))
+    for size in map(int, filter(None, options.sweep.split(","))):
+        found.append(Entry("persona", base, dtype, bits, size, options.arms or "stock,fasttune"))
+    return found
+
+
+def resolved(dtype: str) -> str:
+    """What "auto" means on this machine."""
+    wanted = recipe.ModelRecipe(base="", dtype=dtype)  # type: ignore[arg-type]
+    return str(models.compute_dtype(wanted)).removeprefix("torch.")
+
+
+def parse_base(text: str) -> Base:
+    """NAME=FOLDER; alone, a folder is called by its last part."""
+    name, sign, where = text.rpartition("=")
+    return Base(name, where) if sign else Base(text.rstrip("/").rpartition("/")[2].replace(":", "-"), text)
+
+
+# One entry ----------------------------------------------------------------------------------------------------------
+
+
+def measure(entry: Entry, options: argparse.Namespace, folder: Path) -> bool:
+    """Measure an entry and write its folder; whether every arm came to its end with the same losses."""
+    where, recipe_file = base_folder(entry.base), case_recipe(entry.case)
+    overrides = (
+        f"model.base={where}",
+        f"model.dtype={entry.dtype}",
+        f"model.load_in_4bit={str(entry.bits == 4).lower()}",
+        f"train.batch_size={entry.batch_size}",
+    )
+    wish = bench.Experiment(
+        recipe_file,
+        overrides,
+        bench.parse_arms(entry.arms),
+        steps=options.steps,
+        warmup=options.warmup,
+        repeats=options.repeats,
+        warmup_samples=options.warmup_samples,
+        micro_batch=options.micro_batch,
+        resume=True,
+    )
+    try:
+        document = bench.measure(wish, folder, say)
+    except FasttuneError as problem:
+        show_findings(problem.findings)
+        return False
+    tidy(folder, {where: entry.base.name})
+    document |= {"case": entry.case, "base": entry.base.name, "processor": processor()}
+    write(folder / "result.json", document)
+    for arm in document["arms"]:
+        say(f"  {arm['name']}: {arm['status']} {arm['why']} {arm.get('speedup', 0.0):.2f}x stock")
+    return all(arm["status"] in ("ok", "skipped") for arm in document["arms"])
+
+
+def with_earlier(arms: str, result: Path) -> str:
+    """The arms asked for and those that the entry has from earlier calls."""
+    earlier = json.loads(result.read_text(encoding="utf-8"))["arms"] if result.is_file() else []
+    return ",".join(dict.fromkeys([arm["name"] for arm in earlier] + arms.split(",")))
+
+
+def forget(folder: Path, arms: list[str]) -> None:
+    """Drop what arms have measured, so that they are measured anew."""
+    for arm in filter(None, arms):
+        for path in folder.glob(f"round*-{arm}.json"):
+            path.unlink()
+
+
+def base_folder(base: Base) -> str:
+    """Where the base lies; a shape is made first."""
+    if not base.where.startswith("shape:"):
+        return base.where
+    shape = base.where.removeprefix("shape:")
+    WORK.mkdir(parents=True, exist_ok=True)
+    return str(shapes.make(shape, WORK / f"shape-{shape}"))
+
+
+def case_recipe(case: str) -> Path:
+    """A recipe for a case's data, both written anew."""
+    samples = cases.write(case, WORK)
+    path = WORK / f"{case}.toml"
+    path.write_text(RECIPE.format(data=samples.as_posix()), encoding="utf-8")
+    return path
+
+
+def tidy(folder: Path, names: dict[str, str]) -> None:
+    """Logs that can be kept with the project: no path of this machine in them, and no job of a process cut off."""
+    names = names | {
+        f"{cases.REPOSITORY}/": "",
+        f"{sys.prefix}/": "",
+        f"{Path.home()}/": "~/",
+        f"{tempfile.gettempdir()}/": "",
+    }
+    for path in folder.glob("*.job.json"):
+        path.unlink()
+    for path in folder.glob("*.log"):
+        before = text = path.read_text(encoding="utf-8", errors="replace")
+        for where, name in names.items():
+            text = text.replace(where, name)
+        if text != before:
+            path.write_text(text, encoding="utf-8")
+
+
+# What goes around it ------------------------------------------------------------------------------------------------
+
+
+def collect(folder: Path) -> None:
+    """result.json of the whole folder: the entries that are there, of earlier calls too, and the growth."""
+    entries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/result.json"))]
+    grown = folder / "growth.json"
+    document = {
+        "name": folder.name,
+        "entries": sorted(entries, key=in_order),
+        "growth": json.loads(grown.read_text(encoding="utf-8")) if grown.is_file() else [],
+    }
+    write(folder / "result.json", document)
+
+
+def in_order(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """By base and type, then as CASES has the data sets, small steps first."""
+    case = list(cases.CASES).index(entry["case"])
+    return entry["base"], entry["load_in_4bit"], entry["dtype"] != "float32", case, entry["batch_size"]
+
+
+def write(path: Path, document: Any) -> None:
+    """JSON that appears whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def versions() -> str:
+    """Every installed package, as pip freeze has it."""
+    found = {f"{package.metadata['Name']}=={package.version}" for package in metadata.distributions()}
+    return f"python=={sys.version.split()[0]}\n" + "\n".join(sorted(found, key=str.lower)) + "\n"
+
+
+def processor() -> str:
+    """The processor's name as Linux knows it, else as Python does."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def growth(options: argparse.Namespace) -> list[dict[str, float]]:
+    """Seconds that data cost before and between steps, for growing numbers of persona samples: reading and checking,
+    tokenizing, and laying out every step of an epoch."""
+    base = base_folder(parse_base(options.base[0]))
+    tokenizer = models.load_tokenizer(models.locate(recipe.ModelRecipe(base=base)))
+    found = []
+    for count in map(int, options.growth.split(",")):
+        path = cases.write_samples(list(cases.growing(count)), WORK / f"growing-{count}.jsonl")
+        found.append({"samples": count} | grown(path, tokenizer))
+        say(f"growth: {found[-1]}")
+    return found
+
+
+def grown(path: Path, tokenizer: Any) -> dict[str, float]:
+    """The seconds of one data set, once: they are long enough to be told apart."""
+    settings, seconds, begun = recipe.DataRecipe(train=(str(path),)), {}, time.monotonic()
+
+    def lap(name: str) -> None:
+        nonlocal begun
+        seconds[name], begun = time.monotonic() - begun, time.monotonic()
+
+    dataset = data.load(settings, 0)
+    lap("read_seconds")
+    examples = render.render_all(dataset.train, tokenizer, settings, 2048).examples
+    lap("tokenize_seconds")
+    for batch in packing.epoch_batches(len(examples), 16, 0, 0):
+        packing.plan_step(examples, batch, 4096)
+    lap("plan_seconds")
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())
