@@ -121,7 +121,8 @@ def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_j
         return
     if probes:
         table = Table(show_lines=True)
-        for heading in (_("question"), _("the base answered"), _("the trained GGUF answers")):
+        trained = _("the trained GGUF answers") if artifacts else _("the trained adapter answers")
+        for heading in (_("question"), _("the base answered"), trained):
             table.add_column(heading, overflow="fold")  # Chinese has no spaces to wrap at
         for probe in probes:
             table.add_row(escape(probe.question), escape(probe.base), escape(probe.trained))

@@ -94,8 +94,8 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None, phases:
             seconds = fit(trainer, checkpoint)
             processes.end()
             if trainer.complete:
-                with phases("probe", _("answering the probe questions with the base")):
-                    record_base_answers(trainer, tokenizer)
+                with phases("probe", _("answering the probe questions")):
+                    record_answers(trainer, tokenizer)
             return finish(trainer, seconds)
 
 
@@ -301,13 +301,18 @@ def write_adapter(trainer: StepTrainer) -> None:
             proof.record(trainer, folder)
 
 
-def record_base_answers(trainer: StepTrainer, tokenizer: Any) -> None:
-    """The untrained base's answers to the probe questions: this network with its adapter switched off."""
-    probe, answers = trainer.plan.recipe.probe, []
+def record_answers(trainer: StepTrainer, tokenizer: Any) -> None:
+    """The untrained base's answers to the probe questions: this network with its adapter switched off. The trained
+    one's are its GGUF file's; where none is to be made, this network answers."""
+    recipe, system = trainer.plan.recipe, trainer.plan.system
+    prompts = [prompt_tokens(question, system, tokenizer) for question in recipe.probe.questions]
+
+    def said() -> list[str]:
+        return [models.generate(trainer.model, tokenizer, prompt, recipe.probe.max_new_tokens) for prompt in prompts]
+
     with trainer.model.disable_adapter():
-        for question in probe.questions:
-            prompt = prompt_tokens(question, trainer.plan.system, tokenizer)
-            answers.append(
-                {"question": question, "base": models.generate(trainer.model, tokenizer, prompt, probe.max_new_tokens)}
-            )
-    runs.write_json(trainer.run.scores, {"probes": answers})
+        answers = {"question": recipe.probe.questions, "base": said()}
+    if not recipe.export.gguf:
+        answers["trained"] = said()
+    probes = [dict(zip(answers, values, strict=True)) for values in zip(*answers.values(), strict=True)]
+    runs.write_json(trainer.run.scores, {"probes": probes})

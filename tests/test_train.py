@@ -137,15 +137,29 @@ def test_a_run_from_recipe_to_adapter(recipe: Path, fasttune: Cli, tmp_path: Pat
 
 
 def test_the_adapter_loads_with_plain_peft(recipe: Path, fasttune: Cli, tmp_path: Path) -> None:
-    assert fasttune("run", recipe, "--set", "train.max_steps=2").returncode == 0
+    """And says what the run wrote down as its answer, since no GGUF file was asked for."""
+    question, settings = PAIRS[0][0], ["--set", "train.max_steps=20", "--set", "probe.max_new_tokens=24"]
+    done = fasttune("run", recipe, *settings, "--set", f'probe.questions="{question}"')
+    assert done.returncode == 0, done.stderr
+    import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = AutoModelForCausalLM.from_pretrained(REPOSITORY / "fasttune" / "tiny")
     model = PeftModel.from_pretrained(base, tmp_path / "runs" / "persona" / "001-fresh" / "adapter")
     moved = [p for name, p in model.named_parameters() if "lora_B" in name and p.abs().max() > 0]
     assert len(moved) == 4 * 7
     assert model.peft_config["default"].r == 8 and model.peft_config["default"].lora_alpha == 16
+
+    scores = json.loads((tmp_path / "runs" / "persona" / "001-fresh" / "scores.json").read_text(encoding="utf-8"))
+    (probe,) = scores["probes"]
+    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "fasttune" / "tiny")
+    asked = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        said = model.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert probe["trained"] == tokenizer.decode(said, skip_special_tokens=True).strip() != probe["base"]
+    assert scores["answered_by"] == "adapter" and probe["trained"] in done.stdout
 
 
 def adapter(run: Path) -> dict[str, Any]:
