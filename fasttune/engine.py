@@ -58,14 +58,20 @@ class Batch:
     spans: tuple[Span, ...]
 
     def to(self, device: torch.device) -> Batch:
-        """The same row on a device; copies overlap with computation where the host memory is pinned."""
+        """The same row on a device."""
         return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.position_ids.to(device, non_blocking=True),
-            self.predictors.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
+            moved(self.input_ids, device),
+            moved(self.position_ids, device),
+            moved(self.predictors, device),
+            moved(self.targets, device),
             self.spans,
         )
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on a device. A card takes it from pinned memory: from other memory a copy waits until all
+    that was asked of the card before is done."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def collate(row: Row, examples: Sequence[Example]) -> Batch:

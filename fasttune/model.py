@@ -373,14 +373,13 @@ def cuda_layout(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any
     """
     import torch
 
+    from fasttune import engine
+
     lengths = [end - begin for span in batch.spans for begin, end in span.suffixes]
     where = batch.input_ids.device
     if all(span.prefix_end == span.start for span in batch.spans):
-        return (
-            batch.input_ids,
-            batch.position_ids,
-            {"packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32, device=where)},
-        )
+        packed = engine.moved(torch.tensor(lengths, dtype=torch.int32), where)
+        return batch.input_ids, batch.position_ids, {"packed_seq_lengths": packed}
     from unsloth.utils.prefix_grouper_kernel import build_seg_info_multigroup
 
     groups = [(s.prefix_end - s.start, [end - begin for begin, end in s.suffixes]) for s in batch.spans]

@@ -235,3 +235,12 @@ def state(path: Path) -> dict[str, Any]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, the lock left out."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    """Between the weights of two runs' adapters."""
+    from safetensors.torch import load
+
+    first, second = load(adapter(one)), load(adapter(other))
+    assert first.keys() == second.keys()
+    return max(float((first[key] - second[key]).abs().max()) for key in first)

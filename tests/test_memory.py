@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from series import Series, adapter, assert_same_run, checkpoints, document, history, losses, untimed
+from series import Series, adapter, assert_same_run, checkpoints, document, history, largest_difference, losses, untimed
 
 from fasttune import memory
 from fasttune import model as models
@@ -75,14 +75,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     series = Series.new(tmp_path_factory.mktemp("undisturbed"))
     series.train(*SETTINGS)
     return series.run(1)
-
-
-def largest_difference(one: Path, other: Path) -> float:
-    from safetensors.torch import load
-
-    first, second = load(adapter(one)), load(adapter(other))
-    assert first.keys() == second.keys()
-    return max(float((first[key] - second[key]).abs().max()) for key in first)
 
 
 # The step -----------------------------------------------------------------------------------------------------------

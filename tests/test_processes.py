@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli
-from series import Series, adapter, checkpoints, document, history, losses, untimed
+from series import Series, checkpoints, document, history, largest_difference, losses, untimed
 
 from fasttune.packing import divide, plan_step
 from fasttune.render import Example
@@ -36,14 +36,6 @@ def train_together(series: Series, *settings: str, code: int = 0, program: tuple
     output, _nothing = process.communicate(timeout=300)
     assert process.returncode == code, output
     return output
-
-
-def largest_difference(one: Path, other: Path) -> float:
-    from safetensors.torch import load
-
-    first, second = load(adapter(one)), load(adapter(other))
-    assert first.keys() == second.keys()
-    return max(float((first[key] - second[key]).abs().max()) for key in first)
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
