@@ -112,7 +112,7 @@ def train_along() -> None:
         net = with_adapter(net, plan, limits)
         trainer = StepTrainer(net, arguments(plan, run), Steps(training, plan), held_out, plan, run)
         fit(trainer, checkpoint)
-        processes.end()
+    processes.leave()
 
 
 def with_adapter(net: Any, plan: Plan, limits: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@ arithmetic of row budgets with made-up cards."""
 
 from __future__ import annotations
 
+import mmap
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -336,9 +337,11 @@ def test_the_peak_of_a_piece_of_work_is_measured() -> None:
     if torch.cuda.is_available():
         pytest.skip("measures the card here")
     before = models.reset_peak()
-    assert torch.ones(256 * 2**20, dtype=torch.uint8)[-1] == 1
+    with mmap.mmap(-1, 256 * 2**20) as block:  # given back at once, which malloc's memory is not
+        for page in range(0, len(block), mmap.PAGESIZE):
+            block[page] = 1
     assert 200 * 2**20 < models.peak_memory() - before < 400 * 2**20
-    assert abs(models.peak_memory() - models.reset_peak()) > 60 * 2**20  # given back, and the peak begins anew
+    assert models.peak_memory() - models.reset_peak() > 200 * 2**20  # the peak begins anew
     assert models.peak_memory() - models.reset_peak() < 20 * 2**20
 
 
