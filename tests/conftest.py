@@ -6,10 +6,11 @@ import functools
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,17 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
     return Quickstart(
         json.loads(done.stdout), runs / "quickstart" / "001-fresh", functools.partial(call_fasttune, runs)
     )
+
+
+@contextmanager
+def small_files(limit: int) -> Iterator[None]:
+    """Files of this process end after so many bytes, as on a full disk: a write fails half done.
+
+    For a part of a test, not around one: pytest's own output may be a file.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -18,6 +16,7 @@ import jinja2.sandbox
 import numpy as np
 import pytest
 import safetensors.torch
+from conftest import small_files
 
 import fasttune
 from fasttune.console import FasttuneError
@@ -307,26 +306,16 @@ export(Path(sys.argv[1]), None, Path(sys.argv[2]), "linzhi", ["q8_0"], run_id="r
 """
 
 
-@pytest.fixture
-def small_files() -> Iterator[Callable[[int], None]]:
-    """Lets no file grow beyond so many bytes, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize(("limit", "kind"), [(20_000, "f16"), (4 << 20, "q8_0"), (6 << 20, "q4_k_m")])
-def test_full_disk_leaves_nothing(tmp_path, small_files, limit, kind) -> None:
-    small_files(limit)
-    with pytest.raises(FasttuneError, match="can't be written: File too large") as caught:
+def test_full_disk_leaves_nothing(tmp_path, limit, kind) -> None:
+    with small_files(limit), pytest.raises(FasttuneError, match="can't be written: File too large") as caught:
         run_export(tmp_path, None, types=(kind,))
     assert caught.value.findings[0].code == "cannot-write"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quantizer_on_a_full_disk_tells_it(exported, tmp_path, small_files) -> None:
-    small_files(1 << 20)
-    with pytest.raises(FasttuneError, match=r"q4_k_m: llama\.cpp could not quantize: ."):
+def test_quantizer_on_a_full_disk_tells_it(exported, tmp_path) -> None:
+    with small_files(1 << 20), pytest.raises(FasttuneError, match=r"q4_k_m: llama\.cpp could not quantize: ."):
         quantize.quantize(exported["f16"].path, tmp_path / "out.gguf", "q4_k_m")
 
 

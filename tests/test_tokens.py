@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, Cli
+from conftest import REPOSITORY, Cli, small_files
 from test_render import CHATML, DROPS_SYSTEM, NO_DEFAULT, TRIMS, chat, sample, small_tokenizer
 
 from fasttune import tokens
@@ -147,23 +145,15 @@ def test_a_folder_that_cannot_be_made(tokenizer: Any, cache: Path, blocked: str)
     assert file.read_text() == "in the way"
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Files of this process end after 1,000 bytes, as on a full disk: the write fails half done."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.usefixtures("small_files")
 def test_a_full_disk_leaves_no_half_file(tokenizer: Any, cache: Path) -> None:
     assert through(SAMPLES[:1], tokenizer)[1] == 1
     (path,) = cache.iterdir()
     before = path.read_bytes()
-    assert through(SAMPLES, tokenizer)[1] == 8
+    with small_files(1000):
+        assert through(SAMPLES, tokenizer)[1] == 8
     assert [one.read_bytes() for one in cache.iterdir()] == [before]
-    assert through(SAMPLES, tokenizer)[1] == 8
+    with small_files(1000):
+        assert through(SAMPLES, tokenizer)[1] == 8
 
 
 def test_little_room_is_left_to_others(tokenizer: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
