@@ -4,6 +4,8 @@ goes on without sharing. Runs on the CPU's attention what a card's is put to bef
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,14 @@ from fasttune.render import Example
 SETTINGS = ("train.max_steps=2",)
 
 
-def one_too_few(prefix: int, length: int, device: Any) -> Any:
-    """A suffix that does not see the last token of its prefix."""
-    mask = engine.torch.ones(length, prefix + length, dtype=engine.torch.bool, device=device).tril(prefix)
-    mask[:, prefix - 1] = False
-    return mask
+def one_too_few(prefix_end: int) -> int:
+    """Suffixes that do not see the last token of their prefix."""
+    return prefix_end - 1
 
 
-def one_too_many(prefix: int, length: int, device: Any) -> Any:
-    """A suffix that sees one token of the future."""
-    return engine.torch.ones(length, prefix + length, dtype=engine.torch.bool, device=device).tril(prefix + 1)
+def one_too_many(prefix_end: int) -> int:
+    """Suffixes that see the first token of the group's first suffix as well."""
+    return prefix_end + 1
 
 
 def test_good_attention_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,12 +41,16 @@ def test_good_attention_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert adapter(checked.run(1)) == adapter(plain.run(1))  # the check leaves nothing behind
 
 
-@pytest.mark.parametrize("mask", [one_too_few, one_too_many])
-def test_wrong_attention_switches_sharing_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: Any) -> None:
+@pytest.mark.parametrize("end", [one_too_few, one_too_many])
+def test_wrong_attention_switches_sharing_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Any) -> None:
+    def wrong_pieces(spans: Sequence[engine.Span]) -> list[engine.Piece]:
+        return [piece if piece.causal else replace(piece, key_end=end(piece.key_end)) for piece in pieces(spans)]
+
+    pieces = engine.pieces
     wrong, unshared = Series.new(tmp_path / "wrong"), Series.new(tmp_path / "unshared")
     unshared.train(*SETTINGS, "train.shared_prefix=false")
     monkeypatch.setattr(models, "checks_sharing", lambda: True)
-    monkeypatch.setattr(engine, "suffix_mask", mask)
+    monkeypatch.setattr(engine, "pieces", wrong_pieces)
     done = wrong.train(*SETTINGS)
     assert (
         "shared prefixes give another loss or gradient than plain attention here; they are switched off" in done.stderr
