@@ -270,8 +270,10 @@ def run_number(run: Run) -> int:
 
 
 def set_current(run: Run) -> None:
-    """Make this run the one its series' name stands for."""
-    write_text(run.root / run.series / "current", run.id + "\n")
+    """Make this run the one its series' name stands for; of two that finish at once, the later one."""
+    folder = run.root / run.series
+    with locked(folder / ".current.lock", _("another process is starting a run of {series}", series=run.series)):
+        write_text(folder / "current", run.id + "\n")
 
 
 def current(root: Path, series: str) -> Run | None:

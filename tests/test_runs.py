@@ -143,3 +143,22 @@ def test_history_is_trimmed_to_a_step_and_a_torn_line_is_dropped(tmp_path: Path)
     assert [line["step"] for line in runs.read_history(run)] == [1, 2, 3, 4]
     runs.trim_history(run, 2)
     assert run.history.read_text().count("\n") == 2
+
+
+def make_current_often(run: Run) -> None:
+    for _time in range(100):
+        runs.set_current(run)
+
+
+def test_many_that_finish_at_once(tmp_path: Path) -> None:
+    """Their names for the unfinished file are one: without a lock, one's rename takes the other's file away."""
+    finished = [runs.create(tmp_path, "persona", "fresh") for _number in range(3)]
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=make_current_often, args=(run,)) for run in finished]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    assert runs.current(tmp_path, "persona") in finished
+    assert not list(tmp_path.rglob("*.partial"))
