@@ -460,6 +460,7 @@ def test_overwriting_removes_the_run_that_is_named(parent: Series) -> None:
     assert parent.names() == ["001-fresh", "003-fresh", "004-fresh"]
     assert {number: contents(parent.run(number)) for number in (1, 3)} == kept
     assert sorted(path.name for path in parent.run(1).parent.iterdir() if not path.name[0].isdigit()) == [
+        ".current.lock",
         ".lock",
         "current",
     ]
