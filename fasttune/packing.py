@@ -109,7 +109,7 @@ def divide(examples: Sequence[Example], samples: Sequence[int], processes: int) 
     few prefixes are computed twice."""
     if processes == 1:
         return [list(samples)]
-    order = sorted(samples, key=lambda i: (examples[i].tokens[: shareable(examples[i])], i))
+    order = by_beginning(examples, samples)
     whole, before = sum(len(examples[i].tokens) for i in samples), 0
     parts: list[list[int]] = [[] for _ in range(processes)]
     for i in order:
@@ -136,6 +136,15 @@ def group_tokens(examples: Sequence[Example], group: Group) -> int:
 def shareable(example: Example) -> int:
     """The longest prefix of a sample that may be shared: it and the token after it are unsupervised."""
     return example.learn[0][0] - 1
+
+
+def by_beginning(examples: Sequence[Example], samples: Sequence[int]) -> list[int]:
+    """The samples with those that begin alike side by side; deterministic, in no order that means more."""
+
+    def beginning(i: int) -> bytes:  # bytes sort quickly
+        return array("I", examples[i].tokens[: shareable(examples[i])]).tobytes()
+
+    return sorted(samples, key=lambda i: (beginning(i), i))
 
 
 def shared_tokens(a: Example, b: Example) -> int:
@@ -189,7 +198,7 @@ def share_prefixes(examples: Sequence[Example], samples: Sequence[int]) -> list[
 
 def prefix_tree(examples: Sequence[Example], samples: Sequence[int]) -> list[Fork]:
     """The forks of the samples' shareable beginnings, each after those below it; the last is the root, of depth 0."""
-    order = sorted(samples, key=lambda i: (head(examples[i]), i))
+    order = by_beginning(examples, samples)
     path, done = [Fork(0)], []
     for i, following in zip_longest(order, order[1:]):
         depth = 0 if following is None else shared_tokens(examples[i], examples[following])
@@ -202,11 +211,6 @@ def prefix_tree(examples: Sequence[Example], samples: Sequence[int]) -> list[For
                 path.append(Fork(depth))
             path[-1].forks.append(done[-1])
     return [*done, *path]
-
-
-def head(example: Example) -> bytes:
-    """What a sample may share, as bytes, which sort quickly; any order that keeps equal beginnings together will do."""
-    return array("I", example.tokens[: shareable(example)]).tobytes()
 
 
 def weigh(fork: Fork) -> None:
@@ -253,7 +257,7 @@ def cut_group(examples: Sequence[Example], group: Group, budget: int) -> list[Gr
     suffixes = [len(examples[i].tokens) - group.prefix for i in group.members]
     fitted = [[group.members[n] for n in piece] for piece in best_fit(suffixes, budget - group.prefix)]
     fewest = [Group(group.prefix if len(piece) > 1 else 0, tuple(piece)) for piece in fitted]
-    alike = cut_in_order(examples, sorted(group.members, key=lambda i: (head(examples[i]), i)), budget)
+    alike = cut_in_order(examples, by_beginning(examples, group.members), budget)
     return min(fewest, alike, key=lambda pieces: sum(group_tokens(examples, piece) for piece in pieces))
 
 
