@@ -39,7 +39,7 @@ WORK = cases.REPOSITORY / "build" / "benchmarks"  # data sets and shapes: made a
 MAIN = "plain,stock,stock-padding-free,fasttune"
 GAINS = (
     "stock-no-checkpointing,fasttune-no-sharing,fasttune-no-packing,fasttune-neither,fasttune-checkpointing,"
-    "fasttune-stock-linears"
+    "fasttune-stock-layers"
 )
 CUDA = {"base": ["shape:0.5b", "shape:1.5b", "shape:3b"], "bits": "16,4", "warmup": 5, "steps": 20, "repeats": 3}
 RECIPE = """\

@@ -1,15 +1,13 @@
-"""The tensor functions that differ from stock training: collate, attention, linear with LoRA, loss. Pure torch, runs
-anywhere.
+"""The tensor functions that know how a row is packed: collate, attention, loss. Pure torch, runs anywhere.
 
     row of two groups       [P P P | a a | b b b | c c c c]      groups: (prefix 3: a, b), (prefix 0: c)
     position_ids             0 1 2   3 4   3 4 5   0 1 2 3
     who attends to what      P: itself, causally   a, b: P and itself, causally   c: itself, causally
 
-Three of them have a backward pass written by hand, because autograd would keep or copy what isn't needed:
+Two of them have a backward pass written by hand, because autograd would keep or copy what isn't needed:
 
 - `PackedAttention` attends piece by piece and merges by log-sum-exp; `dense_mask` describes the same layout plainly and
   is what the tests compare with.
-- `LoraLinear` adds the adapter into the base's output in place.
 - `SupervisedCrossEntropy` walks the vocabulary in tiles, so full logits exist nowhere.
 
 What this file does not know: Unsloth, PEFT, files, chat templates.
@@ -17,20 +15,21 @@ What this file does not know: Unsloth, PEFT, files, chat templates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
+from fasttune.layers import matmul, precise
 from fasttune.packing import Row
 from fasttune.render import Example
 
 flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-# Logits at a time: on a CPU what stays in its cache while softmax passes over it; a card wants few, large launches.
+# Logits or attention scores at a time: on a CPU what stays in its cache while softmax passes over it; a card wants few,
+# large launches.
 TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
 
 
@@ -106,6 +105,21 @@ def collate(row: Row, examples: Sequence[Example]) -> Batch:
     )
 
 
+def padded(batch: Batch, multiple: int) -> Batch:
+    """The row, up to a multiple of so many tokens, with a group of its own behind it that nothing is learned from."""
+    length = batch.input_ids.shape[1]
+    missing = -length % multiple
+    if not missing:
+        return batch
+    positions = torch.arange(missing, device=batch.position_ids.device)
+    return replace(
+        batch,
+        input_ids=torch.nn.functional.pad(batch.input_ids, (0, missing)),
+        position_ids=torch.cat((batch.position_ids, positions[None]), dim=1),
+        spans=(*batch.spans, Span(length, length, ((length, length + missing),))),
+    )
+
+
 def attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Sequence[Span], scaling: float
 ) -> torch.Tensor:
@@ -145,7 +159,7 @@ def pieces(spans: Sequence[Span]) -> list[Piece]:
 
 
 class PackedAttention(torch.autograd.Function):
-    """Attention in pieces, each by torch's flash kernel for CPUs, merged exactly by their log-sum-exp.
+    """Attention in pieces, merged exactly by their log-sum-exp; causal ones by torch's flash kernel for CPUs.
 
     A query's softmax over prefix and own tokens is the mean of the softmaxes over either part, weighted by exp(lse).
     Backward, each part takes the merged output and log-sum-exp: then its probabilities are those of the whole
@@ -163,13 +177,15 @@ class PackedAttention(torch.autograd.Function):
         lse = query.new_empty(1, heads, length)
         for piece in pieces(spans):
             q, part = piece.queries, (query[:, :, piece.queries], key[:, :, piece.keys], value[:, :, piece.keys])
-            found, found_lse = flash_attention(*part, 0.0, piece.causal, scale=scaling)
-            found = found.transpose(1, 2)
-            if not piece.causal:
+            if piece.causal:  # these come first and cover every query
+                found, lse[:, :, q] = flash_attention(*part, 0.0, True, scale=scaling)
+                output[:, q] = found.transpose(1, 2)
+            else:
+                found, found_lse = full_attention(*part, scaling)
                 merged = torch.logaddexp(lse[:, :, q], found_lse)
-                found = found * weight_of(found_lse, merged) + output[:, q] * weight_of(lse[:, :, q], merged)
-                found_lse = merged
-            output[:, q], lse[:, :, q] = found, found_lse
+                output[:, q].mul_(weight_of(lse[:, :, q], merged))
+                output[:, q].add_(found.transpose(1, 2).mul_(weight_of(found_lse, merged)))
+                lse[:, :, q] = merged
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.spans, ctx.scaling = spans, scaling
         return output.to(ctx.dtype)
@@ -178,19 +194,79 @@ class PackedAttention(torch.autograd.Function):
     def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
         upstream, output = precise(output_gradients[0]).transpose(1, 2), output.transpose(1, 2)
-        gradients = [torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)]
+        gradients = [torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)]
         for piece in pieces(ctx.spans):
             q, k = piece.queries, piece.keys
-            part = (query[:, :, q], key[:, :, k], value[:, :, k], output[:, :, q], lse[:, :, q])
-            found = flash_attention_backward(upstream[:, :, q], *part, 0.0, piece.causal, scale=ctx.scaling)
+            part = (upstream[:, :, q], query[:, :, q], key[:, :, k], value[:, :, k], output[:, :, q], lse[:, :, q])
+            if piece.causal:
+                found = flash_attention_backward(*part, 0.0, True, scale=ctx.scaling)
+            else:
+                found = full_attention_backward(*part, ctx.scaling)
             for total, where, gradient in zip(gradients, (q, k, k), found, strict=True):
-                total[:, :, where] += gradient
+                if piece.causal:
+                    total[:, :, where] = gradient
+                else:
+                    total[:, :, where] += gradient
         return (*(gradient.to(ctx.dtype) for gradient in gradients), None, None)
 
 
-def precise(tensor: torch.Tensor) -> torch.Tensor:
-    """At least float32: what sums and exponentials are taken in."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def full_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention without a mask, as `flash_attention` gives it: output [1, H, T, D] and log-sum-exp [1, H, T].
+
+    All query heads of a key head are the rows of one product: for a prefix that is large enough to be worth leaving
+    the flash kernel, whose many small products are MKL's (see `matmul`).
+    """
+    output, lse = torch.empty_like(query), query.new_empty(query.shape[:3])
+    for n, block in blocks(query, key):
+        scores = matmul(as_rows(query[block]), key[0, n] * scaling)
+        highest = scores.amax(dim=1, keepdim=True)
+        total = scores.sub_(highest).exp_().sum(dim=1, keepdim=True)
+        output[block] = as_states(matmul(scores, value[0, n].contiguous().T).div_(total), output[block])
+        lse[block] = as_states(total.log_().add_(highest), lse[block])
+    return output, lse
+
+
+def full_attention_backward(
+    upstream: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    lse: torch.Tensor,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query, key and value, as `flash_attention_backward` gives them."""
+    for_query, for_key, for_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    along = torch.linalg.vecdot(upstream, output)
+    for n, block in blocks(query, key):
+        rows, up, keys = as_rows(query[block]), as_rows(upstream[block]), key[0, n] * scaling
+        weights = matmul(rows, keys).sub_(as_rows(lse[block])).exp_()
+        for_value[0, n] += matmul(up.T, weights.T).T
+        for_scores = matmul(up, value[0, n].contiguous()).sub_(as_rows(along[block])).mul_(weights)
+        for_key[0, n] += matmul(rows.T, for_scores.T).T.mul_(scaling)
+        for_query[block] = as_states(matmul(for_scores, keys.T), for_query[block])
+    return for_query, for_key, for_value
+
+
+def blocks(query: torch.Tensor, key: torch.Tensor) -> Iterator[tuple[int, tuple[int, slice, slice]]]:
+    """For each key head the query heads that it serves, cut into stretches of queries whose scores make up a tile."""
+    heads, length = query.shape[1] // key.shape[1], query.shape[2]
+    stretch = max(1, TILE_ELEMENTS["cpu"] // (heads * key.shape[2]))
+    for n in range(key.shape[1]):
+        for start in range(0, length, stretch):
+            yield n, (0, slice(n * heads, (n + 1) * heads), slice(start, start + stretch))
+
+
+def as_rows(states: torch.Tensor) -> torch.Tensor:
+    """[heads, T, D] as a dense matrix [T * heads, D]: a token's heads lie together in memory. [heads, T]: D is 1."""
+    return states.transpose(0, 1).reshape(states.shape[0] * states.shape[1], -1)
+
+
+def as_states(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`as_rows` undone: a view of the shape of `like`."""
+    return rows.view(like.shape[1], like.shape[0], *like.shape[2:]).transpose(0, 1)
 
 
 def weight_of(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
@@ -209,52 +285,6 @@ def dense_mask(spans: Sequence[Span], length: int) -> torch.Tensor:
                 mask[q, span.start : span.prefix_end] = True
                 mask[q, begin : q + 1] = True
     return mask[None, None]
-
-
-def matmul(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """rows [T, K] times weight [N, K] transposed.
-
-    In float32 on a CPU by oneDNN instead of MKL, which torch takes by itself: MKL has no AVX-512 for processors that
-    are not Intel's (measured on a Zen 5 with 2 cores: 210 GFLOP/s, oneDNN 480).
-    """
-    if rows.device.type == "cpu" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return F.linear(rows, weight, bias)
-
-
-class LoraLinear(torch.autograd.Function):
-    """x [..., K] to x W^T + bias + scaling (x A^T) B^T, with W [N, K] frozen, A [r, K] and B [N, r] trained."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        a: torch.Tensor,
-        b: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-        down = matmul(rows, a.to(weight.dtype))
-        out = matmul(rows, weight, bias).addmm_(down, b.to(weight.dtype).T, alpha=scaling)
-        ctx.save_for_backward(rows, weight, a, b, down)
-        ctx.shape, ctx.dtype, ctx.scaling = x.shape, x.dtype, scaling
-        return out.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, weight, a, b, down = ctx.saved_tensors
-        upstream = output_gradients[0].reshape(-1, weight.shape[0]).to(weight.dtype)
-        up = matmul(upstream, b.to(weight.dtype).T).mul_(ctx.scaling)
-        for_x = None
-        if ctx.needs_input_grad[0]:
-            for_x = matmul(upstream, weight.T).addmm_(up, a.to(weight.dtype)).view(ctx.shape).to(ctx.dtype)
-        for_a = matmul(up.T, rows.T).to(a.dtype)
-        for_b = (
-            matmul(down.T, upstream.T).T.to(b.dtype).mul(ctx.scaling)
-        )  # in this order oneDNN is several times faster
-        return for_x, None, None, for_a, for_b, None
 
 
 class SupervisedCrossEntropy(torch.autograd.Function):

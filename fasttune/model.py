@@ -39,6 +39,7 @@ ATTENTION = "fasttune"  # the name of engine.attention among transformers' atten
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")
 FLEX_BLOCK = 128  # Unsloth's shared-prefix kernel pads every layer's Q, K and V to this unless the row already fits
+CPU_BLOCK = 8  # products of other numbers of rows leave a rest for slower code (up to 8 % of a step)
 
 
 # Where the base is --------------------------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) 
     if device() == "cpu":
         register_attention()
         model.get_base_model().set_attn_implementation(ATTENTION)
-        use_fast_linears(model)
+        use_fast_layers(model)
         keep_freed_memory()
     return model
 
@@ -318,27 +319,59 @@ def register_attention() -> None:
     AttentionInterface.register(ATTENTION, packed)
 
 
-def use_fast_linears(model: Any) -> None:
-    """Run the adapter's layers through engine.LoraLinear; Unsloth has kernels for them on a card only.
+def use_fast_layers(model: Any) -> None:
+    """Run norms, feed-forward and linears with LoRA through layers.py; Unsloth has kernels for them on a card only.
 
-    What that does not know (an adapter switched off, merged, or with dropout) still goes through PEFT.
+    What these do not know (an adapter switched off, merged or with dropout; another activation) goes on as it was.
     """
-    import torch
     from peft.tuners.lora import Linear
+    from transformers.activations import SiLUActivation
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 
-    from fasttune import engine
+    from fasttune import layers
 
-    def forward(layer: Any, plain: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        (name,) = layer.active_adapters
-        drops = not isinstance(layer.lora_dropout[name], torch.nn.Identity)
-        if layer.disable_adapters or layer.merged or drops or args or kwargs:
+    def norm(layer: Any, _plain: Any, x: torch.Tensor) -> torch.Tensor:
+        return layers.RmsNorm.apply(x, layer.weight, layer.variance_epsilon)
+
+    def linear(layer: Any, plain: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args or kwargs or not plain_lora(layer):
             return plain(x, *args, **kwargs)
-        base, a, b = layer.get_base_layer(), layer.lora_A[name].weight, layer.lora_B[name].weight
-        return engine.LoraLinear.apply(x, base.weight, base.bias, a, b, layer.scaling[name])
+        return layers.LoraLinear.apply(x, lora_scaling(layer), *lora_weights(layer))
+
+    def mlp(layer: Any, plain: Any, x: torch.Tensor) -> torch.Tensor:
+        parts = layer.gate_proj, layer.up_proj, layer.down_proj
+        if not all(isinstance(part, Linear) and plain_lora(part) for part in parts):
+            return plain(x)
+        weights = [tensor for part in parts for tensor in lora_weights(part)]
+        return layers.LoraMlp.apply(x, tuple(map(lora_scaling, parts)), *weights)
 
     for layer in model.modules():
         if isinstance(layer, Linear):
-            layer.forward = functools.partial(forward, layer, layer.forward)
+            layer.forward = functools.partial(linear, layer, layer.forward)
+        elif isinstance(layer, Qwen2MLP) and isinstance(layer.act_fn, SiLUActivation):
+            layer.forward = functools.partial(mlp, layer, layer.forward)
+        elif isinstance(layer, Qwen2RMSNorm):
+            layer.forward = functools.partial(norm, layer, layer.forward)
+
+
+def plain_lora(layer: Any) -> bool:
+    """Whether a PEFT linear is its base plus one adapter, nothing else."""
+    import torch
+
+    (name,) = layer.active_adapters
+    return not (layer.disable_adapters or layer.merged) and isinstance(layer.lora_dropout[name], torch.nn.Identity)
+
+
+def lora_weights(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """Base weight and bias, A and B of a PEFT linear's one adapter."""
+    (name,), base = layer.active_adapters, layer.get_base_layer()
+    return base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight
+
+
+def lora_scaling(layer: Any) -> float:
+    """What PEFT multiplies the adapter's part with: alpha / r."""
+    (name,) = layer.active_adapters
+    return float(layer.scaling[name])
 
 
 def keep_freed_memory() -> None:
@@ -353,44 +386,38 @@ def keep_freed_memory() -> None:
 
 
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
-    """States after the final norm, [1, T, C], of one packed row."""
+    """States after the final norm, [1, T, C], of one packed row; T may be a little more than the row's tokens."""
+    from fasttune import engine
+
     backbone = model.get_base_model().model
     if device() == "cpu":
-        output = backbone(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, spans=batch.spans
-        )
-        return output[0]
-    input_ids, position_ids, layout = cuda_layout(batch)
-    output = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False, **layout)
-    return output[0]
+        batch = engine.padded(batch, CPU_BLOCK)
+        layout: dict[str, Any] = {"spans": batch.spans}
+    else:
+        batch, layout = cuda_layout(batch)
+    return backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout)[0]
 
 
-def cuda_layout(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Ids, positions and the keyword that tells Unsloth's attention a row's layout.
+def cuda_layout(batch: Batch) -> tuple[Batch, dict[str, Any]]:
+    """A row and the keyword that tells Unsloth's attention its layout.
 
-    Rows with shared prefixes go as `prefix_seg_info`, padded by a group of their own to whole flex blocks; others as
-    `packed_seq_lengths` (variable-length attention).
+    Rows with shared prefixes go as `prefix_seg_info`, padded to whole flex blocks; others as `packed_seq_lengths`
+    (variable-length attention).
     """
     import torch
 
     from fasttune import engine
 
-    lengths = [end - begin for span in batch.spans for begin, end in span.suffixes]
     where = batch.input_ids.device
     if all(span.prefix_end == span.start for span in batch.spans):
-        packed = engine.moved(torch.tensor(lengths, dtype=torch.int32), where)
-        return batch.input_ids, batch.position_ids, {"packed_seq_lengths": packed}
+        lengths = [end - begin for span in batch.spans for begin, end in span.suffixes]
+        return batch, {"packed_seq_lengths": engine.moved(torch.tensor(lengths, dtype=torch.int32), where)}
     from unsloth.utils.prefix_grouper_kernel import build_seg_info_multigroup
 
+    batch = engine.padded(batch, FLEX_BLOCK)
     groups = [(s.prefix_end - s.start, [end - begin for begin, end in s.suffixes]) for s in batch.spans]
-    padding = -batch.input_ids.shape[1] % FLEX_BLOCK
-    input_ids, position_ids = batch.input_ids, batch.position_ids
-    if padding:
-        groups.append((0, [padding]))
-        input_ids = torch.nn.functional.pad(input_ids, (0, padding))
-        position_ids = torch.cat((position_ids, torch.arange(padding, device=where)[None]), dim=1)
     segments, _groups = build_seg_info_multigroup(groups, where)
-    return input_ids, position_ids, {"prefix_seg_info": segments}
+    return batch, {"prefix_seg_info": segments}
 
 
 def head(model: Any) -> torch.Tensor:

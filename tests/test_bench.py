@@ -209,11 +209,11 @@ def test_an_arm_that_breaks_is_named_and_the_others_go_on(tmp_path: Path) -> Non
 
 
 def test_an_arm_goes_without_what_this_version_has_or_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    (arm,) = bench.parse_arms("fasttune-stock-linears")
-    monkeypatch.setattr(bench.models, "use_fast_linears", print, raising=False)
+    (arm,) = bench.parse_arms("fasttune-stock-layers")
+    monkeypatch.setattr(bench.models, "use_fast_layers", print, raising=False)
     assert bench.obstacle(arm) == ""
-    monkeypatch.delattr(bench.models, "use_fast_linears")
-    assert "use_fast_linears" in bench.obstacle(arm)
+    monkeypatch.delattr(bench.models, "use_fast_layers")
+    assert "use_fast_layers" in bench.obstacle(arm)
 
 
 def test_useful_flops_are_those_of_the_matrices() -> None:

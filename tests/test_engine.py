@@ -173,33 +173,18 @@ def test_the_loss_of_large_logits_stays_exact_in_low_precision(monkeypatch: pyte
     )
 
 
-@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
 )
-def test_a_linear_with_lora_equals_the_plain_sum(dtype, tolerance: float, bias: bool) -> None:  # type: ignore[no-untyped-def]
-    """Output and the gradients of x, A and B; in bfloat16 the adapter itself stays float32, as PEFT keeps it."""
-    torch.manual_seed(0)
-    kept = torch.float32 if dtype == torch.bfloat16 else dtype
-    x = torch.randn(2, 9, 32, dtype=dtype, requires_grad=True)
-    weight, offset = torch.randn(24, 32, dtype=dtype), torch.randn(24, dtype=dtype) if bias else None
-    a, b = torch.randn(4, 32, dtype=kept, requires_grad=True), torch.randn(24, 4, dtype=kept, requires_grad=True)
-    upstream = torch.randn(2, 9, 24, dtype=dtype)
-    out = engine.LoraLinear.apply(x, weight, offset, a, b, 0.5)
-    found = [out, *torch.autograd.grad(out, (x, a, b), upstream)]
-    exact = torch.float32 if dtype == torch.bfloat16 else torch.float64
-    x, a, b = (tensor.detach().to(exact).requires_grad_() for tensor in (x, a, b))
-    plain = x @ weight.to(exact).T + (0.0 if offset is None else offset.to(exact)) + 0.5 * (x @ a.T) @ b.T
-    expected = [plain, *torch.autograd.grad(plain, (x, a, b), upstream.to(exact))]
-    for one, other in zip(found, expected, strict=True):
-        assert (one.to(exact) - other).abs().max() <= tolerance * other.abs().max()
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
-)
-def test_merged_attention_equals_the_masked_one(dtype, tolerance: float) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("tile", [1, 2 * 7 * 5, 2**20])  # scores of one query, of five with a rest, of all
+def test_merged_attention_equals_the_masked_one(
+    monkeypatch: pytest.MonkeyPatch,
+    tile: int,
+    dtype,  # type: ignore[no-untyped-def]
+    tolerance: float,
+) -> None:
     """Two groups, one without a prefix, four query heads on two key heads: output and all three gradients."""
+    monkeypatch.setattr(engine, "TILE_ELEMENTS", {"cpu": tile})
     torch.manual_seed(0)
     spans = (engine.Span(0, 7, ((7, 12), (12, 13), (13, 21))), engine.Span(21, 21, ((21, 30),)))
     shapes = [(1, 4, 30, 16), (1, 2, 30, 16), (1, 2, 30, 16)]
@@ -213,3 +198,15 @@ def test_merged_attention_equals_the_masked_one(dtype, tolerance: float) -> None
     expected = [plain, *torch.autograd.grad(plain, exact, upstream.double())]
     for one, other in zip(found, expected, strict=True):
         assert (one.double() - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.parametrize("multiple", [1, 8, 64])
+def test_a_padded_row_computes_the_same(multiple: int) -> None:
+    examples = random_examples(3, count=9)
+    expected_loss, expected_hits, expected = packed(examples, 4096)
+    loss, hits, gradients = packed(examples, 4096, change=lambda batch: engine.padded(batch, multiple))
+    (row,) = packing.plan_step(examples, range(9), 4096).rows
+    length = engine.padded(engine.collate(row, examples), multiple).input_ids.shape[1]
+    assert length % multiple == 0 and row.tokens <= length < row.tokens + multiple
+    assert (loss, hits) == (pytest.approx(expected_loss, rel=1e-12), expected_hits)
+    assert difference(gradients, expected) < 1e-12

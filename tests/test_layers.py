@@ -1,89 +1,95 @@
-"""The layers of DESIGN section 4: a file imports only from lower ranks, and each foreign library has one home."""
+"""The decoder layer's parts against the formulas they stand for, taken by autograd: outputs and every gradient."""
 
 from __future__ import annotations
 
-import ast
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import pytest
+import torch
+from torch.nn import functional as F
 
-PACKAGE = Path(__file__).parent.parent / "fasttune"
-RANKS = {
-    "__init__": 0, "console": 1, "ask": 1.5,
-    "strict": 1.2, "foreign": 1.2, "recipe": 2,
-    "records": 2.2, "conversations": 2.4, "data": 3,
-    "template": 3.5, "render": 4, "tokens": 4.5, "packing": 5, "runs": 6, "lineage": 6.5, "strategy": 7, "advice": 7.1, "starter": 7.2, "questions": 7.4, "menu": 7.6,
-    "memory": 7.9, "processes": 8, "engine": 8, "model": 9, "provenance": 9, "live": 9, "sharing": 9, "proof": 9.3, "trainer": 9.6,
-    "export": 10, "train": 10, "arms": 10.5, "evaluate": 11, "chat": 11, "show": 11, "bench": 11,
-    "cli": 12, "__main__": 13,
-}  # fmt: skip
-HOMES = {
-    "click": {"cli"},
-    "rich": {"console", "show", "live", "lineage"},
-    "questionary": {"ask"},
-    "prompt_toolkit": {"ask"},
-    "unsloth": {"model"},
-    "peft": {"model", "arms"},
-    "trl": {"arms"},
-    "gguf": {"export"},
-    "llama_cpp": {"export"},
-    "ollama": {"export"},
-    "transformers": {"train", "trainer", "model", "export", "arms"},
-    "torch": {"engine", "model", "trainer", "processes", "sharing", "provenance", "export", "arms"},
-}
-FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if "tiny" not in path.parts]
+from fasttune import layers
+
+PRECISIONS = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.03)]
+)
 
 
-def module(path: Path) -> str:
-    """`export` for every file of the export folder, else the file's name."""
-    return "export" if path.parent.name == "export" else path.stem
+def exact(tensor: torch.Tensor) -> torch.Tensor:
+    """A leaf of its own in float64."""
+    return tensor.detach().double().requires_grad_(tensor.requires_grad)
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names a file imports, at its top or inside functions, `if TYPE_CHECKING` included."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+def agree(
+    fast: Callable[..., torch.Tensor],
+    plain: Callable[..., torch.Tensor],
+    tensors: Sequence[torch.Tensor | None],
+    tolerance: float,
+) -> None:
+    """Output and gradients of the fast function are those of the plain one in float64, within a share of the largest."""
+    found, copies = fast(*tensors), [None if tensor is None else exact(tensor) for tensor in tensors]
+    expected = plain(*copies)
+    upstream = torch.randn(found.shape, dtype=found.dtype)
+    trained = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
+    originals = [tensor for tensor in copies if tensor is not None and tensor.requires_grad]
+    results = [found, *torch.autograd.grad(found, trained, upstream)]
+    wanted = [expected, *torch.autograd.grad(expected, originals, upstream.double())]
+    assert [result.dtype for result in results[1:]] == [tensor.dtype for tensor in trained]
+    for one, other in zip(results, wanted, strict=True):
+        assert (one.double() - other).abs().max() <= tolerance * other.abs().max()
 
 
-def test_every_file_has_a_rank() -> None:
-    assert {module(path) for path in FILES} == set(RANKS)
+def lora(inputs: int, outputs: int, dtype: torch.dtype, *, bias: bool = False) -> list[torch.Tensor | None]:
+    """W, bias, A and B; in bfloat16 the adapter itself stays float32, as PEFT keeps it."""
+    kept = torch.float32 if dtype == torch.bfloat16 else dtype
+    return [
+        torch.randn(outputs, inputs, dtype=dtype) / inputs**0.5,
+        torch.randn(outputs, dtype=dtype) if bias else None,
+        (torch.randn(4, inputs, dtype=kept) / inputs**0.5).requires_grad_(),
+        torch.randn(outputs, 4, dtype=kept).requires_grad_(),
+    ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_down(path: Path) -> None:
-    own = module(path)
-    for name in imports(path):
-        parts = name.split(".")
-        if parts[0] == "fasttune" and len(parts) > 1 and parts[1] in RANKS and not own == parts[1] == "export":
-            assert RANKS[parts[1]] < RANKS[own], f"{own} (rank {RANKS[own]}) imports {parts[1]}"
+def plain_linear(x, scaling, weight, bias, a, b):  # type: ignore[no-untyped-def]
+    return F.linear(x, weight, bias) + scaling * (x @ a.T) @ b.T
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_foreign_libraries_stay_at_home(path: Path) -> None:
-    for name in imports(path):
-        library = name.split(".")[0]
-        assert module(path) in HOMES.get(library, {module(path)}), f"{path.name} imports {library}"
+@PRECISIONS
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_with_lora(dtype: torch.dtype, tolerance: float, bias: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 9, 32, dtype=dtype, requires_grad=True)
+    agree(
+        lambda x, *weights: layers.LoraLinear.apply(x, 0.5, *weights),
+        lambda x, *weights: plain_linear(x, 0.5, *weights),
+        [x, *lora(32, 24, dtype, bias=bias)],
+        tolerance,
+    )
 
 
-def loaded(statement: str) -> set[str]:
-    """The top-level modules in sys.modules after a statement in a fresh interpreter."""
-    code = f"{statement}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+@PRECISIONS
+@pytest.mark.parametrize("rows", [1, layers.CACHED_ROWS, layers.CACHED_ROWS + 3])
+def test_the_feed_forward(dtype: torch.dtype, tolerance: float, rows: int) -> None:
+    """Three adapters of different scalings; rows that end within, at and behind what is taken at a time."""
+    torch.manual_seed(0)
+    x = torch.randn(1, rows, 32, dtype=dtype, requires_grad=True)
+    weights = lora(32, 24, dtype) + lora(32, 24, dtype, bias=True) + lora(24, 32, dtype)
+
+    def plain(x, *weights):  # type: ignore[no-untyped-def]
+        gate, up = plain_linear(x, 0.5, *weights[:4]), plain_linear(x, 2.0, *weights[4:8])
+        return plain_linear(F.silu(gate) * up, 1.5, *weights[8:])
+
+    agree(lambda x, *weights: layers.LoraMlp.apply(x, (0.5, 2.0, 1.5), *weights), plain, [x, *weights], tolerance)
 
 
-def test_files_below_the_engine_need_no_torch() -> None:
-    light = [name for name, rank in RANKS.items() if rank < RANKS["engine"] and not name.startswith("__")]
-    modules = loaded("\n".join(f"import fasttune.{name}" for name in light))
-    assert not modules & {"torch", "transformers", "unsloth", "numpy", "peft"}
-
-
-def test_importing_the_package_imports_nothing_else() -> None:
-    assert not loaded("import fasttune") & {"torch", "rich", "click"}
+@PRECISIONS
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e3])  # the smallest is below epsilon's square root
+def test_the_norm(dtype: torch.dtype, tolerance: float, size: float) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(2, 9, 32, dtype=dtype) * size).requires_grad_()
+    agree(
+        lambda x, weight: layers.RmsNorm.apply(x, weight, 1e-6),
+        lambda x, weight: x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight,
+        [x, torch.randn(32, dtype=dtype)],
+        tolerance,
+    )
