@@ -28,21 +28,22 @@ Recourse = Literal["smaller rows", "recompute", "none"]
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides the memory of a row: decoder layers, their widths, and bytes of a hidden state's value."""
+    """What decides the memory of a row: decoder layers, their widths, and bytes of a hidden state's value.
+
+    `states` and `inner` are how many values of 4 bytes and of either width a layer keeps of a token, what it needs for
+    a moment included.
+    """
 
     layers: int
     hidden: int
     intermediate: int
     width: int
+    states: int
+    inner: int
 
     def layer(self) -> int:
-        """Bytes that one decoder layer keeps of a token for its backward pass.
-
-        12 hidden-sized and 4 feed-forward-sized values of 4 bytes. Counted over transformers' Qwen2 with the linears of
-        engine.py; 0.5B in float32 has been seen to take 2.83 MB a token for 24 layers, this says 2.90. In 16 bit a card
-        keeps LoRA's own inputs beside them.
-        """
-        return (12 * self.hidden + 4 * self.intermediate) * 4
+        """Bytes that one decoder layer keeps of a token for its backward pass."""
+        return (self.states * self.hidden + self.inner * self.intermediate) * 4
 
     def kept(self) -> int:
         """Bytes a token takes where every layer keeps all."""

@@ -449,10 +449,15 @@ def generate(model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: 
 
 
 def shape(model: Any) -> memory.Shape:
-    """What decides the memory of a row, from the model's configuration."""
+    """What decides the memory of a row, from the model's configuration.
+
+    Of layers.py a layer of Qwen2.5 0.5B has been seen to take 87 KB a token in float32 and 50 in bfloat16 (24 layers:
+    2.09 and 1.21 MB); ten states and three inner values are 94. What Unsloth's layers take on a card was counted over
+    transformers' Qwen2 in float32; in 16 bit a card keeps LoRA's own inputs beside them.
+    """
     config = model.config
-    width = 4 if device() == "cpu" else 2
-    return memory.Shape(config.num_hidden_layers, config.hidden_size, config.intermediate_size, width)
+    sizes = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+    return memory.Shape(*sizes, 4, states=10, inner=3) if device() == "cpu" else memory.Shape(*sizes, 2, 12, 4)
 
 
 def recompute_activations(model: Any) -> None:

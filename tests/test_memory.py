@@ -281,7 +281,7 @@ def test_activations_are_recomputed_before_giving_up(tmp_path: Path, undisturbed
 # The arithmetic -----------------------------------------------------------------------------------------------------
 
 
-QWEN_HALF = Shape(layers=24, hidden=896, intermediate=4864, width=2)
+QWEN_HALF = Shape(layers=24, hidden=896, intermediate=4864, width=2, states=12, inner=4)
 GIB = memory.GIB
 
 
