@@ -31,6 +31,7 @@ flash_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_fo
 # Logits or attention scores at a time: on a CPU what stays in its cache while softmax passes over it; a card wants few,
 # large launches.
 TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
+ROWS, COLUMNS = 8, 64  # products of multiples of these leave no rest for slower code (a tenth of the loss's time)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def padded(batch: Batch, multiple: int) -> Batch:
     positions = torch.arange(missing, device=batch.position_ids.device)
     return replace(
         batch,
-        input_ids=torch.nn.functional.pad(batch.input_ids, (0, missing)),
+        input_ids=fill_up(batch.input_ids[0], multiple)[None],
         position_ids=torch.cat((batch.position_ids, positions[None]), dim=1),
         spans=(*batch.spans, Span(length, length, ((length, length + missing),))),
     )
@@ -297,11 +298,13 @@ class SupervisedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        count = len(hidden)
+        hidden, targets = fill_up(hidden, ROWS), fill_up(targets, ROWS)
         wanted = precise(head[targets])
         highest = wanted.new_full((len(hidden), 1), -torch.inf)
         sums, first = torch.zeros_like(highest), torch.zeros_like(targets)[:, None]
         gradient = torch.zeros_like(wanted) if ctx.needs_input_grad[0] else None
-        columns = max(1, TILE_ELEMENTS[hidden.device.type] // max(1, len(hidden)))
+        columns = max(COLUMNS, TILE_ELEMENTS[hidden.device.type] // max(1, len(hidden)) // COLUMNS * COLUMNS)
         for start in range(0, len(head), columns):
             tile = head[start : start + columns]
             logits = precise(matmul(hidden, tile))
@@ -313,9 +316,11 @@ class SupervisedCrossEntropy(torch.autograd.Function):
             sums = sums * shrink + weights.sum(dim=1, keepdim=True)
             if gradient is not None:
                 gradient = gradient.mul_(shrink).add_(matmul(weights.to(hidden.dtype), tile.T))
-        total = (highest + sums.log() - (hidden * wanted).sum(dim=1, keepdim=True)).sum()
-        hits = (first == targets[:, None]).sum()
-        ctx.save_for_backward(None if gradient is None else gradient.div_(sums).sub_(wanted).to(hidden.dtype))
+        total = (highest + sums.log() - (hidden * wanted).sum(dim=1, keepdim=True))[:count].sum()
+        hits = (first == targets[:, None])[:count].sum()
+        if gradient is not None:
+            gradient = gradient.div_(sums).sub_(wanted)[:count].to(hidden.dtype)
+        ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(hits)
         return total, hits
 
@@ -323,6 +328,12 @@ class SupervisedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * output_gradients[0].to(gradient.dtype), None, None
+
+
+def fill_up(rows: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Rows of zeros added up to a multiple of so many."""
+    missing = -len(rows) % multiple
+    return torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:]))) if missing else rows
 
 
 def loss(hidden: torch.Tensor, head: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

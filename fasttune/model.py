@@ -39,7 +39,6 @@ ATTENTION = "fasttune"  # the name of engine.attention among transformers' atten
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")
 FLEX_BLOCK = 128  # Unsloth's shared-prefix kernel pads every layer's Q, K and V to this unless the row already fits
-CPU_BLOCK = 8  # products of other numbers of rows leave a rest for slower code (up to 8 % of a step)
 
 
 # Where the base is --------------------------------------------------------------------------------------------------
@@ -391,7 +390,7 @@ def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
 
     backbone = model.get_base_model().model
     if device() == "cpu":
-        batch = engine.padded(batch, CPU_BLOCK)
+        batch = engine.padded(batch, engine.ROWS)
         layout: dict[str, Any] = {"spans": batch.spans}
     else:
         batch, layout = cuda_layout(batch)
