@@ -262,7 +262,7 @@ def blocks(query: torch.Tensor, key: torch.Tensor) -> Iterator[tuple[int, tuple[
 
 def as_rows(states: torch.Tensor) -> torch.Tensor:
     """[heads, T, D] as a dense matrix [T * heads, D]: a token's heads lie together in memory. [heads, T]: D is 1."""
-    return states.transpose(0, 1).reshape(states.shape[0] * states.shape[1], -1)
+    return states.transpose(0, 1).reshape(states.shape[0] * states.shape[1], -1).contiguous()
 
 
 def as_states(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
