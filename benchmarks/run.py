@@ -30,9 +30,13 @@ from typing import Any
 import cases
 import shapes
 
-from fasttune import bench, data, packing, recipe, render
-from fasttune import model as models
+from fasttune.bench import experiment
 from fasttune.console import FasttuneError, say, show_findings
+from fasttune.data import batches, tokenize
+from fasttune.data.dataset import load_dataset
+from fasttune.recipe import schema
+from fasttune.training import device, hub, packing
+from fasttune.training import model as models
 
 RESULTS = Path(__file__).parent / "results"
 WORK = cases.REPOSITORY / "build" / "benchmarks"  # data sets and shapes: made anew where they are missing
@@ -166,8 +170,8 @@ def series(options: argparse.Namespace, base: Base, dtype: str, bits: int) -> li
 
 def resolved(dtype: str) -> str:
     """What "auto" means on this machine."""
-    wanted = recipe.ModelRecipe(base="", dtype=dtype)  # type: ignore[arg-type]
-    return str(models.compute_dtype(wanted)).removeprefix("torch.")
+    wanted = schema.ModelRecipe(base="", dtype=dtype)  # type: ignore[arg-type]
+    return str(device.compute_dtype(wanted)).removeprefix("torch.")
 
 
 def parse_base(text: str) -> Base:
@@ -188,10 +192,10 @@ def measure(entry: Entry, options: argparse.Namespace, folder: Path) -> bool:
         f"model.load_in_4bit={str(entry.bits == 4).lower()}",
         f"train.batch_size={entry.batch_size}",
     )
-    wish = bench.Experiment(
+    wish = experiment.Experiment(
         recipe_file,
         overrides,
-        bench.parse_arms(entry.arms),
+        experiment.parse_arms(entry.arms),
         steps=options.steps,
         warmup=options.warmup,
         repeats=options.repeats,
@@ -200,7 +204,7 @@ def measure(entry: Entry, options: argparse.Namespace, folder: Path) -> bool:
         resume=True,
     )
     try:
-        document = bench.measure(wish, folder, say)
+        document = experiment.measure(wish, folder, say)
     except FasttuneError as problem:
         show_findings(problem.findings)
         return False
@@ -305,7 +309,7 @@ def growth(options: argparse.Namespace) -> list[dict[str, float]]:
     """Seconds that data cost before and between steps, for growing numbers of persona samples: reading and checking,
     tokenizing, and laying out every step of an epoch."""
     base = base_folder(parse_base(options.base[0]))
-    tokenizer = models.load_tokenizer(models.locate(recipe.ModelRecipe(base=base)))
+    tokenizer = models.load_tokenizer(hub.locate(schema.ModelRecipe(base=base)))
     found = []
     for count in map(int, options.growth.split(",")):
         path = cases.write_samples(list(cases.growing(count)), WORK / f"growing-{count}.jsonl")
@@ -316,17 +320,17 @@ def growth(options: argparse.Namespace) -> list[dict[str, float]]:
 
 def grown(path: Path, tokenizer: Any) -> dict[str, float]:
     """The seconds of one data set, once: they are long enough to be told apart."""
-    settings, seconds, begun = recipe.DataRecipe(train=(str(path),)), {}, time.monotonic()
+    settings, seconds, begun = schema.DataRecipe(train=(str(path),)), {}, time.monotonic()
 
     def lap(name: str) -> None:
         nonlocal begun
         seconds[name], begun = time.monotonic() - begun, time.monotonic()
 
-    dataset = data.load(settings, 0)
+    dataset = load_dataset(settings, 0)
     lap("read_seconds")
-    examples = render.render_all(dataset.train, tokenizer, settings, 2048).examples
+    examples = tokenize.render_all(dataset.train, tokenizer, settings, 2048).examples
     lap("tokenize_seconds")
-    for batch in packing.epoch_batches(len(examples), 16, 0, 0):
+    for batch in batches.epoch_batches(len(examples), 16, 0, 0):
         packing.plan_step(examples, batch, 4096)
     lap("plan_seconds")
     return seconds

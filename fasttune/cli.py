@@ -10,16 +10,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 import fasttune
-from fasttune.console import FasttuneError, _, say, show_findings
-
-if TYPE_CHECKING:
-    from fasttune.menu import Order
-    from fasttune.strategy import OnExisting, Plan
+from fasttune.console import FasttuneError, _, can_ask, say, show_findings
 
 STOPPED = 130
 
@@ -90,46 +86,34 @@ def run(
     allow_overfit: bool,
     as_json: bool,
 ) -> int:
-    from fasttune import menu, processes, runs
+    from fasttune.training import distributed
 
-    if processes.start() > 0:
-        from fasttune import train
+    if distributed.initialize() > 0:
+        from fasttune.training import train
 
-        train.train_along()
+        train.train_as_worker()
         return 0
-    from fasttune.strategy import run_to_resume
+    from fasttune import pipeline
+    from fasttune.runs import store
+    from fasttune.terminal import tables
 
-    order = menu.Order(recipe_file, overrides, root, strategy, on_existing, overwrite, allow_overfit)
-    if menu.wanted(order):
-        order = menu.existing(order, ordered)
-    if order.on_existing == "skip" and (name := menu.existing_name(order)):
-        from fasttune import lineage
+    request = pipeline.RunRequest(recipe_file, overrides, root, strategy, on_existing, overwrite, allow_overfit)
+    planner = pipeline.Planner()
+    if can_ask():
+        from fasttune.terminal import menu
 
-        lineage.what_is_there(root, name, as_json=as_json)
+        if menu.needs_answer(request, planner):
+            request = menu.ask_about_existing(request, planner)
+    if request.on_existing == "skip" and store.list_runs(root, name := planner.recipe(request).name):
+        from fasttune.terminal import runs_tree
+
+        runs_tree.what_is_there(root, name, as_json=as_json)
         return 0
-    todo = ordered(order)
-    doomed = menu.to_overwrite(order, todo)
-    resume = run_to_resume(root, todo, "new" if doomed else order.on_existing)
-
-    from fasttune.live import Phases
-
-    phases = Phases()
-    with phases("import", _("loading torch and Unsloth")):
-        from fasttune import evaluate, model, show, train
-        from fasttune.export import export_run, preflight
-
-    base, wanted = model.locate(todo.recipe.model), todo.recipe.export
-    preflight.check(base, todo.recipe.name, wanted, todo.system, root)  # before training, not after
-    if doomed:
-        runs.delete(doomed)
-    done = resume is not None and resume.status == "finished"
-    record = train.recall(resume) if resume and done else train.train(todo, base, root, resume, phases)
-    if not record.finished:
-        say(_("stopped at step {step}; the same command goes on from there", step=record.steps))
+    result = pipeline.run(request, planner)
+    if not result.record.finished:
+        say(_("stopped at step {step}; the same command goes on from there", step=result.record.steps))
         return STOPPED
-    artifacts = export_run(record.run, base, wanted, say)
-    probes = evaluate.probe(record.run, base, artifacts, todo.recipe.probe.max_new_tokens)
-    show.result(record, artifacts, probes, as_json=as_json)
+    tables.result(result.record, result.artifacts, result.probes, as_json=as_json)
     return 0
 
 
@@ -139,9 +123,11 @@ def run(
 @runs_option
 @json_option
 def plan(recipe_file: Path, overrides: tuple[str, ...], root: Path, as_json: bool) -> None:
-    from fasttune import show
+    from fasttune import pipeline
+    from fasttune.terminal import tables
 
-    show.plan(planned(recipe_file, overrides, root, allow_overfit=True), as_json=as_json)
+    request = pipeline.RunRequest(recipe_file, overrides, root, allow_overfit=True)
+    tables.plan(pipeline.Planner().plan(request), as_json=as_json)
 
 
 @commands.command("show", help=_("Show the tokens of one sample, FILE:LINE, with those that are learned marked."))
@@ -161,9 +147,9 @@ def plan(recipe_file: Path, overrides: tuple[str, ...], root: Path, as_json: boo
 @overrides_option
 @json_option
 def show_sample(sample: str, base: str, recipe_file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    from fasttune import show
+    from fasttune.terminal import tables
 
-    show.sample(sample, base, recipe_file, overrides, as_json=as_json)
+    tables.sample(sample, base, recipe_file, overrides, as_json=as_json)
 
 
 @commands.command(help=_("Talk to the GGUF of a run (a series name, a run id, or a .gguf file)."))
@@ -182,9 +168,9 @@ def show_sample(sample: str, base: str, recipe_file: Path | None, overrides: tup
 def chat(
     name: str, prompt: str | None, system: str | None, temperature: float, max_new_tokens: int, root: Path
 ) -> None:
-    from fasttune import chat
+    from fasttune.terminal.chat import chat
 
-    chat.chat(name, root, prompt, system, temperature, max_new_tokens)
+    chat(name, root, prompt, system, temperature, max_new_tokens)
 
 
 @commands.command(help=_("Write GGUF files of a finished run, as its recipe says or as asked for here."))
@@ -195,13 +181,15 @@ def chat(
 @click.option("--ollama", metavar="MODEL", help=_("Import the first file into Ollama under this name."))
 @runs_option
 def export(name: str, types: tuple[str, ...], ollama: str | None, root: Path) -> None:
-    from fasttune import model, recipe, runs
     from fasttune.export import export_run
+    from fasttune.recipe.load import load_recipe
+    from fasttune.runs import documents, store
+    from fasttune.training import hub
 
-    run = runs.find(root, name)
+    run = store.find(root, name)
     given = [f"export.gguf={json.dumps(types)}"] * bool(types) + [f"export.ollama={ollama}"] * bool(ollama)
-    wanted = recipe.load(run.recipe, [*runs.overrides(run), *given])
-    for artifact in export_run(run, model.locate(wanted.model), wanted.export, say):
+    wanted = load_recipe(run.recipe, [*documents.recorded_overrides(run), *given])
+    for artifact in export_run(run, hub.locate(wanted.model), wanted.export, say):
         click.echo(artifact.path)
 
 
@@ -210,9 +198,9 @@ def export(name: str, types: tuple[str, ...], ollama: str | None, root: Path) ->
 @runs_option
 @json_option
 def list_runs(series: str | None, root: Path, as_json: bool) -> None:
-    from fasttune import lineage
+    from fasttune.terminal import runs_tree
 
-    lineage.runs_tree(root, series, as_json=as_json)
+    runs_tree.runs_tree(root, series, as_json=as_json)
 
 
 @commands.command(help=_("Write a recipe with values chosen from the data and this machine."))
@@ -221,10 +209,10 @@ def list_runs(series: str | None, root: Path, as_json: bool) -> None:
 @click.option("--base", help=_("Hub name or folder of the base; default: what the free memory suits."))
 @click.option("--out", type=click.Path(path_type=Path), help=_("Where to write it; default: recipes/NAME.toml."))
 def init(name: str, files: tuple[str, ...], base: str | None, out: Path | None) -> None:
-    from fasttune import starter
+    from fasttune.planning.init import command, init
 
-    path = starter.init(name, files, base, out)
-    say(_("train it with: {command}", command=starter.command("run", path)))
+    path = init(name, files, base, out)
+    say(_("train it with: {command}", command=command("run", path)))
     click.echo(path)
 
 
@@ -266,21 +254,22 @@ def bench(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    from fasttune import bench, show
+    from fasttune.bench import experiment
+    from fasttune.terminal import tables
 
     values = overrides + ((f"model.dtype={dtype}",) if dtype else ())
-    wish = bench.Experiment(
-        recipe_file, values, bench.parse_arms(arms), steps, warmup, repeats, warmup_samples, micro_batch
+    wish = experiment.Experiment(
+        recipe_file, values, experiment.parse_arms(arms), steps, warmup, repeats, warmup_samples, micro_batch
     )
-    return show.benchmark(bench.kept(wish, out, say), as_json=as_json)
+    return tables.benchmark(experiment.kept(wish, out, say), as_json=as_json)
 
 
 @commands.command(help=_("Pick a series, a recipe or a data file, and what to do with it."))
 @runs_option
 def menu(root: Path) -> int:
-    from fasttune import menu
+    from fasttune.terminal.menu import entry
 
-    while arguments := menu.entry(root):
+    while arguments := entry(root):
         try:
             code = commands.main(arguments, prog_name="fasttune", standalone_mode=False)
         except FasttuneError as problem:
@@ -289,28 +278,3 @@ def menu(root: Path) -> int:
         if arguments[0] == "run":
             return int(code or 0)
     return 0
-
-
-def ordered(order: Order) -> Plan:
-    """The plan of a `fasttune run`."""
-    on_existing: OnExisting | None = "new" if order.overwrite else order.on_existing
-    return planned(
-        order.recipe, order.changes, order.root, allow_overfit=order.allow_overfit, on_existing=on_existing
-    )  # fmt: skip
-
-
-def planned(
-    recipe_file: Path,
-    overrides: tuple[str, ...],
-    root: Path,
-    *,
-    allow_overfit: bool,
-    on_existing: OnExisting | None = None,
-) -> Plan:
-    """Recipe and data read and checked, and what follows from them and from the runs there are."""
-    from fasttune import advice, data, recipe, strategy
-
-    read = strategy.inherit(recipe.load(recipe_file, overrides), root, on_existing)
-    samples = data.load(read.data, read.train.seed)
-    plan = strategy.decide(read, samples, root, allow_overfit=allow_overfit, on_existing=on_existing)
-    return advice.advised(plan, root)

@@ -102,6 +102,12 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
             talk.print(f"  [green]{_('hint')}:[/] {escape(finding.fix)}", soft_wrap=True)
 
 
+def can_ask() -> bool:
+    """Whether a person can answer: stdin and stderr are a terminal, and this process is not one of several ranks."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return alone and sys.stdin.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
     """No talk: another process says it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from fasttune.render import Example
+from fasttune.data.tokenize import Example
 
 
 def random_examples(seed: int, count: int, vocabulary: int = 200) -> list[Example]:

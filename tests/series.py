@@ -115,7 +115,7 @@ def words(settings: tuple[str, ...], flags: str) -> list[str]:
 def imported() -> None:
     """Everything that a training imports, once, so that a forked child has it; and out of the way of the garbage
     collection that every training begins with, which takes a fifth of a second otherwise."""
-    import fasttune.train  # noqa: F401
+    import fasttune.training.train  # noqa: F401
 
     gc.freeze()
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fasttune import console, recipe
+from fasttune import console
 from fasttune.console import Finding
+from fasttune.recipe import schema
 
 PACKAGE = Path(console.__file__).parent
 CATALOG = PACKAGE / "zh.toml"
@@ -23,7 +24,7 @@ ERROR = Finding("no-card", "error", "machine", "there is no [card]")
 THROUGH_EXPRESSIONS: dict[str, Callable[[], tuple[str, ...]]] = {
     "finding.level": lambda: console.LEVELS,
     "warning.level": lambda: console.LEVELS,
-    "key.help": lambda: tuple(key.help for key in recipe.KEYS.values()),
+    "key.help": lambda: tuple(key.help for key in schema.KEYS.values()),
 }
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from series import Series, document, history, losses
 
-from fasttune import model as models
-from fasttune.sharing import TOLERANCE
+from fasttune.training import hub
+from fasttune.training.prefix_check import TOLERANCE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")]
 
@@ -26,7 +26,7 @@ def random_base(folder: Path, shape: str, layers: int = 2) -> Path:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     heads, key_heads, width = SHAPES[shape]
-    tiny = Qwen2Config.from_pretrained(models.TINY)
+    tiny = Qwen2Config.from_pretrained(hub.TINY)
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=tiny.vocab_size, hidden_size=heads * width, intermediate_size=4 * heads * width,
@@ -38,7 +38,7 @@ def random_base(folder: Path, shape: str, layers: int = 2) -> Path:
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.5)  # fresh ones are zero, which would hide a mistake in them
     base.to(torch.bfloat16).save_pretrained(folder)
-    for file in models.TINY.iterdir():
+    for file in hub.TINY.iterdir():
         if "token" in file.name or file.suffix == ".jinja":
             shutil.copyfile(file, folder / file.name)
     return folder

@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from fasttune import data, recipe, runs, strategy
-from fasttune.recipe import Recipe
+from fasttune import files
+from fasttune.data import dataset
+from fasttune.planning import strategy
+from fasttune.recipe import schema
+from fasttune.recipe.load import flat, load_recipe
+from fasttune.recipe.schema import Recipe
+from fasttune.runs import checkpoints, store
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.toml"))
 EXPECTED = {
@@ -21,13 +26,13 @@ def test_the_recipes_are_there() -> None:
     assert {path.stem for path in RECIPES} >= EXPECTED
 
 
-def finished_parent(read: Recipe, root: Path, epochs: float) -> runs.Run:
+def finished_parent(read: Recipe, root: Path, epochs: float) -> store.Run:
     """A run of the recipe's series as a fresh training leaves it, but for the weights."""
-    fresh = recipe.load(read.path, ["strategy=fresh", f"train.epochs={epochs}"])
-    plan = strategy.decide(fresh, data.load(fresh.data, fresh.train.seed), root)
-    run = runs.create(root, read.name, "fresh")
-    runs.write_json(run.plan, plan.document())
-    with runs.writing_checkpoint(run, plan.total_steps) as folder:
+    fresh = load_recipe(read.path, ["strategy=fresh", f"train.epochs={epochs}"])
+    plan = strategy.decide(fresh, dataset.load_dataset(fresh.data, fresh.train.seed), root)
+    run = store.create(root, read.name, "fresh")
+    files.write_json(run.plan, plan.document())
+    with checkpoints.writing_checkpoint(run, plan.total_steps) as folder:
         (folder / "weights").write_text("")
     run.adapter.mkdir()
     return run
@@ -38,12 +43,12 @@ def test_a_recipe_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(REPOSITORY)
     name = path.relative_to(REPOSITORY)
     assert path.read_text(encoding="utf-8").splitlines()[0] == f"# fasttune run {name}"
-    read = recipe.load(name)
+    read = load_recipe(name)
     parent = None
     if read.strategy != "fresh":
         parent = finished_parent(read, tmp_path, epochs=2.0)
         read = strategy.inherit(read, tmp_path)
-    plan = strategy.decide(read, data.load(read.data, read.train.seed), tmp_path)
+    plan = strategy.decide(read, dataset.load_dataset(read.data, read.train.seed), tmp_path)
     assert plan.total_steps > plan.start.step
     assert plan.start.parent == parent
     assert not [finding for finding in plan.dataset.findings if finding.level != "info"]
@@ -51,9 +56,9 @@ def test_a_recipe_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_says_only_what_differs_from_the_defaults(path: Path) -> None:
-    read = recipe.load(path)
+    read = load_recipe(path)
     repeated = [
         key for key, source in read.sources.items()
-        if source == "recipe" and recipe.KEYS[key].default == dict(recipe.flat(vars(read)))[key]
+        if source == "recipe" and schema.KEYS[key].default == dict(flat(vars(read)))[key]
     ]  # fmt: skip
     assert repeated == []

@@ -27,8 +27,9 @@ from fasttune.export.merged import write_merged
 from fasttune.export.ollama import import_into_ollama, modelfile
 from fasttune.export.preflight import ENCODINGS, Job, Request, described_by
 from fasttune.export.write import write_gguf
-from fasttune.recipe import ExportRecipe
-from fasttune.runs import Run, file_sha256, read_json, sync_folder, write_json, write_text
+from fasttune.files import file_sha256, read_json, sync_folder, write_json, write_text
+from fasttune.recipe.schema import ExportRecipe
+from fasttune.runs.store import Run
 
 Say = Callable[[str], None]
 # What a disk or a folder refuses; any other OSError is a bug and keeps its traceback.

@@ -28,7 +28,7 @@ import numpy as np
 
 from fasttune.console import _, error
 from fasttune.export.weights import FloatArray
-from fasttune.packing import common_prefix
+from fasttune.training.packing import common_prefix
 
 BATCH = 512
 SMALL_BYTES = 64 << 20

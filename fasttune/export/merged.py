@@ -24,7 +24,7 @@ from fasttune.export.weights import (
     stored_bytes,
 )
 from fasttune.export.write import check_finite
-from fasttune.runs import whole_folder, write_json
+from fasttune.files import whole_folder, write_json
 
 FOLDER, DESCRIPTION = "merged", "merged.json"
 COPIED = (

@@ -21,8 +21,8 @@ from fasttune.export.quantize import K_TYPES
 from fasttune.export.vocabulary import Vocabulary, read_vocabulary
 from fasttune.export.weights import Base, Lora, Shape, read_adapter, read_base, read_document
 from fasttune.export.write import Encoding, Labels, written_bytes
-from fasttune.recipe import ExportRecipe
-from fasttune.runs import file_sha256
+from fasttune.files import file_sha256
+from fasttune.recipe.schema import ExportRecipe
 
 ENCODINGS: dict[str, Encoding] = {"f16": "F16", "q8_0": "Q8_0"}
 TYPES = (*ENCODINGS, *K_TYPES)

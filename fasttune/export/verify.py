@@ -20,7 +20,7 @@ from fasttune.console import _, error
 from fasttune.export import chatml, llama
 from fasttune.export.reference import forward, log_softmax
 from fasttune.export.weights import Base, FloatArray, Loras
-from fasttune.packing import common_prefix
+from fasttune.training.packing import common_prefix
 
 POSITIONS = 192
 LONGEST = 512  # ids of the check conversation; a longer system prompt loses its beginning in this measurement

@@ -1,0 +1,255 @@
+"""From files to a data set: read, check, add the system prompt, split, fingerprint.
+
+    records.read_records ──► conversations.conversation ──► Sample ──► split ──► Dataset
+
+Every sample counts or is named: one call reports all problems of all files, and nothing is skipped, cut or repaired in
+silence. What is accepted: data/formats/README.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from fasttune.console import FasttuneError, Finding, _, error
+from fasttune.data.formats import Message, Notes, check_characters, conversation, listed
+from fasttune.data.reader import problem, read_records
+from fasttune.recipe.schema import DataRecipe
+
+__all__ = [
+    "Dataset",
+    "Message",
+    "Reading",
+    "Sample",
+    "conversation_key",
+    "fingerprint",
+    "load_dataset",
+    "read",
+    "split",
+]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation. `id` is "file:line": the file as the user named it, the line its record starts on.
+
+    Where several elements of a JSON array start on one line, "file:line#n" is the n-th element of the array.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one file gave: its good samples in the file's order, and all findings about it."""
+
+    samples: tuple[Sample, ...]
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples ready to render, `fingerprint` the sha256 of their contents in order; none of `findings` is an error."""
+
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    fingerprint: str
+    findings: tuple[Finding, ...]
+
+
+def load_dataset(recipe: DataRecipe, seed: int) -> Dataset:
+    """The data set that a recipe's [data] table names; `seed` alone decides a fraction's split.
+
+    Raises FasttuneError with every finding of every file, warnings too, where at least one is an error.
+    """
+    train_paths = list(recipe.train)
+    val_paths = [recipe.val] if isinstance(recipe.val, str) and recipe.val else []
+    findings = _listed_twice(train_paths) + _system_problems(recipe.system)
+    readings = {path: read(path) for path in [*train_paths, *val_paths]}
+    findings += [finding for reading in readings.values() for finding in reading.findings]
+    if any(finding.level == "error" for finding in findings):
+        raise FasttuneError(*findings)
+    train = [sample for path in train_paths for sample in with_system(readings[path].samples, recipe.system)]
+    val = [sample for path in val_paths for sample in with_system(readings[path].samples, recipe.system)]
+    findings += _duplicates(train)
+    if isinstance(recipe.val, float) and recipe.val > 0:
+        train, val = split(train, recipe.val, seed)
+    else:
+        findings += _leaks(train, val)
+    return Dataset(tuple(train), tuple(val), fingerprint(train, val), tuple(findings))
+
+
+def read(path: str) -> Reading:
+    """The samples of one file and everything that is wrong with it, syntax to meaning; raises nothing."""
+    records, findings = read_records(path)
+    notes = Notes(findings=findings)
+    samples: list[Sample] = []
+    first_lines: dict[str, int] = {}
+    for record in records:
+        notes.where = f"{path}:{record.place}"
+        name, messages = conversation(record.value, notes)
+        if name is not None:
+            first_lines.setdefault(name, record.line)
+        if messages is not None:
+            samples.append(Sample(notes.where, messages))
+    _file_findings(path, notes, first_lines)
+    if not records and not notes.findings:
+        notes.findings.append(problem("no-samples", path, _("the file holds no sample")))
+    return Reading(tuple(samples), tuple(notes.findings))
+
+
+def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """(train, val) with about `fraction` of the samples in val, both in their old order, at least one on each side.
+
+    Samples of equal conversation stay on one side. Groups are ranked by a hash of seed and content, so the choice
+    doesn't depend on their order in the file and hardly moves when samples are added.
+    """
+    groups: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[conversation_key(sample)].append(sample)
+    if len(groups) < 2:
+        what = _(
+            "a fraction of {fraction} needs at least two different samples; there are {count}",
+            fraction=fraction,
+            count=len(groups),
+        )
+        why = _("copies of one sample on both sides would make validation measure memory")
+        raise error("cannot-split", what, where="data.val", why=why, fix=_("add samples, or set data.val to a file"))
+    ranked = sorted(groups.values(), key=lambda group: _digest(f"{seed}:{conversation_key(group[0])}"))
+    wanted = max(1, round(fraction * len(samples)))
+    chosen: set[str] = set()
+    for group in ranked[:-1]:
+        if len(chosen) + len(group) <= wanted:
+            chosen.update(sample.id for sample in group)
+    if not chosen:  # each group alone is larger than the fraction
+        chosen.update(sample.id for sample in min(ranked, key=len))
+    train = [sample for sample in samples if sample.id not in chosen]
+    return train, [sample for sample in samples if sample.id in chosen]
+
+
+def conversation_key(sample: Sample) -> str:
+    """A digest that is equal for samples whose turns differ in white space or the system message only."""
+    turns = [(m.role, " ".join(m.content.split())) for m in sample.messages if m.role != "system"]
+    return _digest(json.dumps(turns))
+
+
+def fingerprint(train: Iterable[Sample], val: Iterable[Sample]) -> str:
+    """sha256 over roles and contents of train, in order, and val: equal if and only if the model would see the same."""
+    digest = hashlib.sha256()
+    for name, samples in (("train", train), ("val", val)):
+        digest.update(name.encode())
+        for sample in samples:
+            digest.update(json.dumps([(m.role, m.content) for m in sample.messages]).encode())
+    return digest.hexdigest()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- findings about a file and between files -------------------------------------------------------------------------
+
+
+def _file_findings(path: str, notes: Notes, first_lines: dict[str, int]) -> None:
+    if len(first_lines) > 1:
+        (one, first), (other, line) = list(first_lines.items())[:2]
+        what = _("line {first} is {one}, line {line} is {other}", first=first, one=one, line=line, other=other)
+        notes.findings.append(
+            problem(
+                "mixed-formats",
+                f"{path}:{line}",
+                what,
+                why=_("one of them may be a mistake"),
+                fix=_("put each format into a file of its own"),
+            )
+        )
+    if notes.ignored:
+        keys = listed([f"{key} ({count})" for key, count in sorted(notes.ignored.items())])
+        what = _("keys without a meaning here: {keys}", keys=keys)
+        notes.findings.append(problem("ignored-keys", path, what, level="info"))
+    if notes.normalised:
+        what = _(
+            "{count} contents were changed to Unicode form NFC, the first at {where}",
+            count=len(notes.normalised),
+            where=notes.normalised[0],
+        )
+        why = _("llama.cpp and Ollama read other forms as other tokens than in training")
+        notes.findings.append(problem("normalised", path, what, why=why, level="info"))
+
+
+def _listed_twice(paths: list[str]) -> list[Finding]:
+    real = Counter(os.path.realpath(path) for path in paths)
+    twice = [path for path in paths if real[os.path.realpath(path)] > 1]
+    what = _("listed more than once: {paths}", paths=listed(twice))
+    return [problem("file-twice", "data.train", what)] if twice else []
+
+
+def _system_problems(system: str | None) -> list[Finding]:
+    notes = Notes(where="data.system")
+    if system is not None:
+        check_characters("data.system", system, notes)
+    return notes.findings
+
+
+def with_system(samples: Sequence[Sample], system: str | None) -> list[Sample]:
+    """The samples, `system` put before those that have no system message of their own; None leaves them alone."""
+    if system is None:
+        return list(samples)
+    message = Message("system", unicodedata.normalize("NFC", system))
+    return [
+        sample if sample.messages[0].role == "system" else replace(sample, messages=(message, *sample.messages))
+        for sample in samples
+    ]
+
+
+def _duplicates(samples: Sequence[Sample]) -> list[Finding]:
+    seen: dict[tuple[Message, ...], list[str]] = defaultdict(list)
+    for sample in samples:
+        seen[sample.messages].append(sample.id)
+    copies = [ids for ids in seen.values() if len(ids) > 1]
+    if not copies:
+        return []
+    count = sum(len(ids) - 1 for ids in copies)
+    ids = listed([" = ".join(ids) for ids in copies], "; ")
+    what = _("{count} samples repeat another one: {ids}", count=count, ids=ids)
+    return [
+        problem(
+            "duplicate-sample",
+            copies[0][1],
+            what,
+            why=_("a copy is learned as often again; all are kept"),
+            fix=_("remove them unless that is meant"),
+            level="warning",
+        )
+    ]
+
+
+def _leaks(train: Sequence[Sample], val: Sequence[Sample]) -> list[Finding]:
+    home: dict[str, str] = {}
+    for sample in train:
+        home.setdefault(conversation_key(sample), sample.id)
+    pairs = [f"{sample.id} = {home[key]}" for sample in val if (key := conversation_key(sample)) in home]
+    if not pairs:
+        return []
+    what = _(
+        "{count} of {all} validation samples are in train too: {ids}",
+        count=len(pairs),
+        all=len(val),
+        ids=listed(pairs, "; "),
+    )
+    return [
+        problem(
+            "val-in-train",
+            pairs[0].split(" = ")[0],
+            what,
+            level="warning",
+            why=_("the validation loss will look better than the model is"),
+            fix=_("remove them from one side"),
+        )
+    ]

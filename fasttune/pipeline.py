@@ -1,0 +1,159 @@
+"""What `fasttune run` does, in one place: request -> plan -> train -> export -> probe.
+
+A `RunRequest` is the command line as it is typed. A `Planner` makes plans of requests; it reads each recipe file and
+each data set once, however many requests are planned (the menu plans several before one is carried out). `run` does the
+work. Torch and Unsloth are imported once the plan stands.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fasttune.console import _, say, usage_error
+from fasttune.data.dataset import Dataset, load_dataset
+from fasttune.planning import advice, strategy
+from fasttune.planning.resume import run_to_resume
+from fasttune.planning.strategy import OnExisting, Plan
+from fasttune.recipe.load import RecipeFile, read_recipe_file, resolve
+from fasttune.recipe.schema import DataRecipe, Recipe
+from fasttune.runs import store
+from fasttune.runs.store import Run
+
+if TYPE_CHECKING:
+    from fasttune.export import Artifact
+    from fasttune.runs.documents import Probe
+    from fasttune.training.train import RunRecord
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """A `fasttune run` as it is typed; `overrides` are those of --set, `root` is the runs folder."""
+
+    recipe: Path
+    overrides: tuple[str, ...] = ()
+    root: Path = Path("runs")
+    strategy: str | None = None
+    on_existing: OnExisting | None = None
+    overwrite: str | None = None
+    allow_overfit: bool = False
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """All overrides of the recipe, the strategy included."""
+        return (*self.overrides, f"strategy={self.strategy}") if self.strategy else self.overrides
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line after `fasttune`."""
+        flags = {"--continue": self.strategy, "--on-existing": self.on_existing, "--overwrite": self.overwrite}
+        words = ["run", str(self.recipe), *runs_option(self.root)]
+        words += [word for flag, value in flags.items() if value for word in (flag, value)]
+        words += ["--allow-overfit"] * self.allow_overfit
+        return words + [word for override in self.overrides for word in ("--set", override)]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a `fasttune run` has made; no files and answers where training was stopped (`record.finished` is false)."""
+
+    record: RunRecord
+    artifacts: list[Artifact]
+    probes: tuple[Probe, ...]
+
+
+def runs_option(root: Path) -> list[str]:
+    """--runs, unless the folder is the one that is used without it."""
+    return [] if str(root) == os.environ.get("FASTTUNE_RUNS", "runs") else ["--runs", str(root)]
+
+
+def command_line(arguments: Iterable[str]) -> str:
+    """A fasttune command to copy into a shell."""
+    return shlex.join(["fasttune", *arguments])
+
+
+class Planner:
+    """Plans of one command's requests. Each recipe file and each data set is read once."""
+
+    def __init__(self) -> None:
+        self.files: dict[Path, RecipeFile] = {}
+        self.datasets: dict[tuple[DataRecipe, int], Dataset] = {}
+
+    def recipe(self, request: RunRequest) -> Recipe:
+        """The request's recipe with its overrides, nothing inherited. Raises UsageError for a recipe that is wrong."""
+        if request.recipe not in self.files:
+            self.files[request.recipe] = read_recipe_file(request.recipe)
+        return resolve(self.files[request.recipe], request.changes)
+
+    def dataset(self, recipe: Recipe) -> Dataset:
+        """The recipe's samples. Raises FasttuneError with every finding where one of them is an error."""
+        key = (recipe.data, recipe.train.seed)
+        if key not in self.datasets:
+            self.datasets[key] = load_dataset(*key)
+        return self.datasets[key]
+
+    def plan(self, request: RunRequest) -> Plan:
+        """The plan of a request, with what follows from the earlier runs of its series, and advice.
+
+        Raises FasttuneError where recipe, data and earlier runs contradict each other.
+        """
+        on_existing: OnExisting | None = "new" if request.overwrite else request.on_existing
+        recipe = strategy.inherit(self.recipe(request), request.root, on_existing)
+        dataset = self.dataset(recipe)
+        plan = strategy.decide(
+            recipe, dataset, request.root, allow_overfit=request.allow_overfit, on_existing=on_existing
+        )
+        return advice.advised(plan, request.root)
+
+
+def run_to_overwrite(request: RunRequest, plan: Plan) -> Run | None:
+    """The run that --overwrite names, None without it.
+
+    Raises UsageError for anything but the id of a run of the same series, and for the run that this one continues from.
+    """
+    if not request.overwrite:
+        return None
+    run = store.find(request.root, request.overwrite)
+    if "/" not in request.overwrite.strip("/") or run.series != plan.recipe.name:
+        what = _("{name} is not the id of a run of {series}", name=request.overwrite, series=plan.recipe.name)
+        known = ", ".join(one.id for one in store.list_runs(request.root, plan.recipe.name)) or _("none yet")
+        raise usage_error("not-a-run-id", what, where="--overwrite", fix=_("its runs are {known}", known=known))
+    if plan.start.parent and run.folder.resolve() == plan.start.parent.folder.resolve():
+        what = _("{run} is what this run continues from", run=run.id)
+        fix = _('keep it, or begin anew: strategy = "fresh"')
+        raise usage_error("overwrites-parent", what, where="--overwrite", fix=fix)
+    return run
+
+
+def run(request: RunRequest, planner: Planner) -> RunResult:
+    """Carry a request out.
+
+    Raises FasttuneError for what the user can mend, before anything is trained where it can be known then.
+    """
+    plan = planner.plan(request)
+    run_to_delete = run_to_overwrite(request, plan)
+    resume = run_to_resume(request.root, plan, "new" if run_to_delete else request.on_existing)
+
+    from fasttune.training.progress import Phases
+
+    phases = Phases()
+    with phases("import", _("loading torch and Unsloth")):
+        from fasttune.analysis import probe
+        from fasttune.export import export_run, preflight
+        from fasttune.training import hub, train
+
+    base, export_recipe = hub.locate(plan.recipe.model), plan.recipe.export
+    preflight.check(base, plan.recipe.name, export_recipe, plan.system, request.root)  # before training, not after
+    if run_to_delete:
+        store.delete(run_to_delete)
+    is_trained = resume is not None and resume.status == "finished"
+    record = train.recall(resume) if resume and is_trained else train.train(plan, base, request.root, resume, phases)
+    if not record.finished:
+        return RunResult(record, [], ())
+    artifacts = export_run(record.run, base, export_recipe, say)
+    probes = probe.probe(record.run, base, artifacts, plan.recipe.probe.max_new_tokens)
+    return RunResult(record, artifacts, probes)

@@ -1,0 +1,265 @@
+"""`fasttune init`: a first recipe for a data file, with values chosen from the data and the machine.
+
+    samples ── how many ──► epochs, batch_size, r, share to hold out      machine ── free memory ──► base, load_in_4bit
+            ── how long ──► max_seq_length
+
+Only what differs from the defaults is written, each line with its reason. A file that exists is never written over.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fasttune.console import UsageError, _, show_findings, usage_error
+from fasttune.data import dataset
+from fasttune.data.dataset import Sample
+from fasttune.machine import Machine, free_memory
+from fasttune.planning.strategy import band, band_epochs
+from fasttune.recipe.load import check as check_setting
+from fasttune.recipe.schema import KEYS, DataRecipe
+from fasttune.recipe.values import Entry, as_toml
+
+GIB = 2**30
+BASES = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B")}
+# Free GiB on the card from which a base fits with room to train: 16-bit weights (1.0, 3.1, 6.2 GB; in 4 bits 0.5, 1.2,
+# 2.0 GB), the driver's and torch's own 1.4 GiB, adapter, optimizer and activations.
+CARD = ((11.0, "3B", False), (6.5, "1.5B", False), (4.0, "1.5B", True), (2.8, "0.5B", False), (0.0, "0.5B", True))
+RAM_FOR_HALF_B = 6.0  # GiB: 2 GB of float32 weights, twice while they are merged, and the process itself
+HOLD_OUT_FROM = 20  # samples
+HELD_OUT_ENOUGH = 100  # samples that tell the held-out loss well
+STEPS_AN_EPOCH = 4
+# Rank by number of samples: from this many, this rank.
+RANKS = ((2000, 32), (200, 16), (0, 8))
+CONTEXT = 32768  # of Qwen2.5, in tokens
+TINY, TINY_RATE = "builtin:tiny", 2e-3
+PROBES, PROBE_CHARACTERS = 3, 200
+
+
+@dataclass(frozen=True)
+class Line:
+    """One setting of the recipe to write, with the reason for its value."""
+
+    key: str
+    value: Any
+    why: str
+
+
+def init(name: str, files: Sequence[str], base: str | None, out: Path | None) -> Path:
+    """Write recipes/NAME.toml, or `out`; returns where it lies.
+
+    Raises UsageError for a name that can't be one and a file that is there already, FasttuneError for data that can't
+    be used, with all findings about it.
+    """
+    check({"name": name, "data.train": list(files), **({} if base is None else {"model.base": base})})
+    path = out or Path("recipes") / f"{name}.toml"
+    if path.exists():
+        raise exists_already(path)
+    read = dataset.load_dataset(DataRecipe(train=tuple(files)), seed=0)
+    show_findings(read.findings)
+    machine = free_memory()
+    lines = settings(name, files, read.train, base, machine)
+    text = written(path, read.train, files, machine, lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:  # written by somebody else meanwhile
+        raise exists_already(path) from None
+    return path
+
+
+def check(given: Mapping[str, Any]) -> None:
+    """Raises UsageError, in the recipe's own words, for what can't stand in one."""
+    found = [check_setting(Entry(key, value, key, "override"))[0] for key, value in given.items()]
+    if problems := [problem for problem in found if problem]:
+        raise UsageError(*problems)
+
+
+def exists_already(path: Path) -> UsageError:
+    """Nothing is written over."""
+    return usage_error(
+        "file-exists",
+        _("there is a file already"),
+        where=str(path),
+        fix=_("train it with fasttune run {recipe}, or write another one: --out FILE", recipe=path),
+    )
+
+
+# Choosing -----------------------------------------------------------------------------------------------------------
+
+
+def settings(
+    name: str, files: Sequence[str], samples: Sequence[Sample], base: str | None, machine: Machine
+) -> list[Line]:
+    """Every setting that the recipe says: the required ones, and those whose best value is not the default."""
+    val = val_line(files, len(samples))
+    train = len(samples) - (max(1, round(val.value * len(samples))) if isinstance(val.value, float) else 0)
+    chosen = [
+        Line("name", name, ""),
+        *base_lines(base, machine),
+        length_line(samples, base),
+        Line("data.train", files[0] if len(files) == 1 else list(files), ""),
+        val,
+        rank_line(train),
+        epochs_line(train),
+        batch_line(train),
+        *tiny_lines(base),
+        probe_line(samples),
+    ]
+    return [line for line in chosen if KEYS[line.key].required or line.value not in (KEYS[line.key].default, [])]
+
+
+def base_lines(base: str | None, machine: Machine) -> list[Line]:
+    """The base that fits into the free memory, or the one that was named; in 4 bits where only those fit."""
+    quantized = _("holds the base in 4 bits: {free:.1f} GiB of card memory are little for 16", free=machine.card or 0)
+    if base is not None:
+        needed = next((free for free, size, small in CARD if not small and size.lower() in base.lower()), 0.0)
+        small = machine.card is not None and machine.card < needed
+        return [Line("model.base", base, ""), Line("model.load_in_4bit", small, quantized)]
+    if machine.card is None:
+        why = _("no card: a larger one takes minutes a step on a CPU")
+        if machine.ram < RAM_FOR_HALF_B:
+            why = _("it wants {needed:.0f} GiB of memory, {free:.1f} are free", needed=RAM_FOR_HALF_B, free=machine.ram)
+        return [Line("model.base", BASES["0.5B"], why)]
+    size, small = next((size, small) for needed, size, small in CARD if machine.card >= needed)
+    why = _("the largest that {free:.1f} GiB of card memory train", free=machine.card)
+    if size == "3B":
+        why = _("{why}; its licence excludes commercial use, that of 1.5B does not", why=why)
+    return [Line("model.base", BASES[size], why), Line("model.load_in_4bit", small, quantized)]
+
+
+def length_line(samples: Sequence[Sample], base: str | None) -> Line:
+    """A limit above the longest sample, in steps of 512 tokens; within the base's context."""
+    longest = max(samples, key=tokens_at_most)
+    tokens = tokens_at_most(longest)
+    default = int(KEYS["model.max_seq_length"].default)
+    room = tiny_context() if base == TINY else CONTEXT
+    wanted = default if tokens <= default else min(room, -(-tokens // 512) * 512)
+    return Line(
+        "model.max_seq_length", wanted, _("{sample} has up to {tokens} tokens", sample=longest.id, tokens=tokens)
+    )
+
+
+def tokens_at_most(sample: Sample) -> int:
+    """How many tokens a sample can come to, estimated without a tokenizer and rather too high.
+
+    Qwen2.5 makes about 0.7 tokens of a Chinese character and 0.25 of an English one, and one of each digit.
+    """
+    return sum(8 + sum(map(weight, message.content)) // 2 for message in sample.messages)
+
+
+def weight(character: str) -> int:
+    """Half tokens of a character: one for a letter or space, two for all else, four beyond the basic plane (emoji)."""
+    if character.isascii():
+        return 1 if character.isalpha() or character == " " else 2
+    return 2 if character <= "\uffff" else 4
+
+
+def val_line(files: Sequence[str], samples: int) -> Line:
+    """val.jsonl beside train.jsonl; else a tenth, less where a hundred samples are less than that; none of so few that
+    every sample is needed."""
+    beside = Path(files[0]).with_name(Path(files[0]).name.replace("train", "val"))
+    if str(beside) not in files and beside.is_file():
+        return Line("data.val", str(beside), _("lies beside it"))
+    if samples < HOLD_OUT_FROM:
+        return Line("data.val", "", "")
+    share = 0.1 if samples <= 10 * HELD_OUT_ENOUGH else max(0.01, round(HELD_OUT_ENOUGH / samples, 2))
+    return Line("data.val", share, _("of {samples} samples: their loss shows over-fitting", samples=samples))
+
+
+def rank_line(samples: int) -> Line:
+    """More samples can teach a larger adapter."""
+    r = next(r for least, r in RANKS if samples >= least)
+    return Line("lora.r", r, _("{samples} samples can teach more than rank 8 holds", samples=samples))
+
+
+def epochs_line(samples: int) -> Line:
+    """The middle of the band for so many samples."""
+    low, high = band(samples)
+    why = _("{low:g} to {high:g} suit {samples} samples", low=low, high=high, samples=samples)
+    return Line("train.epochs", band_epochs(samples), why)
+
+
+def batch_line(samples: int) -> Line:
+    """A power of two that leaves an epoch some steps, up to the default."""
+    default = int(KEYS["train.batch_size"].default)
+    size = next((size for size in (16, 8, 4, 2) if size <= default and samples >= size * STEPS_AN_EPOCH), 1)
+    return Line("train.batch_size", size, _("{steps} steps an epoch", steps=-(-samples // size)))
+
+
+def tiny_lines(base: str | None) -> list[Line]:
+    """What the built-in base needs otherwise: it is small, and so may be its context."""
+    if base != TINY:
+        return []
+    context = min(tiny_context(), int(KEYS["export.num_ctx"].default))
+    return [
+        Line("train.learning_rate", TINY_RATE, _("so small a model needs larger steps")),
+        Line("export.num_ctx", context, _("all that builtin:tiny has")),
+    ]
+
+
+def tiny_context() -> int:
+    """Tokens that the built-in base can hold."""
+    config = json.loads((Path(__file__).parent.parent / "tiny" / "config.json").read_text(encoding="utf-8"))
+    return int(config["max_position_embeddings"])
+
+
+def probe_line(samples: Sequence[Sample]) -> Line:
+    """The first questions of the data, short ones first choice, each of another sample."""
+    asked = [message.content.strip() for sample in samples for message in sample.messages[:2] if message.role == "user"]
+    questions = list(dict.fromkeys(question for question in asked if question))
+    short = [question for question in questions if len(question) <= PROBE_CHARACTERS]
+    return Line(
+        "probe.questions", (short or questions)[:PROBES], _("asked before and after; better: questions of yours")
+    )
+
+
+# Writing ------------------------------------------------------------------------------------------------------------
+
+
+def written(
+    path: Path, samples: Sequence[Sample], files: Sequence[str], machine: Machine, lines: Iterable[Line]
+) -> str:
+    """The recipe's text: the command that runs it, what it was chosen from, the settings table by table."""
+    if machine.card is None:
+        where = _("{free:.1f} GiB of memory free, no card", free=machine.ram)
+    else:
+        where = _("a card with {free:.1f} GiB free", free=machine.card)
+    chosen_from = _("Chosen for {samples} samples of {files} and {machine}.",
+                    samples=len(samples), files=", ".join(files), machine=where)  # fmt: skip
+    rest = _("Every other setting has its default: {command}", command=command("plan", path))
+    text = f"# {command('run', path)}\n#\n# {one_line(chosen_from)}\n# {one_line(rest)}\n"
+    if not any(message.role == "system" for sample in samples for message in sample.messages):
+        hint = _("No sample has a system prompt: data.system adds one to all of them.")
+        text += f"# {hint}\n"
+    table = None
+    for line in lines:
+        if KEYS[line.key].table != table:
+            table = KEYS[line.key].table
+            text += f"\n[{table}]\n" if table else "\n"
+        text += setting_text(line)
+    return text
+
+
+def command(verb: str, path: Path) -> str:
+    """The command line that does something with the recipe."""
+    return f"fasttune {verb} {shlex.quote(str(path))}"
+
+
+def setting_text(line: Line) -> str:
+    """`epochs = 3.5  # 3 to 4 suit 120 samples`; a long value has its reason above it."""
+    value = f"{KEYS[line.key].leaf} = {as_toml(line.value)}".replace("\x7f", "\\u007f")
+    if not line.why:
+        return f"{value}\n"
+    why = f"# {one_line(line.why)}"
+    return f"{why}\n{value}\n" if len(value) + len(why) > 110 else f"{value}  {why}\n"
+
+
+def one_line(text: str) -> str:
+    """A comment can't hold a line break or a control character, which a file's name can."""
+    return "".join(character if character.isprintable() else "?" for character in text)

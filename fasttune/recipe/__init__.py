@@ -1,0 +1,1 @@
+"""The recipe: one TOML file that holds every setting of a run."""

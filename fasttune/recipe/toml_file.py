@@ -1,0 +1,138 @@
+"""A TOML file read strictly: text, document, the line of each key, and a hint for what tomllib can't read."""
+
+from __future__ import annotations
+
+import re
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from fasttune.console import UsageError, _, usage_error
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+REFUSED = object()
+# A string or a comment of TOML, from its first to its last character.
+TEXT = re.compile(r'"""(?:\\.|[^\\])*?"{3,5}|' r"'''.*?'{3,5}|" r'"(?:\\.|[^"\\\n])*"' r"|'[^'\n]*'|#[^\n]*", re.DOTALL)
+FULL_WIDTH = dict(zip("“”„＂‘’＝，：［］【】｛｝＃．。　\xa0", '""""""=,:[][]{}#..  ', strict=True))
+
+
+# Reading
+
+
+def read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The document, and the line of each key and table in it.
+
+    Raises UsageError with one finding where the file is missing, is no text or is no TOML.
+    """
+    text = read_text(path)
+    try:
+        return tomllib.loads(text), key_lines(text)
+    except tomllib.TOMLDecodeError as failure:
+        found = re.search(r"at line (\d+)", str(failure))
+        number = int(found[1]) if found else len(text.rstrip().split("\n"))
+        line = text.split("\n")[number - 1].strip()[:100]
+        raise usage_error(
+            "recipe-syntax",
+            _("not valid TOML: {line}", line=line),
+            where=f"{path}:{number}",
+            why=re.sub(r" \(at .*", "", str(failure)),
+            fix=syntax_fix(str(failure), line),
+        ) from None
+
+
+def read_text(path: Path) -> str:
+    """UTF-8 with or without BOM, else GB18030 (what Windows editors in China write) where it reads like Chinese."""
+    try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise not_found(path) from None
+    except OSError as failure:
+        what = _("the file can't be read: {reason}", reason=failure.strerror or str(failure))
+        raise usage_error("recipe-unreadable", what, where=str(path)) from None
+    for encoding in ("utf-8-sig", "gb18030"):
+        try:
+            text = raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if encoding == "utf-8-sig" or reads_like_chinese(text):
+            return text.replace("\r\n", "\n")
+    what = _("this is neither UTF-8 nor GB18030 text")
+    raise usage_error("recipe-encoding", what, where=str(path), fix=_("save the file as UTF-8"))
+
+
+def reads_like_chinese(text: str) -> bool:
+    """Whether most of what is not ASCII is common Chinese; Big5 or Latin-1 bytes read as GB18030 are not."""
+    foreign = [character.encode("gb2312", "ignore") for character in text if not character.isascii()]
+    return sum(b"\xa1" <= code[:1] <= b"\xd7" for code in foreign) >= 0.8 * len(foreign)
+
+
+def not_found(path: Path) -> UsageError:
+    """The error for a recipe that is not there, naming those near it."""
+    folders = dict.fromkeys([path if path.is_dir() else path.parent, Path("recipes")])
+    nearby = {found.stem: found.as_posix() for folder in folders for found in sorted(folder.glob("*.toml"))}
+    likely = [nearby[stem] for stem in get_close_matches(path.stem, nearby)] or list(nearby.values())[:5]
+    what = _("this is a folder, not a recipe") if path.is_dir() else _("there is no such file")
+    fix = _("did you mean {paths}?", paths=", ".join(likely)) if likely else _("make a recipe with: fasttune init")
+    return usage_error("recipe-not-found", what, where=str(path), fix=fix)
+
+
+def syntax_fix(message: str, line: str) -> str:
+    """What to change in a line that tomllib could not read, from its message and the usual slips."""
+    bare = TEXT.sub("", line)
+    wide = [character for character in bare if character in FULL_WIDTH]
+    if wide:
+        return _("write {ascii} instead of the full-width {wide}", wide=wide[0], ascii=FULL_WIDTH[wide[0]])
+    if "hex value" in message or "'\\\\'" in message:
+        return _("write a path with / or in 'single quotes': a backslash in double quotes starts an escape")
+    if "Cannot" in message:
+        return _("the same key or [table] stands twice in the file: keep one")
+    if re.search(r"Unclosed|Unterminated|Illegal character '\\n'|Expected ']'", message):
+        return _("close what was opened here or above: a quote, [ or {bracket} has no partner", bracket="{")
+    if re.search(r"=\s*(True|TRUE|False|FALSE|yes|no|on|off)\s*$", bare):
+        return _("write true or false, in small letters")
+    if re.search(r"=\s*([Nn]one|NULL|null|nil|~)?\s*$", bare) and "Invalid value" in message:
+        return _("a value is missing here: leave the whole line out to get the default")
+    if "=" not in bare and ":" in bare:
+        return _("a line of TOML is key = value, with = and not :")
+    if "Invalid value" in message or "Expected newline" in message:
+        return _('put text in double quotes: key = "text"; a number needs a digit on both sides of its point')
+    return _('a line of TOML is key = value or [table]; text stands in double quotes, as in name = "linzhi"')
+
+
+def key_lines(text: str) -> dict[str, int]:
+    """{dotted key or table: line number} of valid TOML, which tomllib doesn't tell; nothing of inline tables."""
+    plain = TEXT.sub(lambda found: "" if found[0][0] == "#" else re.sub(r"[^\n]", "_", found[0]), text)
+    lines: dict[str, int] = {}
+    table, depth = "", 0
+    for number, (line, original) in enumerate(zip(plain.split("\n"), text.split("\n"), strict=True), 1):
+        head, sign, rest = line.partition("=")
+        header = re.match(r"\s*\[+([^\[\]]+)\]", line) if depth == 0 else None
+        if header:
+            table = bare_key(original[header.start(1) : header.end(1)])
+            lines.setdefault(table, number)
+            continue
+        if depth == 0 and sign:
+            lines.setdefault(f"{table}.{bare_key(original[: len(head)])}".lstrip("."), number)
+        brackets = rest if depth == 0 else line
+        depth += len(re.findall(r"[\[{]", brackets)) - len(re.findall(r"[\]}]", brackets))
+    return lines
+
+
+def bare_key(written: str) -> str:
+    """`"a" . b` as `a.b`."""
+    return ".".join(part.strip().strip("\"'") for part in written.split("."))
+
+
+def toml_value(text: str) -> Any:
+    """The one value that a text is in TOML, or REFUSED."""
+    try:
+        document = tomllib.loads("value = " + text)
+    except tomllib.TOMLDecodeError:
+        return REFUSED
+    return document["value"] if document.keys() == {"value"} else REFUSED

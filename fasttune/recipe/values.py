@@ -1,0 +1,150 @@
+"""Values of a recipe held against the type and the bounds of their setting. Knows no particular setting.
+
+A field made by `setting(default, help, bounds…)` is a setting; its type annotation says what it takes: str, int, float,
+bool, Literal["a", "b"], tuple[one of these, ...] or a union of them. A value is never coerced, except that a whole
+number may stand for a number and a single text for a list of one.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import sys
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, Union, get_args, get_origin
+
+from fasttune.console import Finding, _
+from fasttune.recipe.schema import Key
+from fasttune.recipe.toml_file import REFUSED, toml_value
+
+BOUNDS: dict[str, Callable[[Any, Any], bool]] = {"≥": operator.ge, ">": operator.gt, "≤": operator.le, "<": operator.lt}
+
+
+# Checking
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value as somebody wrote it: its dotted key, its place for messages, and "recipe" or "override"."""
+
+    key: str
+    value: Any
+    where: str
+    source: str
+
+    def refuse(self, code: str, what: str, fix: str, why: str = "") -> Finding:
+        return Finding(code, "error", self.where, what, why, fix)
+
+
+def convert(hint: Any, value: Any) -> Any:
+    """The value as the type has it, or REFUSED. True is no number; NaN and infinity are none either."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return next((got for part in parts if (got := convert(part, value)) is not REFUSED), REFUSED)
+    if origin is Literal:
+        return value if isinstance(value, str) and value in parts else REFUSED
+    if origin is tuple:
+        items = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [None]
+        converted = tuple(convert(parts[0], item) for item in items)
+        return REFUSED if REFUSED in converted else converted
+    if hint is float and type(value) in (int, float):
+        return float(value) if abs(value) <= sys.float_info.max else REFUSED
+    return value if type(value) is hint else REFUSED
+
+
+def refusal(entry: Entry, key: Key) -> Finding | None:
+    """What is wrong with a value for its setting, if anything."""
+    value = convert(key.hint, entry.value)
+    if value is REFUSED:
+        return wrong_type(entry, key)
+    if isinstance(value, (int, float)) and not all(BOUNDS[sign](value, bound) for sign, bound in key.bounds.items()):
+        bounds = ", ".join(f"{sign} {bound}" for sign, bound in key.bounds.items())
+        what = _("{key} must be {bounds}, not {value}", key=key.name, bounds=bounds, value=as_toml(entry.value))
+        return entry.refuse("out-of-range", what, sample(key), _(key.help))
+    texts = [value] if isinstance(value, str) else value if isinstance(value, tuple) else ()
+    blank = not all(text.strip() for text in texts)
+    if (key.required and (blank or not texts)) or (blank and isinstance(value, tuple)):
+        full = any(text.strip() for text in texts)
+        what = _("{key} holds an empty text", key=key.name) if full else _("{key} is empty", key=key.name)
+        return entry.refuse("empty-value", what, sample(key), _(key.help))
+    if len(set(texts)) < len(texts):
+        return entry.refuse(
+            "repeated-value", _("{key} lists the same thing twice", key=key.name), _("keep one of them")
+        )
+    if not key.prose and any(character < " " for text in texts for character in text):
+        fix = _("write a path with / or in 'single quotes': a backslash in double quotes starts an escape")
+        return entry.refuse("control-character", _("{key} holds a tab or line break", key=key.name), fix)
+    return None
+
+
+def wrong_type(entry: Entry, key: Key) -> Finding:
+    """The finding for a value of another type, or one that is none of the choices."""
+    value, allowed = entry.value, choices(key.hint)
+    items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    stray = [item for item in items if item not in allowed]
+    near = near_name(stray[0], allowed) if stray and allowed and isinstance(stray[0], str) else ""
+    unquoted = convert(key.hint, toml_value(value.lower())) if isinstance(value, str) else REFUSED
+    if near:
+        fix = _('did you mean "{name}"?', name=near)
+    elif unquoted is not REFUSED:
+        fix = _("write it without quotes: {line}", line=f"{key.leaf} = {value.lower()}")
+    elif isinstance(value, float) and value.is_integer() and convert(key.hint, int(value)) is not REFUSED:
+        fix = _("write it without a point: {line}", line=f"{key.leaf} = {int(value)}")
+    elif not isinstance(value, (list, dict)) and convert(key.hint, str(value)) is not REFUSED:
+        fix = _("write it in quotes: {line}", line=f'{key.leaf} = "{value}"')
+    else:
+        fix = sample(key)
+    what = _("{key} takes {wanted}, not {value}", key=key.name, wanted=describe(key.hint), value=as_toml(value))
+    return entry.refuse("unknown-choice" if stray and allowed else "wrong-type", what, fix, _(key.help))
+
+
+# Words
+
+
+def near_name(word: str, names: Iterable[str]) -> str:
+    """The name that a mistyped word comes closest to, or ""."""
+    return next(iter(get_close_matches(word.lower(), list(names), 1, 0.7)), "")
+
+
+def choices(hint: Any) -> list[str]:
+    """The texts that a type lists."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [choice for part in get_args(hint) for choice in choices(part)]
+
+
+def describe(hint: Any) -> str:
+    """A type in words: `a whole number or "auto"`."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        names = ", ".join(as_toml(choice) for choice in parts)
+        return _("one of {names}", names=names) if len(parts) > 1 else names
+    if origin is tuple:
+        listed = ", ".join(as_toml(choice) for choice in choices(parts[0]))
+        return _("a list from {names}", names=listed) if listed else _("a text or a list of texts")
+    if parts:
+        return _(" or ").join(describe(part) for part in parts if part is not types.NoneType)
+    return {int: _("a whole number"), float: _("a number"), bool: _("true or false"), str: _("a text")}[hint]
+
+
+def as_toml(value: Any) -> str:
+    """A value as one would write it in a recipe."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return _("a list of tables")
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(as_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return _("a table")
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool)) else str(value)
+
+
+def sample(key: Key) -> str:
+    """A hint with a line that works."""
+    if key.required:
+        return _("for example {line}", line=f"{key.leaf} = {as_toml(key.example)}")
+    if key.default is None:
+        return _("leave it out to have none")
+    return _("the default is {line}", line=f"{key.leaf} = {as_toml(key.default)}")

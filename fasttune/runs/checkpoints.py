@@ -1,0 +1,92 @@
+"""Checkpoints of a run: written whole with a manifest of checksums, verified before use, rotated."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fasttune.console import FasttuneError, Finding, _
+from fasttune.files import file_sha256, remove_folder, sync_file, whole_folder
+from fasttune.runs import documents
+from fasttune.runs.store import Run
+
+
+@contextlib.contextmanager
+def writing_checkpoint(run: Run, step: int) -> Iterator[Path]:
+    """A checkpoint folder to fill; it gets its manifest and its name only when the block ends well."""
+    if run.history.is_file():
+        sync_file(run.history)  # no checkpoint knows more steps than the history
+    with whole_folder(run.checkpoints / f"checkpoint-{step}") as folder:
+        yield folder
+        files = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        documents.write(folder / documents.MANIFEST, documents.Manifest(step, files))
+
+
+@contextlib.contextmanager
+def unless_begun(run: Run) -> Iterator[None]:
+    """Where the block fails before a step was trained, the run's folder goes: there is nothing in it to go on with."""
+    try:
+        yield
+    except BaseException:
+        if not run.history.is_file() and not list_checkpoints(run):
+            remove_folder(run.folder)
+        raise
+
+
+def list_checkpoints(run: Run) -> list[Path]:
+    """Finished checkpoint folders of a run, oldest first."""
+    if not run.checkpoints.is_dir():
+        return []
+    found = [path for path in run.checkpoints.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(folder: Path) -> int:
+    """120 for checkpoint-120."""
+    return int(folder.name.split("-")[1])
+
+
+def find_damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint against its manifest, in words; empty when it is whole."""
+    try:
+        manifest = documents.read(checkpoint / documents.MANIFEST, documents.Manifest)
+    except (FasttuneError, OSError):
+        return _("its manifest.json is missing or unreadable")
+    if manifest.step != checkpoint_step(checkpoint):
+        return _("it holds step {step}", step=manifest.step)
+    for name, digest in manifest.sha256.items():
+        if not (checkpoint / name).is_file():
+            return _("{file} is missing", file=name)
+        if file_sha256(checkpoint / name) != digest:
+            return _("{file} is not what was written", file=name)
+    return ""
+
+
+def newest_whole_checkpoint(run: Run) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is what was written, and the flaw of each newer one that is not."""
+    flaws: list[str] = []
+    for checkpoint in reversed(list_checkpoints(run)):
+        flaw = find_damage(checkpoint)
+        if not flaw:
+            return checkpoint, flaws
+        flaws.append(_("{checkpoint} is damaged and is not used: {flaw}", checkpoint=checkpoint, flaw=flaw))
+    return None, flaws
+
+
+def rotate(run: Run, keep: int, best_step: int | None, newest: int | None = None) -> None:
+    """Remove the oldest checkpoints of this run beyond `keep`; the best one stays as well.
+
+    Those beyond step `newest`, which a resumed run has just written, are damaged: they neither count nor go.
+    """
+    written = [path for path in list_checkpoints(run) if newest is None or checkpoint_step(path) <= newest]
+    for path in written[:-keep]:
+        if checkpoint_step(path) != best_step:
+            remove_folder(path)
+
+
+def damage_findings(run: Run, used: Path | None, flaws: Sequence[str]) -> list[Finding]:
+    """A warning for each checkpoint of a run that is newer than the one that is used, and can't be."""
+    then = _("{checkpoint} is used instead", checkpoint=used.name) if used else _("no whole one is left")
+    return [Finding("checkpoint-damaged", "warning", run.id, flaw, then) for flaw in flaws]

@@ -1,0 +1,203 @@
+"""What a run came to: its figures and its verdict from the files in its folder, and every threshold that judges a run.
+
+Loss and accuracy are means over the last epoch, so that every sample counts once; the verdict follows from the loss and
+from the held-out loss:
+
+    below 0.1 excellent, to 0.3 good, to 0.5 fair, above not-enough;
+    over-fitting where the held-out loss ended more than 1 % above its best
+
+1 % because that is what separates the runs of docs/linzhi.md: from 4.549 the held-out loss went to 4.551 (0.04 %) in a
+model that answers, and to 4.773 (4.9 %) in one that babbles.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fasttune.runs import documents, store
+from fasttune.runs.documents import PlanDocument
+from fasttune.runs.history import EpochMeans, last_epoch, read_history
+from fasttune.runs.store import Run
+
+BANDS = ((0.1, "excellent"), (0.3, "good"), (0.5, "fair"))
+NOT_ENOUGH, OVER_FITTING = "not-enough", "over-fitting"
+RISE = 1.01  # a held-out loss above this many times its best has risen
+GAP = 0.5  # a held-out loss this far above the training loss: the samples are known, the character is not
+UNDER_TRAINED_LOSS, UNDER_TRAINED_ACCURACY = 0.5, 0.8  # above the one or below the other: too little training
+# What differs from parent to child by nature, or says the same as the epochs do.
+NOT_A_CHANGE = ("name", "strategy", "continue.", "train.epochs", "train.max_steps")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that a run has otherwise than its parent; "epochs" is the total, "samples" the data's contents."""
+
+    key: str
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a run came to: one entry of `fasttune runs --json`.
+
+    `parent` is None for a run from the base, and where the parent was deleted. `loss` is the last step's; `epoch_loss`
+    and `mean_token_accuracy` are means of the last epoch. They and the verdict are None where no step was logged.
+    """
+
+    id: str
+    current: bool
+    strategy: str
+    parent: str | None
+    changes: tuple[Change, ...]
+    status: str
+    steps: int
+    epochs: float
+    first_loss: float | None
+    loss: float | None
+    epoch_loss: float | None
+    eval_loss: float | None
+    best_eval_loss: float | None
+    mean_token_accuracy: float | None
+    verdict: str | None
+    exports: tuple[Mapping[str, Any], ...]
+    date: str
+    folder: str
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def read_series(root: Path, name: str) -> list[Figures]:
+    """All runs of a series, oldest first."""
+    current = store.current(root, name)
+    return [read_figures(run, run == current) for run in store.list_runs(root, name)]
+
+
+def read_figures(run: Run, current: bool = False) -> Figures:
+    """What a run came to, from the files of its folder; also of one that was stopped before it had them."""
+    plan, parent = read_plan(run), living_parent(run)
+    trained = [line for line in read_history(run) if "loss" in line]
+    evaluated = held_out(run)
+    last = trained[-1] if trained else {}
+    epoch = last_epoch(trained, plan.steps_per_epoch if plan else 1)
+    reached = chosen_loss(plan, evaluated)
+    return Figures(
+        id=run.id,
+        current=current,
+        strategy=plan.strategy if plan else run.id.partition("-")[2],
+        parent=parent.id if parent else None,
+        changes=changes(documents.read_plan(parent), plan) if parent and plan else (),
+        status=run.status,
+        steps=last.get("step", 0),
+        epochs=last.get("epoch", 0.0),
+        first_loss=trained[0]["loss"] if trained else None,
+        loss=last.get("loss"),
+        epoch_loss=epoch.loss if epoch else None,
+        eval_loss=reached,
+        best_eval_loss=min(evaluated, default=None),
+        mean_token_accuracy=epoch.accuracy if epoch else None,
+        verdict=verdict(epoch.loss if epoch else None, reached, evaluated),
+        exports=exported(run),
+        date=began(run),
+        folder=str(run.folder),
+    )
+
+
+def read_plan(run: Run) -> PlanDocument | None:
+    """The plan of a run; None where it has none."""
+    return documents.read_plan(run) if run.plan.is_file() else None
+
+
+def living_parent(run: Run) -> Run | None:
+    """The run that this one continued from; None where it was overwritten since, also by one of the same number."""
+    plan = read_plan(run)
+    parent = Run(run.root, plan.parent) if plan and plan.parent else None
+    if parent is None or not parent.plan.is_file():
+        return None
+    return parent if created(parent) <= created(run) else None
+
+
+def created(run: Run) -> str:
+    """When a run began, UTC, ISO 8601; empty where it has no provenance."""
+    return documents.read_provenance(run).created if run.provenance.is_file() else ""
+
+
+def began(run: Run) -> str:
+    """When a run began, in local time to the minute."""
+    moment = created(run)
+    began_at = datetime.fromisoformat(moment) if moment else datetime.fromtimestamp(run.folder.stat().st_mtime)
+    return began_at.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def changes(before: PlanDocument, after: PlanDocument) -> tuple[Change, ...]:
+    """What one plan.json has otherwise than another, settings that only follow from others left out."""
+    old = before.values
+    found = [Change("epochs", before.epochs, after.epochs)]
+    found += [
+        Change(setting.key, old.get(setting.key), setting.value)
+        for setting in after.settings
+        if not setting.key.startswith(NOT_A_CHANGE) and not setting.source.startswith("default (")
+    ]
+    found.append(Change("samples", samples_word(before), samples_word(after)))
+    return tuple(one for one in found if json.dumps(one.old) != json.dumps(one.new))
+
+
+def samples_word(plan: PlanDocument) -> str:
+    """How many samples, and the beginning of the fingerprint of their contents."""
+    return f"{plan.train_samples}+{plan.val_samples} ({plan.data_fingerprint[:8]})"
+
+
+def final_means(run: Run) -> EpochMeans:
+    """Mean loss and accuracy of a run's last epoch; perfect ones where no step was logged."""
+    return last_epoch(read_history(run), documents.read_plan(run).steps_per_epoch) or EpochMeans(0.0, 1.0)
+
+
+def held_out(run: Run) -> list[float]:
+    """Held-out losses up to the run's end, those of the parents whose checkpoint it continued from included."""
+    plan, parent = read_plan(run), living_parent(run)
+    before: list[float] = []
+    if parent and plan and plan.start == "checkpoint":
+        same = documents.read_plan(parent).data_fingerprint == plan.data_fingerprint
+        before = held_out(parent) if same else []
+    return before + [line["eval_loss"] for line in read_history(run) if "eval_loss" in line]
+
+
+def chosen_loss(plan: PlanDocument | None, evaluated: Sequence[float]) -> float | None:
+    """The held-out loss of the weights that became the adapter: the best with early stopping, else the last."""
+    if not evaluated:
+        return None
+    return min(evaluated) if plan and plan.values.get("train.early_stopping_patience") else evaluated[-1]
+
+
+def has_risen(reached: float | None, evaluated: Sequence[float]) -> bool:
+    """Whether the held-out loss that was reached is above the best one by more than noise."""
+    return reached is not None and reached > RISE * min(evaluated, default=reached)
+
+
+def is_under_trained(means: EpochMeans) -> bool:
+    """Whether a last epoch says that more training is the first thing to try."""
+    return means.loss > UNDER_TRAINED_LOSS or means.accuracy < UNDER_TRAINED_ACCURACY
+
+
+def verdict(loss: float | None, reached: float | None, evaluated: Sequence[float]) -> str | None:
+    """One word for a training, by the thresholds at the top of this file; None where no step was logged.
+
+    `loss` is the last epoch's mean, `reached` the held-out loss of the adapter, `evaluated` all held-out losses.
+    """
+    if loss is None:
+        return None
+    if has_risen(reached, evaluated):
+        return OVER_FITTING
+    return next((word for limit, word in BANDS if loss < limit), NOT_ENOUGH)
+
+
+def exported(run: Run) -> tuple[Mapping[str, Any], ...]:
+    """The GGUF files of a run with their sizes in bytes."""
+    files = sorted(run.exports.glob("*.gguf")) if run.exports.is_dir() else []
+    return tuple({"file": path.name, "bytes": path.stat().st_size} for path in files)

@@ -1,0 +1,190 @@
+"""The questions of the four strategies, and the settings that the answers come to: what `--set` would have said.
+
+    incremental   epochs to add                                   continue.add_epochs
+    retune        what to change, and to what                     one of train.epochs, train.learning_rate, lora.r
+    augment       epochs in total                                 train.epochs
+    custom        start, epochs, learning rate, rank              all of them
+
+The advice beside the answers is the user guide's: which learning rate and which rank suit what.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fasttune.console import _
+from fasttune.planning.strategy import BOUND_TO_CHECKPOINT, OVERFIT_EPOCHS, band, band_epochs
+from fasttune.recipe.load import settings
+from fasttune.recipe.schema import Recipe
+from fasttune.runs import documents, summary
+from fasttune.runs.store import Run
+from fasttune.terminal import prompts
+
+Settings = dict[str, Any]
+SCHEDULE = ("train.learning_rate", "train.lr_scheduler_type", "train.warmup_steps")
+# Settings in which a continuation must, or a retuned run had better, equal its parent unless they are what is changed.
+AS_PARENT = (*(key for key in BOUND_TO_CHECKPOINT if key not in ("samples", "data.system", "data.learn")), *SCHEDULE)
+ADD_EPOCHS = 1.5
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The finished run to go on from: its settings, its figures, its epochs in total and its number of samples."""
+
+    run: Run
+    values: Mapping[str, Any]
+    figures: summary.Figures
+    epochs: float
+    samples: int
+
+
+def read_parent(run: Run) -> Parent:
+    """What a finished run's files say of it."""
+    plan = documents.read_plan(run)
+    return Parent(run, plan.values, summary.read_figures(run), plan.epochs, plan.train_samples)
+
+
+def answers(strategy: str, parent: Parent, read: Recipe) -> Settings:
+    """Ask a strategy's questions; the settings to lay over the recipe, so that all else is as in the parent."""
+    questions = {"incremental": incremental, "retune": retune, "augment": augment, "custom": custom}
+    chosen = questions[strategy](parent)
+    start = chosen.get("continue.start", "base" if strategy == "retune" else "checkpoint")
+    return {**as_parent(parent, read, strategy, start), **chosen}
+
+
+def as_parent(parent: Parent, read: Recipe, strategy: str, start: str) -> Settings:
+    """The parent's values where a recipe says others, and none of the recipe's own words on length and start."""
+    kept: Settings = {}
+    for setting in settings(read):
+        key, before = setting.key, parent.values.get(setting.key)
+        if setting.source.startswith("default") or (start == "base" and key.startswith("model.")):
+            continue
+        if key.startswith(AS_PARENT) and before is not None and documents.as_json(setting.value) != before:
+            kept[key] = before
+    if read.train.max_steps:
+        kept["train.max_steps"] = 0
+    if read.continue_.add_epochs:
+        kept["continue.add_epochs"] = 0.0
+    if not read.sources["continue.start"].startswith("default") and read.continue_.start != start:
+        kept["continue.start"] = start
+    return kept
+
+
+# The four -----------------------------------------------------------------------------------------------------------
+
+
+def incremental(parent: Parent) -> Settings:
+    """Epochs on top of the parent's."""
+    question = _("How many epochs to add to its {epochs:.3g}? 1 to 3 is usual", epochs=parent.epochs)
+    return {"continue.add_epochs": prompts.number(question, ADD_EPOCHS)}
+
+
+def retune(parent: Parent) -> Settings:
+    """What to change, and to what; the number of epochs stays the parent's."""
+    same = {"train.epochs": not_above(parent.epochs)}
+    match prompts.choose(_("What shall be changed? One thing at a time shows what helped"), retunings(parent)):
+        case "epochs":
+            return {"train.epochs": prompts.number(_("How many epochs?"), same["train.epochs"])}
+        case "rate":
+            return same | {"train.learning_rate": learning_rate(parent)}
+        case "rank":
+            return same | rank(parent)
+        case "quality":
+            return {"train.learning_rate": 1e-4, **with_alpha(parent, 16), "train.epochs": 3.0}
+        case _quick:
+            return {"train.learning_rate": 3e-4, **with_alpha(parent, 8), "train.epochs": 2.0}
+
+
+def retunings(parent: Parent) -> dict[str, str]:
+    """What can be retuned, in the order in which it is worth trying."""
+    rate, r = parent.values["train.learning_rate"], parent.values["lora.r"]
+    return {
+        "epochs": _("epochs (now {epochs:.3g})", epochs=parent.epochs),
+        "rate": _("learning rate (now {rate:g})", rate=rate),
+        "rank": _("LoRA rank (now {r}): how much the adapter can hold", r=r),
+        "quality": _("all three for quality: learning rate 1e-4, rank 16, 3 epochs"),
+        "quick": _("all three for speed: learning rate 3e-4, rank 8, 2 epochs"),
+    }
+
+
+def augment(parent: Parent) -> Settings:
+    """Epochs in total, those of the parent included; by the size of the data unless it has had so many already."""
+    low, high = band(parent.samples)
+    suits = max(band_epochs(parent.samples), min(math.floor(parent.epochs) + 1.0, OVERFIT_EPOCHS))
+    question = _(
+        "How many epochs in total? It has had {epochs:.3g}; {low:g} to {high:g} suit {samples} samples",
+        epochs=parent.epochs, low=low, high=high, samples=parent.samples,
+    )  # fmt: skip
+    return {"train.epochs": prompts.number(question, suits)}
+
+
+def custom(parent: Parent) -> Settings:
+    """Where to start, how long, at which rate, and from the base with which rank."""
+    start = prompts.choose(
+        _("Start from what?"),
+        {
+            "checkpoint": _("its last checkpoint: weights and optimizer go on where they were"),
+            "adapter": _("its weights alone: new optimizer; also for changed data"),
+            "base": _("the base: everything new"),
+        },
+    )
+    if start == "checkpoint":
+        return {**incremental(parent), "train.learning_rate": learning_rate(parent)}
+    chosen: Settings = {
+        "continue.start": start,
+        "train.epochs": prompts.number(_("How many epochs?"), not_above(parent.epochs)),
+        "train.learning_rate": learning_rate(parent),
+    }
+    return chosen | (rank(parent) if start == "base" else {})
+
+
+# Parts --------------------------------------------------------------------------------------------------------------
+
+
+def learning_rate(parent: Parent) -> float:
+    """A learning rate, by what it suits."""
+    now = parent.values["train.learning_rate"]
+    choices = {
+        "0.0002": _("2e-4: balanced, suits most"),
+        "0.0001": _("1e-4: steadier, for finer quality"),
+        "0.0005": _("5e-4: learns fast, may be unstable"),
+        "1e-05": _("1e-5: very cautious, for a model that is nearly right"),
+    }
+    return float(one_of(_("Which learning rate?"), choices, now, 1.0))
+
+
+def rank(parent: Parent) -> Settings:
+    """A rank, by what it suits."""
+    choices = {
+        "4": _("4: light, for small adjustments"),
+        "8": _("8: the usual"),
+        "16": _("16: stronger, for a complex character"),
+        "32": _("32: strongest, for a very complex one; over-fits sooner"),
+    }
+    return with_alpha(parent, int(one_of(_("Which LoRA rank?"), choices, parent.values["lora.r"], None)))
+
+
+def with_alpha(parent: Parent, r: int) -> Settings:
+    """A rank and the alpha that follows from it, 2 × r; the parent's own alpha where that was said."""
+    follows = parent.values["lora.alpha"] == 2 * parent.values["lora.r"]
+    return {"lora.r": r, "lora.alpha": 2 * r} if follows else {"lora.r": r}
+
+
+def one_of(question: str, choices: dict[str, str], now: float, most: float | None) -> float:
+    """A number out of a list in which the present one is marked, or another; without `most`, a whole number."""
+    present = f"{now:g}"
+    listed = choices if present in choices else {present: present, **choices}
+    listed = {key: f"{title}{_(' (now)')}" if key == present else title for key, title in listed.items()}
+    picked = prompts.choose(question, listed | {OTHER: _("another number")}, present)
+    if picked == OTHER:
+        return prompts.number(question, now, most=most, whole=most is None)
+    return now if picked == present else float(picked)
+
+
+def not_above(epochs: float) -> float:
+    """Epochs in four decimals that come to no step more than these: 8 steps of 3 an epoch are 2.6666, not 2.6667."""
+    return math.floor(epochs * 10000) / 10000

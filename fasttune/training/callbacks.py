@@ -1,0 +1,112 @@
+"""The Trainer's callbacks: history, evaluation, checkpoints, the ends of a training; and the time of the first step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fasttune import files
+from fasttune.console import _
+from fasttune.runs import documents
+from fasttune.runs.documents import StartRecord
+from fasttune.runs.history import last_epoch, trim_history
+from fasttune.runs.store import Run
+from fasttune.training import distributed
+from fasttune.training import model as models
+from fasttune.training.progress import Phases
+
+models.import_unsloth()  # before transformers' Trainer, which it patches
+
+# isort: split
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+if TYPE_CHECKING:
+    from fasttune.training.trainer import StepTrainer
+
+
+class RunCallback(TrainerCallback):
+    """Writes the history, and decides when to evaluate, save and stop. Keeps no state that a resume would lose."""
+
+    def __init__(self, trainer: StepTrainer) -> None:
+        self.trainer, self.plan = trainer, trainer.plan
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+        self.trainer.live.start(state.global_step)
+        state.compute_steps(args, state.max_steps)  # a checkpoint's state brings its old run's intervals
+        self.trainer.has_ended = state.global_step > self.plan.start.step and self.is_over(state)
+        if self.trainer.writes:
+            trim_history(self.trainer.run, state.global_step)
+        self.trainer.check_shared_prefixes()
+        self.trainer.clock = time.monotonic()
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+        self.trainer.steps.epoch = state.global_step // self.plan.steps_per_epoch
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+        if distributed.any_rank(self.trainer.interrupted):
+            self.trainer.interrupted = True
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_more: Any) -> None:
+        if not {"loss", "eval_loss"} & set(logs):
+            return
+        if self.trainer.writes:
+            files.append_line(self.trainer.run.history, {"step": state.global_step, **logs})
+        self.trainer.live.show(state.global_step, logs)
+        if "loss" in logs and self.reached_target(state):
+            control.should_evaluate = bool(self.plan.dataset.val)
+            control.should_save = control.should_training_stop = True
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+        losses = self.held_out_losses(state)
+        if losses[-1] < min(losses[:-1], default=math.inf):
+            state.best_metric, state.best_global_step = losses[-1], state.global_step
+            control.should_save = True
+        if self.out_of_patience(losses):
+            control.should_save = control.should_training_stop = True
+
+    def is_over(self, state: TrainerState) -> bool:
+        """Whether a checkpoint was its run's last: its process was killed before it wrote the adapter."""
+        done = state.global_step >= state.max_steps or self.out_of_patience(self.held_out_losses(state))
+        return done or self.reached_target(state)
+
+    def held_out_losses(self, state: TrainerState) -> list[float]:
+        """The losses of this run's evaluations."""
+        new = [line for line in state.log_history if line["step"] > self.plan.start.step]
+        return [line["eval_loss"] for line in new if "eval_loss" in line]
+
+    def out_of_patience(self, losses: Sequence[float]) -> bool:
+        """Whether so many evaluations went by without a better loss that early stopping ends the run."""
+        patience = self.plan.recipe.train.early_stopping_patience
+        return bool(patience and losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
+
+    def reached_target(self, state: TrainerState) -> bool:
+        """Whether the last epoch's mean loss and accuracy are as good as train.until asks; the last epoch's, so that
+        every sample counts and one easy step does not end a run."""
+        until, per_epoch = self.plan.recipe.train.until, self.plan.steps_per_epoch
+        means = last_epoch(state.log_history, per_epoch)
+        if state.global_step < per_epoch or means is None or (until.loss is None and until.token_accuracy is None):
+            return False
+        return (until.loss is None or means.loss <= until.loss) and (
+            until.token_accuracy is None or means.accuracy >= until.token_accuracy
+        )
+
+
+class FirstStepCallback(TrainerCallback):
+    """Reports the seconds of the first step, set-up of kernels included, and records those of the start-up phases."""
+
+    def __init__(self, run: Run, phases: Phases, samples: int, rendered: int) -> None:
+        self.run, self.phases, self.samples, self.rendered = run, phases, samples, rendered
+        self.began = time.monotonic()
+        self.over = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_more: Any) -> None:
+        if self.over:
+            return
+        self.over = True
+        next(p for p in model.parameters() if p.requires_grad).flatten()[0].item()  # waits for the device, this once
+        self.phases.took("first_step", _("first step"), time.monotonic() - self.began)
+        start = StartRecord(state.global_step, self.phases.seconds, self.samples, self.rendered)
+        documents.add_start(self.run, start)

@@ -1,0 +1,111 @@
+"""Where the base is: `builtin:tiny`, a local folder, or a snapshot from a model hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fasttune.console import _, error
+from fasttune.recipe.schema import ModelRecipe
+
+if TYPE_CHECKING:
+    pass
+
+
+TINY = Path(__file__).parent.parent / "tiny"
+
+
+# Where the base is --------------------------------------------------------------------------------------------------
+
+
+def locate(recipe: ModelRecipe) -> Path:
+    """The local folder of the base: `builtin:tiny`, a folder, or a hub's snapshot (downloaded once, then from its
+    cache).
+
+    Raises FasttuneError where the name is unknown or the hub can't be reached.
+    """
+    if recipe.base == "builtin:tiny":
+        return TINY
+    folder = Path(recipe.base).expanduser()
+    if folder.is_dir():
+        return require_model_folder(folder)
+    if looks_like_path(recipe.base):
+        raise error("base-not-found", _("there is no folder {folder}", folder=recipe.base), where="model.base")
+    download = download_from_modelscope if recipe.mirror == "modelscope" else download_from_hub
+    return require_model_folder(download(recipe.base, recipe.revision or None))
+
+
+def looks_like_path(base: str) -> bool:
+    """Whether a base that is no folder was meant as one: hub names are `owner/name`."""
+    return base.startswith((".", "/", "~")) or base.count("/") != 1 or "\\" in base
+
+
+def require_model_folder(folder: Path) -> Path:
+    """The folder, if it holds a Hugging Face checkpoint; a message that names what is missing otherwise."""
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
+    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    missing += [] if weights else ["*.safetensors"]
+    if missing:
+        raise error(
+            "base-incomplete",
+            _(
+                "{folder} is no complete Hugging Face checkpoint: {missing} missing",
+                folder=folder,
+                missing=", ".join(missing),
+            ),
+            where="model.base",
+            fix=_("name the folder that holds config.json, tokenizer.json and the .safetensors files"),
+        )
+    return folder
+
+
+def download_from_hub(name: str, revision: str | None) -> Path:
+    """A snapshot by huggingface_hub, which honours HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.json"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except RepositoryNotFoundError as reason:
+        raise error(
+            "base-not-found",
+            _("the hub knows no model {name}", name=name),
+            where="model.base",
+            why=str(reason).splitlines()[0],
+            fix=_("check the spelling (Qwen/Qwen2.5-0.5B-Instruct); a private model needs HF_TOKEN"),
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as reason:
+        raise error(
+            "hub-unreachable",
+            _("{name} is not in the local cache and can't be downloaded", name=name),
+            where="model.base",
+            why=str(reason).splitlines()[0],
+            fix=_(
+                'check the connection; set HF_ENDPOINT to a mirror, or mirror = "modelscope" under [model], '
+                "or name a local folder as base"
+            ),
+        ) from None
+
+
+def download_from_modelscope(name: str, revision: str | None) -> Path:
+    """A snapshot by the modelscope package, which the user installs when they want it."""
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise error(
+            "modelscope-missing",
+            _("the package modelscope is not installed"),
+            where="model.mirror",
+            fix=_("install it with: .venv/bin/python -m pip install modelscope"),
+        ) from None
+    try:
+        return Path(snapshot_download(name, revision=revision))
+    except (OSError, ValueError) as reason:
+        raise error(
+            "hub-unreachable",
+            _("ModelScope did not give {name}", name=name),
+            where="model.base",
+            why=str(reason).splitlines()[0],
+            fix=_("check the name and the connection, or name a local folder as base"),
+        ) from None

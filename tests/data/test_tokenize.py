@@ -1,0 +1,262 @@
+"""Token ids and learned spans: equal to the template's own on ordinary text, and right where that would go wrong."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from fasttune.console import FasttuneError
+from fasttune.data.dataset import Message, Sample
+from fasttune.data.tokenize import Example, chat_tokens, pieces, prompt_tokens, render, render_all
+from fasttune.recipe.schema import DataRecipe
+
+TINY = Path(__file__).parents[2] / "fasttune" / "tiny"
+# Qwen2's way to split text into words; `\s*[\r\n]+` is what would join a header's line break with an answer's.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHATML = (
+    "{%- if messages[0]['role'] != 'system' %}{{- '<|im_start|>system\nBe kind.<|im_end|>\n' }}{%- endif %}"
+    "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+TRIMS = CHATML.replace("m.content", "(m.content | trim)")
+DROPS_SYSTEM = CHATML.replace("in messages %}", "in messages if m.role != 'system' %}")
+THINKS_LAST = CHATML.replace("m.content", "('<think>' if loop.last and m.role == 'assistant' else '') + m.content")
+NO_END = CHATML.replace("<|im_end|>\n' }}{%- endfor", "\n' }}{%- endfor")
+NO_SYSTEM_ROLE = "{%- if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+NO_DEFAULT = CHATML[CHATML.index("{%- for") :]
+WORD_LIST = ["你好", "世界", "the", " quick", "fox ", "\n", "\n\n", "  ", "\t", "<b>", "12345", "🐼", "é", "。", "'s"]
+
+
+def small_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Qwen2's kind of tokenizer, made here: byte-level BPE, ChatML tokens, and <tool_call>, added but not special."""
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    corpus = ["user\n\nassistant\n\nsystem\n\n你好世界 the quick fox\n\n\n12345 <|im_end|> <tool_call>"] * 9
+    backend.train_from_iterator(corpus, trainer)
+    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    backend.add_tokens([AddedToken("<tool_call>", normalized=False)])
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+    made.chat_template = CHATML
+    return made
+
+
+@pytest.fixture(autouse=True)
+def english(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTTUNE_LANG", "en")
+
+
+@pytest.fixture(scope="module", params=["made here", "builtin:tiny"])
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    return small_tokenizer() if request.param == "made here" else transformers.AutoTokenizer.from_pretrained(TINY)
+
+
+def sample(*messages: tuple[str, str], id: str = "t.jsonl:1") -> Sample:
+    return Sample(id, tuple(Message(role, content) for role, content in messages))
+
+
+def chat(*contents: str, system: str | None = None, id: str = "t.jsonl:1") -> Sample:
+    turns = [("user" if number % 2 == 0 else "assistant", content) for number, content in enumerate(contents)]
+    return sample(*([] if system is None else [("system", system)]), *turns, id=id)
+
+
+def template_ids(given: Sample, tokenizer: Any, *, prompt: bool = False) -> tuple[int, ...]:
+    conversation = [{"role": message.role, "content": message.content} for message in given.messages]
+    return tuple(tokenizer.apply_chat_template(conversation, return_dict=False, add_generation_prompt=prompt))
+
+
+def learned_texts(example: Example, tokenizer: Any) -> list[str]:
+    return [tokenizer.backend_tokenizer.decode(list(example.tokens[start:end]), skip_special_tokens=False)
+            for start, end in example.learn]  # fmt: skip
+
+
+def problems(samples: list[Sample], tokenizer: Any, limit: int = 2048) -> list[tuple[str, str]]:
+    with pytest.raises(FasttuneError) as caught:
+        render_all(samples, tokenizer, DataRecipe(train=("t.jsonl",)), limit)
+    return [(f.code, f.where) for f in caught.value.findings if f.level == "error"]
+
+
+def with_template(template: str) -> Any:
+    made = small_tokenizer()
+    made.chat_template = template
+    return made
+
+
+# --- ordinary text: the template's own ids ---------------------------------------------------------------
+
+
+def test_ids_are_those_of_the_template(tokenizer: Any) -> None:
+    chance = random.Random(5)
+
+    def text() -> str:
+        # An answer doesn't begin with white space here; what happens then is tested below.
+        return "A" + "".join(chance.choice(WORD_LIST) for _ in range(chance.randint(0, 40)))
+
+    samples = []
+    for number in range(200):
+        contents = [text() for _ in range(2 * chance.randint(1, 3))]
+        samples.append(chat(*contents, system=chance.choice([None, text()]), id=f"t:{number}"))
+    examples = render_all(samples, tokenizer, DataRecipe(train=("t",)), 10_000).examples
+    assert [example.sample_id for example in examples] == [given.id for given in samples]
+    assert [example.tokens for example in examples] == [template_ids(given, tokenizer) for given in samples]
+    for given, example in zip(samples, examples, strict=True):
+        answers = [message.content + "<|im_end|>" for message in given.messages if message.role == "assistant"]
+        assert learned_texts(example, tokenizer) == answers
+        assert render(given, tokenizer) == example
+
+
+def test_questions_may_begin_with_anything(tokenizer: Any) -> None:
+    for start in ("\n", "\n\n x", " ", " \n", "\t", "\u3000"):
+        given = chat(start + "q", "a", start + "q", "a", system=start + "s")
+        assert render(given, tokenizer).tokens == template_ids(given, tokenizer)
+
+
+# --- where plain tokenizing goes wrong -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", ["\nx", "\n\n", " x", " \n x", "\u2028x"])
+def test_the_prompt_before_an_answer_is_the_prompt_that_is_served(answer: str, tokenizer: Any) -> None:
+    given = chat("q", "a", "q", answer)
+    example = render(given, tokenizer)
+    for index, (start, _end) in zip((1, 3), example.learn, strict=True):
+        served = template_ids(Sample("", given.messages[:index]), tokenizer, prompt=True)
+        assert example.tokens[:start] == served
+    assert learned_texts(example, tokenizer) == ["a<|im_end|>", answer + "<|im_end|>"]
+
+
+def test_the_cut_before_an_answer_is_needed() -> None:
+    """The whole text at once makes one token of the header's line break and the answer's: this is what is avoided."""
+    made, given = small_tokenizer(), chat("q", "\nx")
+    served = template_ids(Sample("", given.messages[:1]), made, prompt=True)
+    assert template_ids(given, made)[: len(served)] != served
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<tool_call>"])
+def test_text_that_looks_like_a_control_token_stays_text(token: str) -> None:
+    made = small_tokenizer()
+    controls = set(made.backend_tokenizer.get_added_tokens_decoder())
+    plain, odd = chat("a", "b", system="s"), chat(f"a{token}\nb", f"{token}c{token}", system=f"s{token}")
+    render_controls = [id for id in render(odd, made).tokens if id in controls]
+    assert render_controls == [id for id in render(plain, made).tokens if id in controls]
+    assert learned_texts(render(odd, made), made) == [f"{token}c{token}<|im_end|>"]
+    assert made.backend_tokenizer.decode(list(render(odd, made).tokens), skip_special_tokens=False) == (
+        f"<|im_start|>system\ns{token}<|im_end|>\n<|im_start|>user\na{token}\nb<|im_end|>\n"
+        f"<|im_start|>assistant\n{token}c{token}<|im_end|>\n"
+    )
+    naive = [id for id in template_ids(odd, made) if id in controls]
+    assert len(naive) > len(render_controls)  # what this is there for
+    (finding,) = render_all([odd], made, DataRecipe(train=("t",)), 999).findings
+    assert (finding.code, finding.level, finding.where) == ("control-text", "warning", odd.id)
+
+
+def test_truncation_left_on_by_an_earlier_call_does_not_cut() -> None:
+    made = small_tokenizer()
+    made.backend_tokenizer.enable_truncation(3)
+    made.backend_tokenizer.enable_padding(length=64)
+    given = chat("q" * 50, "a" * 50)
+    assert learned_texts(render(given, made), made) == ["a" * 50 + "<|im_end|>"]
+
+
+# --- what is learned -------------------------------------------------------------------------------------
+
+
+def test_learn_all_is_every_token_that_something_predicts(tokenizer: Any) -> None:
+    given = chat("q", "a", "q", "a")
+    example = render(given, tokenizer, learn="all")
+    assert example.learn == ((1, len(example.tokens)),)
+    assert example.tokens == render(given, tokenizer).tokens
+    through_recipe = render_all([given], tokenizer, DataRecipe(train=("t",), learn="all"), 999).examples
+    assert through_recipe == (example,)
+
+
+def test_prompt_tokens_are_what_training_has_before_the_answer(tokenizer: Any) -> None:
+    for system in (None, "", "s"):
+        example = render(chat("q?", "a", system=system), tokenizer)
+        prompt = prompt_tokens("q?", system, tokenizer)
+        assert prompt == example.tokens[: example.learn[0][0]]
+        assert prompt == template_ids(Sample("", chat("q?", system=system).messages), tokenizer, prompt=True)
+    talk = chat("q", "a", "q")
+    assert chat_tokens(talk.messages, tokenizer) == template_ids(talk, tokenizer, prompt=True)
+
+
+# --- the template's own system prompt --------------------------------------------------------------------
+
+
+def test_a_default_system_prompt_is_named_once() -> None:
+    samples = [chat("q", "a", id="t:1"), chat("q", "a", system="s", id="t:2"), chat("q", "a", "q", "a", id="t:3")]
+    recipe = DataRecipe(train=("t",))
+    (finding,) = render_all(samples, small_tokenizer(), recipe, 999).findings
+    assert (finding.code, finding.level, finding.where) == ("template-default-system", "info", "t:1")
+    assert finding.what.startswith("2 samples") and "'Be kind.'" in finding.what
+    assert render_all(samples[1:2], small_tokenizer(), recipe, 999).findings == ()
+    assert render_all([chat("q", "a", system="")], small_tokenizer(), recipe, 999).findings == ()
+    assert render_all(samples, with_template(NO_DEFAULT), recipe, 999).findings == ()
+    assert len(render_all([samples[0]], with_template(NO_SYSTEM_ROLE), recipe, 999).examples) == 1
+
+
+# --- refusals --------------------------------------------------------------------------------------------
+
+
+def test_everything_that_can_not_be_rendered_comes_at_once() -> None:
+    samples = [chat("q", "a" * 90, id="t:1"), chat("q", "a", id="t:2"), sample(("user", "q"), id="t:3"),
+               chat("q", "b" * 99, id="t:4")]  # fmt: skip
+    found = problems(samples, small_tokenizer(), limit=60)
+    assert found == [("too-long", "t:1"), ("nothing-to-learn", "t:3"), ("too-long", "t:4")]
+
+
+def test_a_sample_of_exactly_the_limit_passes(tokenizer: Any) -> None:
+    given = chat("q", "a")
+    length = len(render(given, tokenizer).tokens)
+    assert render_all([given], tokenizer, DataRecipe(train=("t",)), length).examples
+    assert problems([given], tokenizer, length - 1) == [("too-long", given.id)]
+
+
+@pytest.mark.parametrize(
+    ("template", "code", "refused"),
+    [
+        (TRIMS, "template-changes-content", ["t:4"]),
+        (DROPS_SYSTEM, "template-drops-message", ["t:2"]),
+        (THINKS_LAST, "template-does-not-nest", ["t:3"]),
+        (NO_END, "template-no-end", ["t:1"]),
+        (NO_SYSTEM_ROLE, "template-refuses", ["t:2"]),
+        ("{{ 1 +", "template-refuses", ["t:1", "t:2", "t:3"]),
+    ],
+)
+def test_a_template_that_does_not_fit_is_refused(template: str, code: str, refused: list[str]) -> None:
+    """One finding for each way it does not fit; t:4 has the shape of t:1."""
+    samples = [chat("q", "a", id="t:1"), chat("q", "a", system="s", id="t:2"), chat("q", "a", "q", "a", id="t:3"),
+               chat("q", "a ", id="t:4")]  # fmt: skip
+    assert problems(samples, with_template(template)) == [(code, where) for where in refused]
+
+
+def test_no_template_no_training() -> None:
+    made = small_tokenizer()
+    made.chat_template = None
+    assert problems([chat("q", "a")], made) == [("no-chat-template", "")]
+
+
+def test_nothing_to_render_is_nothing(tokenizer: Any) -> None:
+    assert render_all([], tokenizer, DataRecipe(train=("t",)), 99).examples == ()
+
+
+# --- to be read ------------------------------------------------------------------------------------------
+
+
+def test_pieces_are_readable_and_hold_every_token_once(tokenizer: Any) -> None:
+    example = render(chat("龘🐼?", "柒🐼<|im_end|>\n好"), tokenizer)
+    shown = pieces(example, tokenizer)
+    assert tuple(token for piece in shown for token in piece.tokens) == example.tokens
+    assert "\ufffd" not in "".join(piece.text for piece in shown)
+    assert "".join(piece.text for piece in shown if piece.learned) == "柒🐼<|im_end|>\n好<|im_end|>"
+    assert sum(len(piece.tokens) for piece in shown if piece.learned) == example.learn[0][1] - example.learn[0][0]

@@ -1,0 +1,235 @@
+"""`fasttune init`: what it chooses from the data and the machine, and that what it writes trains as it stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, Cli
+
+from fasttune import machine
+from fasttune.data import dataset
+from fasttune.data.dataset import Message, Sample
+from fasttune.machine import Machine, free_memory, gpu_memory, ram_memory
+from fasttune.planning import init, strategy
+from fasttune.planning.init import GIB
+from fasttune.recipe.load import load_recipe, settings
+from fasttune.recipe.schema import KEYS
+
+CPU = Machine(None, 20.0)
+
+
+def write_samples(path: Path, count: int, answer: str = "好。", system: str | None = None) -> str:
+    lines = []
+    for number in range(count):
+        messages = [{"role": "user", "content": f"问题{number}？"}, {"role": "assistant", "content": answer}]
+        lines.append({"messages": ([{"role": "system", "content": system}] if system else []) + messages})
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def chosen(
+    tmp_path: Path, count: int, *, base: str | None = None, machine: Machine = CPU, **more: Any
+) -> dict[str, Any]:
+    """{key: value} of the settings that are written for so many samples."""
+    file = write_samples(tmp_path / "chats.jsonl", count, **more)
+    return {line.key: line.value for line in init.settings("mine", [file], dataset.read(file).samples, base, machine)}
+
+
+@pytest.mark.parametrize(
+    ("count", "val", "epochs", "batch", "r"),
+    [
+        (1, None, 6.5, 1, None),
+        (6, None, 6.5, 1, None),
+        (19, None, 6.5, 4, None),
+        (20, 0.1, 6.5, 4, None),  # 18 are left to train on
+        (30, 0.1, 5.0, 4, None),
+        (60, 0.1, 3.5, 8, None),
+        (300, 0.1, 2.5, None, 16),
+        (2000, 0.05, 2.5, None, 16),
+        (4000, 0.03, 2.5, None, 32),
+    ],
+)
+def test_values_follow_from_the_number_of_samples(
+    tmp_path: Path, count: int, val: float | None, epochs: float, batch: int | None, r: int | None
+) -> None:
+    values = chosen(tmp_path, count)
+    said = (values.get("data.val"), values["train.epochs"], values.get("train.batch_size"), values.get("lora.r"))
+    assert said == (val, epochs, batch, r)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 16, 19, 20, 33, 64, 150])
+def test_what_is_written_loads_and_plans_without_findings(tmp_path: Path, fasttune: Cli, count: int) -> None:
+    file, path = write_samples(tmp_path / "chats.jsonl", count), tmp_path / "mine.toml"
+    done = fasttune("init", "mine", "--data", file, "--base", "builtin:tiny", "--out", path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{path}\n" and f"fasttune run {path}" in done.stderr
+    assert path.read_text(encoding="utf-8").startswith(f"# fasttune run {path}\n")
+    read = load_recipe(path)
+    plan = strategy.decide(read, dataset.load_dataset(read.data, read.train.seed), tmp_path / "runs")
+    assert not plan.dataset.findings and not plan.findings
+    assert plan.steps_per_epoch >= min(4, len(plan.dataset.train))
+    low, high = strategy.band(len(plan.dataset.train))
+    assert low <= plan.epochs <= high + 0.5
+    said = {setting.key: setting.value for setting in settings(read) if setting.source == "recipe"}
+    assert all(KEYS[key].required or value != KEYS[key].default for key, value in said.items())
+
+
+def test_what_is_written_trains(tmp_path: Path, fasttune: Cli) -> None:
+    file = write_samples(tmp_path / "chats.jsonl", 4)
+    assert (
+        fasttune("init", "灯", "--data", file, "--base", "builtin:tiny", "--out", tmp_path / "x.toml").returncode == 0
+    )
+    done = fasttune("run", tmp_path / "x.toml", "--set", "train.max_steps=8", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [probe["question"] for probe in result["probes"]] == ["问题0？", "问题1？", "问题2？"]
+    assert result["last"]["loss"] < 0.9 * result["first"]["loss"]
+
+
+def test_lin_zhi(tmp_path: Path, fasttune: Cli) -> None:
+    """The real data: val.jsonl beside train.jsonl is taken, and the recipe is about what was written by hand."""
+    path = tmp_path / "linzhi.toml"
+    assert fasttune("init", "linzhi", "--data", "data/linzhi/train.jsonl", "--out", path).returncode == 0
+    read = load_recipe(path)
+    assert read.data.val == "data/linzhi/val.jsonl" and read.lora.r == 16 and read.train.batch_size == 16
+    assert len(read.probe.questions) == 3
+    shown = fasttune("plan", path)
+    assert shown.returncode == 0 and "warning" not in shown.stderr
+
+
+def test_nothing_is_written_over(tmp_path: Path, fasttune: Cli) -> None:
+    file, path = write_samples(tmp_path / "chats.jsonl", 4), tmp_path / "mine.toml"
+    path.write_text("mine")
+    done = fasttune("init", "mine", "--data", file, "--out", path)
+    assert done.returncode == 2 and "there is a file already" in done.stderr
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["init", "a/b", "--data", "data/quickstart/train.jsonl"], 2, "can't name a series"),
+        (["init", "x", "--data", "data/quickstart/train.jsonl", "--base", " "], 2, "model.base"),
+        (["init", "x", "--data", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+        (["init", "x"], 2, "--data"),
+    ],
+)
+def test_a_mistake_writes_nothing(fasttune: Cli, arguments: list[str], code: int, words: str) -> None:
+    done = fasttune(*arguments)
+    assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr
+    assert not (REPOSITORY / "recipes" / "x.toml").exists()
+
+
+# The machine ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("card", "base", "small"),
+    [
+        (23.0, "3B", False),
+        (11.0, "3B", False),
+        (10.9, "1.5B", False),
+        (7.1, "1.5B", False),
+        (5.5, "1.5B", True),
+        (3.5, "0.5B", False),
+        (1.9, "0.5B", True),
+        (None, "0.5B", False),
+    ],
+)
+def test_the_base_follows_from_free_memory(tmp_path: Path, card: float | None, base: str, small: bool) -> None:
+    values = chosen(tmp_path, 30, machine=Machine(card, 20.0))
+    assert values["model.base"] == f"Qwen/Qwen2.5-{base}-Instruct"
+    assert values.get("model.load_in_4bit", False) is small
+
+
+@pytest.mark.parametrize(("card", "small"), [(23.0, False), (9.0, True), (None, False)])
+def test_a_named_base_that_is_large_for_the_card_is_held_in_4_bits(
+    tmp_path: Path, card: float | None, small: bool
+) -> None:
+    values = chosen(tmp_path, 30, base="Qwen/Qwen2.5-3B-Instruct", machine=Machine(card, 20.0))
+    assert values.get("model.load_in_4bit", False) is small
+
+
+def test_memory_of_the_card_is_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nassert '--query-gpu=memory.free' in sys.argv\nprint('2048\\n7168')\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(machine, "WSL_NVIDIA_SMI", str(tmp_path / "none"))
+    assert gpu_memory() == 7.0
+    program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
+    assert gpu_memory() is None
+    program.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_memory() is None
+
+
+def test_memory_of_the_computer(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       24563412 kB\nMemAvailable:   12582912 kB\n")
+    assert ram_memory(meminfo) == 12.0
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    assert ram_memory(tmp_path / "none") == whole
+    assert 0 < free_memory().ram <= whole
+
+
+# Lengths and words ---------------------------------------------------------------------------------------------------
+
+
+def test_long_samples_raise_the_limit(tmp_path: Path) -> None:
+    assert "model.max_seq_length" not in chosen(tmp_path, 4, answer="好" * 1000)
+    assert chosen(tmp_path, 4, answer="好" * 3000)["model.max_seq_length"] == 3072
+    assert chosen(tmp_path, 4, answer="好" * 99000)["model.max_seq_length"] == 32768
+    tiny = chosen(tmp_path, 4, answer="好" * 99000, base="builtin:tiny").get("model.max_seq_length", 2048)
+    assert tiny == init.tiny_context()
+
+
+def test_the_estimate_of_length_is_never_below_the_tokens_of_real_data() -> None:
+    """Against a tokenizer that makes more tokens than Qwen2.5's own, whose vocabulary is 37 times as large."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "fasttune" / "tiny")
+    samples = dataset.read(str(REPOSITORY / "data/quickstart/train.jsonl")).samples
+    for sample in samples:
+        tokens = sum(len(tokenizer(message.content)["input_ids"]) for message in sample.messages)
+        assert tokens <= init.tokens_at_most(sample), sample.id
+
+
+def test_questions_are_the_first_of_different_samples() -> None:
+    def sample(number: int, *questions: str) -> Sample:
+        turns = [turn for question in questions for turn in (Message("user", question), Message("assistant", "ok"))]
+        return Sample(f"f:{number}", (Message("system", "s"), *turns))
+
+    samples = [
+        sample(1, "a?", "not first?"),
+        sample(2, "a?"),
+        sample(3, "x" * 300),
+        sample(4, 'b "quoted"\n?'),
+        sample(5, "c?"),
+    ]
+    assert init.probe_line(samples).value == ["a?", 'b "quoted"\n?', "c?"]
+    assert init.probe_line(samples[2:3]).value == ["x" * 300]
+
+
+def test_a_missing_system_prompt_is_pointed_out(tmp_path: Path, fasttune: Cli) -> None:
+    for name, system in (("without", None), ("with", "你是灯。")):
+        file = write_samples(tmp_path / f"{name}.jsonl", 4, system=system)
+        assert fasttune("init", name, "--data", file, "--out", tmp_path / f"{name}.toml").returncode == 0
+    assert "No sample has a system prompt" in (tmp_path / "without.toml").read_text()
+    assert "No sample has a system prompt" not in (tmp_path / "with.toml").read_text()
+
+
+def test_odd_names_of_files_are_quoted(tmp_path: Path, fasttune: Cli) -> None:
+    folder = tmp_path / "my chats"
+    folder.mkdir()
+    file, path = write_samples(folder / 'a "b".jsonl', 4), folder / "林 栀.toml"
+    assert fasttune("init", "林栀", "--data", file, "--out", path).returncode == 0
+    assert load_recipe(path).data.train == (file,)
+    assert path.read_text(encoding="utf-8").startswith(f"# fasttune run '{path}'\n")

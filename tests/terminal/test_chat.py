@@ -1,0 +1,45 @@
+"""`fasttune chat`: the trained file answers as it was taught, once and in a conversation."""
+
+from __future__ import annotations
+
+from conftest import Quickstart
+
+from fasttune.data.dataset import Message
+from fasttune.terminal import chat
+from fasttune.training import hub
+from fasttune.training import model as models
+
+
+def test_one_prompt(quickstart: Quickstart) -> None:
+    probe = quickstart.result["probes"][0]
+    done = quickstart.fasttune("chat", "quickstart/001", "--prompt", probe["question"], "--temperature", "0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == probe["trained"] + "\n"
+
+
+def test_a_file_of_a_run(quickstart: Quickstart) -> None:
+    probe, (artifact,) = quickstart.result["probes"][0], quickstart.result["exports"]
+    done = quickstart.fasttune("chat", artifact["path"], "--prompt", probe["question"], "--temperature", "0")
+    assert (done.returncode, done.stdout) == (0, probe["trained"] + "\n")
+    missing = quickstart.fasttune("chat", "nowhere.gguf", "--prompt", "x")
+    assert missing.returncode == 2 and "there is no file nowhere.gguf" in missing.stderr
+
+
+def test_a_conversation_from_stdin(quickstart: Quickstart) -> None:
+    one, other = quickstart.result["probes"][:2]
+    lines = f"{one['question']}\n{other['question']}\n\nnever asked\n"
+    done = quickstart.fasttune("chat", "quickstart/001", "--temperature", "0", stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(one["trained"] + "\n")
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_a_long_conversation_drops_its_oldest_turns() -> None:
+    tokenizer = models.load_tokenizer(hub.TINY)
+    turns = [Message(role, f"{role} {n} " + "word " * 20) for n in range(10) for role in ("user", "assistant")]
+    turns.append(Message("user", "the last question"))
+    ids = chat.fitting(turns, "You are Lumen.", tokenizer, room=300)
+    text = tokenizer.decode(ids)
+    assert len(ids) <= 300
+    assert text.startswith("<|im_start|>system\nYou are Lumen.<|im_end|>\n<|im_start|>user\n")
+    assert "user 0 " not in text and "the last question" in text

@@ -1,0 +1,29 @@
+"""Start-up phases with their seconds; a plain line now and then where there is no terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from fasttune.training import progress
+
+LOGS = {"loss": 1.25, "mean_token_accuracy": 0.5, "tokens_per_second": 1234.5}
+
+
+def test_a_phase_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    phases = progress.Phases()
+    with phases("load", "loading"):
+        pass
+    assert 0 <= phases.seconds["load"] < 1
+    assert capsys.readouterr().err == "loading: 0.0 s\n"
+
+
+def test_lines_without_a_terminal_are_few(capsys: pytest.CaptureFixture[str]) -> None:
+    line = progress.LiveLine(total_steps=50)
+    line.start(0)
+    for step in range(1, 51):
+        line.show(step, LOGS)
+    line.stop()
+    assert capsys.readouterr().err.splitlines() == [
+        "step 1/50  loss 1.2500  accuracy 50.0%  1,234 tokens/s",
+        "step 50/50  loss 1.2500  accuracy 50.0%  1,234 tokens/s",
+    ]
