@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune import advice, ask, lineage, questions, recipe, runs
-from fasttune.console import FasttuneError, UsageError, _, say, show_findings, usage_error
+from fasttune.console import FasttuneError, UsageError, _, ngettext, say, show_findings, usage_error
 from fasttune.recipe import Recipe
 from fasttune.runs import Run
 from fasttune.strategy import OnExisting, Plan, run_to_resume, unfinished
@@ -110,7 +110,7 @@ def existing(order: Order, plan: Planner) -> Order:
     series = look(order)
     assert series is not None  # `wanted` said so
     figures = lineage.read_series(order.root, series.recipe.name)
-    say(_("{name} has {count} run(s):", name=series.recipe.name, count=len(figures)))
+    say(ngettext("{name} has {n} run:", "{name} has {n} runs:", len(figures), name=series.recipe.name))
     for one in figures[-MANY:]:
         say(f"  {'→' if one.current else ' '} {lineage.state_line(one)}")
     while True:
@@ -243,9 +243,10 @@ def brief(todo: Plan) -> list[str]:
     parent, step = todo.start.parent, todo.start.step
     lines = [
         started_from(todo),
-        _(
-            "{new} steps, up to step {total}: {epochs:.3g} epochs of {samples} samples, {val} held out",
-            new=todo.total_steps - step, total=todo.total_steps, epochs=todo.epochs,
+        ngettext(
+            "{n} step, up to step {total}: {epochs:.3g} epochs of {samples} samples, {val} held out",
+            "{n} steps, up to step {total}: {epochs:.3g} epochs of {samples} samples, {val} held out",
+            todo.total_steps - step, total=todo.total_steps, epochs=todo.epochs,
             samples=len(todo.dataset.train), val=len(todo.dataset.val),
         ),
     ]  # fmt: skip

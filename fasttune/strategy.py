@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fasttune import packing, runs
-from fasttune.console import Finding, UsageError, _, usage_error
+from fasttune.console import Finding, UsageError, _, ngettext, usage_error
 from fasttune.data import Dataset
 from fasttune.recipe import Recipe, settings, with_values
 from fasttune.runs import Run
@@ -316,8 +316,10 @@ def nothing_left(plan: Plan) -> Finding:
     """A run that would train no step is an error, never a success."""
     return Finding(
         "nothing-to-train", "error", f"{plan.recipe.path}: train.epochs",
-        _("the parent has trained {done} steps already, this run would end at {total}", done=plan.start.step,
-        total=plan.total_steps), fix=_("raise continue.add_epochs, or train.epochs (the total, the parent's included)"),
+        ngettext("the parent has trained {n} step already, this run would end at {total}",
+                 "the parent has trained {n} steps already, this run would end at {total}", plan.start.step,
+                 total=plan.total_steps),
+        fix=_("raise continue.add_epochs, or train.epochs (the total, the parent's included)"),
     )  # fmt: skip
 
 
@@ -365,7 +367,8 @@ def run_to_resume(root: Path, plan: Plan, on_existing: OnExisting | None) -> Run
         return None  # a continuation of a finished run is a new run by its nature
     raise usage_error(
         "series-exists",
-        _("{name} has {count} run(s); the newest is {run}", name=plan.recipe.name, count=len(earlier), run=newest.id),
+        ngettext("{name} has {n} run; the newest is {run}", "{name} has {n} runs; the newest is {run}", len(earlier),
+                 name=plan.recipe.name, run=newest.id),
         where=str(root),
         fix=_("--on-existing new trains another one and keeps the old; --continue incremental (or retune, augment, "
               "custom) "
