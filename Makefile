@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .NOTPARALLEL:
-.PHONY: help setup setup-dev quickstart test test-slow lint clean
+.PHONY: help setup setup-dev quickstart test test-slow lint translations clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1@/p' Makefile | column -t -s @
@@ -26,6 +26,12 @@ lint: setup-dev ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy fasttune .setup/install.py
+
+translations: setup-dev ## bring the Chinese catalog up to the messages of the code and compile it
+	@mkdir -p .cache
+	.venv/bin/pybabel -q extract
+	.venv/bin/pybabel update
+	.venv/bin/pybabel compile
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gettext
 import json
 import locale
 import os
@@ -16,18 +17,22 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 
+LOCALE = Path(__file__).parent / "locale"
+Text = TypeVar("Text", bound=str)
+
+
+def N_(message: Text) -> Text:
+    """The message itself, marked for extraction: for a constant that `_()` translates where it is shown."""
+    return message
+
+
 Level = Literal["error", "warning", "info"]
-LEVELS: tuple[Level, ...] = ("error", "warning", "info")
+LEVELS: tuple[Level, ...] = (N_("error"), N_("warning"), N_("info"))
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 talk = Console(stderr=True, highlight=False, emoji=False)
@@ -94,12 +99,12 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
         return
     for finding in findings:
         where = f"[bold]{escape(finding.where)}[/]: " if finding.where else ""
-        label = _(finding.level)
+        label, hint = _(finding.level), _("hint")
         talk.print(f"[{STYLES[finding.level]}]{label}:[/] {where}{escape(finding.what)}", soft_wrap=True)
         if finding.why:
             talk.print(f"  {escape(finding.why)}", soft_wrap=True)
         if finding.fix:
-            talk.print(f"  [green]{_('hint')}:[/] {escape(finding.fix)}", soft_wrap=True)
+            talk.print(f"  [green]{hint}:[/] {escape(finding.fix)}", soft_wrap=True)
 
 
 def can_ask() -> bool:
@@ -136,14 +141,20 @@ def language() -> str:
 
 
 @functools.cache
-def catalog() -> dict[str, str]:
-    """English message -> Chinese message, from zh.toml beside this file."""
-    text = (Path(__file__).parent / "zh.toml").read_text(encoding="utf-8")
-    return {str(entry["en"]): str(entry["zh"]) for entry in tomllib.loads(text)["message"]}
+def catalog(language: str) -> gettext.NullTranslations:
+    """The compiled messages of a language; English, which has no catalog, shows every message as the code has it."""
+    return gettext.translation("fasttune", LOCALE, languages=[language], fallback=True)
 
 
 def _(message: str, **values: Any) -> str:
-    """The message in the user's language with its `{placeholders}` filled; English where no translation exists."""
-    if language() == "zh":
-        message = catalog().get(message, message)
+    """The message in the user's language with its `{placeholders}` filled; English where no translation exists.
+
+    A message without values is shown as it stands, braces too.
+    """
+    message = catalog(language()).gettext(message)
     return message.format(**values) if values else message
+
+
+def ngettext(singular: str, plural: str, n: int, **values: Any) -> str:
+    """The form of a message that fits the number `n`, with `{n}` and its other `{placeholders}` filled."""
+    return catalog(language()).ngettext(singular, plural, n).format(n=n, **values)

@@ -215,7 +215,8 @@ def run_arm(wish: Experiment, before: Outcome, base: Path, place: Path, tell: Ca
         return Outcome(arm, before.rounds, before.commits, failed=result)
     measured = Measured(**result["measured"])
     rate, unit = wish.steps / sum(measured.step_seconds[wish.warmup :]), _("steps/s")
-    tell(f"{place.name}: {rate:.3f} {unit}, {_('first loss')} {measured.losses[0]:.6f}")
+    first_loss = _("first loss")
+    tell(f"{place.name}: {rate:.3f} {unit}, {first_loss} {measured.losses[0]:.6f}")
     return Outcome(arm, (*before.rounds, measured), (*before.commits, result["commit"]))
 
 

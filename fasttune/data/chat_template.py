@@ -20,10 +20,10 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
-from fasttune.console import Finding, _, error
+from fasttune.console import N_, Finding, _, error
 
 MARK = re.compile("\ue000([0-9]+)\ue001")  # stands for a content; private use characters, so no filter trims it
-FIX = "give the base a plain ChatML template (chat_template.jinja in its folder)"
+FIX = N_("give the base a plain ChatML template (chat_template.jinja in its folder)")
 Turns = Sequence[tuple[str, str]]  # (role, content) of each message
 
 

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from fasttune.console import FasttuneError, Finding, _, error
+from fasttune.console import FasttuneError, Finding, _, error, ngettext
 from fasttune.data.formats import Message, Notes, check_characters, conversation, listed
 from fasttune.data.reader import problem, read_records
 from fasttune.recipe.schema import DataRecipe
@@ -174,9 +174,10 @@ def _file_findings(path: str, notes: Notes, first_lines: dict[str, int]) -> None
         what = _("keys without a meaning here: {keys}", keys=keys)
         notes.findings.append(problem("ignored-keys", path, what, level="info"))
     if notes.normalised:
-        what = _(
-            "{count} contents were changed to Unicode form NFC, the first at {where}",
-            count=len(notes.normalised),
+        what = ngettext(
+            "{n} content was changed to Unicode form NFC, at {where}",
+            "{n} contents were changed to Unicode form NFC, the first at {where}",
+            len(notes.normalised),
             where=notes.normalised[0],
         )
         why = _("llama.cpp and Ollama read other forms as other tokens than in training")
@@ -217,7 +218,7 @@ def _duplicates(samples: Sequence[Sample]) -> list[Finding]:
         return []
     count = sum(len(ids) - 1 for ids in copies)
     ids = listed([" = ".join(ids) for ids in copies], "; ")
-    what = _("{count} samples repeat another one: {ids}", count=count, ids=ids)
+    what = ngettext("{n} sample repeats another one: {ids}", "{n} samples repeat another one: {ids}", count, ids=ids)
     return [
         problem(
             "duplicate-sample",
@@ -237,9 +238,10 @@ def _leaks(train: Sequence[Sample], val: Sequence[Sample]) -> list[Finding]:
     pairs = [f"{sample.id} = {home[key]}" for sample in val if (key := conversation_key(sample)) in home]
     if not pairs:
         return []
-    what = _(
-        "{count} of {all} validation samples are in train too: {ids}",
-        count=len(pairs),
+    what = ngettext(
+        "{n} of {all} validation samples is in train too: {ids}",
+        "{n} of {all} validation samples are in train too: {ids}",
+        len(pairs),
         all=len(val),
         ids=listed(pairs, "; "),
     )

@@ -189,8 +189,10 @@ def _message_list(key: str, messages: Any, notes: Notes) -> list[_Turn] | None:
         notes.say("no-messages", _('"{key}" is an empty list', key=key), fix=fix)
         return None
     whole = key in ("messages", "conversations")
-    label = "message {number}" if whole else 'message {number} of "{key}"'
-    labels = [_(label, number=number, key=key) for number in range(1, len(messages) + 1)]
+    labels = [
+        _("message {number}", number=number) if whole else _('message {number} of "{key}"', number=number, key=key)
+        for number in range(1, len(messages) + 1)
+    ]
     turns = [_turn(label, message, notes) for label, message in zip(labels, messages, strict=True)]
     return [turn for turn in turns if turn is not None] if None not in turns else None
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.console import Finding, Level, _
+from fasttune.console import N_, Finding, Level, _, ngettext
 
 BINARY_KINDS = {
     b"PAR1": "Parquet",
@@ -38,7 +38,7 @@ FREQUENT = frozenset(
     "现分将外但身些与高意进把法此实回二理美点月明其种声全工己话儿，。？！、：；“”"
 )
 FULL_WIDTH = "“”‘’：，｛｝［］、"
-UTF8_HINT = "save it as UTF-8 in your editor (VS Code: click the encoding in the status bar, 'Save with Encoding')"
+UTF8_HINT = N_("save it as UTF-8 in your editor (VS Code: click the encoding in the status bar, 'Save with Encoding')")
 
 
 @dataclass(frozen=True)
@@ -268,9 +268,10 @@ def _last_line(lines: list[str], number: int) -> int:
 
 def _spread_problem(path: str, spread: list[tuple[int, int]], records: int) -> Finding:
     first, last = spread[0]
-    what = _(
-        "{count} objects are spread over several lines, the first over lines {first} to {last}",
-        count=len(spread),
+    what = ngettext(
+        "{n} object is spread over several lines, {first} to {last}",
+        "{n} objects are spread over several lines, the first over lines {first} to {last}",
+        len(spread),
         first=first,
         last=last,
     )

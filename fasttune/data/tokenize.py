@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
-from fasttune.console import FasttuneError, Finding, _
+from fasttune.console import FasttuneError, Finding, _, ngettext
 from fasttune.data.chat_template import FIX, ChatTemplate, Segment, Tokenizer
 from fasttune.data.dataset import Message, Sample
 from fasttune.recipe.schema import DataRecipe
@@ -195,8 +195,9 @@ def _default_system(samples: Sequence[Sample], template: ChatTemplate) -> list[F
     without = [sample for sample in samples if texts[_roles(sample)]]
     if not without:
         return []
-    what = _("{count} samples have no system message; the chat template gives them its own: '{text}'",
-             count=len(without), text=texts[_roles(without[0])])  # fmt: skip
+    what = ngettext("{n} sample has no system message; the chat template gives it its own: '{text}'",
+                    "{n} samples have no system message; the chat template gives them its own: '{text}'",
+                    len(without), text=texts[_roles(without[0])])  # fmt: skip
     why = _("answers are learned under that prompt and come best with it when served")
     fix = _("set data.system to the prompt you mean, '' for an empty one")
     return [Finding("template-default-system", "info", without[0].id, what, why, fix)]
@@ -207,8 +208,9 @@ def _control_text(samples: Sequence[Sample], template: ChatTemplate) -> list[Fin
              if (match := template.control.search(message.content))]  # fmt: skip
     if not alike:
         return []
-    what = _("{count} messages hold text that looks like a control token ({token}); it stays plain text",
-             count=len(alike), token=alike[0][1])  # fmt: skip
+    what = ngettext("{n} message holds text that looks like a control token ({token}); it stays plain text",
+                    "{n} messages hold text that looks like a control token ({token}); it stays plain text",
+                    len(alike), token=alike[0][1])  # fmt: skip
     why = _("what serves the model may read it as the control token")
     fix = _("if the chat template was already applied to the data, undo that")
     return [Finding("control-text", "warning", alike[0][0], what, why, fix)]

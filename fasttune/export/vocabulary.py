@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.console import Finding, _
+from fasttune.console import Finding, _, ngettext
 from fasttune.export.weights import read_document
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -86,7 +86,8 @@ def warn_of_lost_tokens(file: Path, plain: dict[str, int], added: dict[str, int]
     """A tokenizer rebuilt from a GGUF has its special tokens in the plain vocabulary, where they are just text."""
     lost = sorted(token for token in plain if token.startswith("<|") and token.endswith("|>") and token not in added)
     if lost:
-        what = _("{count} special tokens are plain text: {names}", count=len(lost), names=", ".join(lost[:3]))
+        what = ngettext("{n} special token is plain text: {names}", "{n} special tokens are plain text: {names}",
+                        len(lost), names=", ".join(lost[:3]))  # fmt: skip
         fix = _("take tokenizer.json from the model as published")
         problems.append(Finding("tokenizer-lost-specials", "warning", str(file), what, fix=fix))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.console import UsageError, _, show_findings, usage_error
+from fasttune.console import UsageError, _, ngettext, show_findings, usage_error
 from fasttune.data import dataset
 from fasttune.data.dataset import Sample
 from fasttune.machine import Machine, free_memory
@@ -181,7 +181,9 @@ def rank_line(samples: int) -> Line:
 def epochs_line(samples: int) -> Line:
     """The middle of the band for so many samples."""
     low, high = band(samples)
-    why = _("{low:g} to {high:g} suit {samples} samples", low=low, high=high, samples=samples)
+    why = ngettext(
+        "{low:g} to {high:g} suit {n} sample", "{low:g} to {high:g} suit {n} samples", samples, low=low, high=high
+    )
     return Line("train.epochs", band_epochs(samples), why)
 
 
@@ -189,7 +191,7 @@ def batch_line(samples: int) -> Line:
     """A power of two that leaves an epoch some steps, up to the default."""
     default = int(KEYS["train.batch_size"].default)
     size = next((size for size in (16, 8, 4, 2) if size <= default and samples >= size * STEPS_AN_EPOCH), 1)
-    return Line("train.batch_size", size, _("{steps} steps an epoch", steps=-(-samples // size)))
+    return Line("train.batch_size", size, ngettext("{n} step an epoch", "{n} steps an epoch", -(-samples // size)))
 
 
 def tiny_lines(base: str | None) -> list[Line]:
@@ -230,8 +232,9 @@ def written(
         where = _("{free:.1f} GiB of memory free, no card", free=machine.ram)
     else:
         where = _("a card with {free:.1f} GiB free", free=machine.card)
-    chosen_from = _("Chosen for {samples} samples of {files} and {machine}.",
-                    samples=len(samples), files=", ".join(files), machine=where)  # fmt: skip
+    chosen_from = ngettext("Chosen for {n} sample of {files} and {machine}.",
+                           "Chosen for {n} samples of {files} and {machine}.", len(samples),
+                           files=", ".join(files), machine=where)  # fmt: skip
     rest = _("Every other setting has its default: {command}", command=command("plan", path))
     text = f"# {command('run', path)}\n#\n# {one_line(chosen_from)}\n# {one_line(rest)}\n"
     if not any(message.role == "system" for sample in samples for message in sample.messages):

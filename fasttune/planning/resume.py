@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fasttune.console import Finding, UsageError, _, usage_error
+from fasttune.console import Finding, UsageError, _, ngettext, usage_error
 from fasttune.planning.strategy import OnExisting, Plan, differences, is_running, unfinished
 from fasttune.runs import store
 from fasttune.runs.store import Run
@@ -39,7 +39,8 @@ def run_to_resume(root: Path, plan: Plan, on_existing: OnExisting | None) -> Run
         return None  # a continuation of a finished run is a new run by its nature
     raise usage_error(
         "series-exists",
-        _("{name} has {count} run(s); the newest is {run}", name=plan.recipe.name, count=len(earlier), run=newest.id),
+        ngettext("{name} has {n} run; the newest is {run}", "{name} has {n} runs; the newest is {run}", len(earlier),
+                 name=plan.recipe.name, run=newest.id),
         where=str(root),
         fix=_("--on-existing new trains another one and keeps the old; --continue incremental (or retune, augment, "
               "custom) "

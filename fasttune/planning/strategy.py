@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fasttune.console import Finding, UsageError, _, usage_error
+from fasttune.console import Finding, UsageError, _, ngettext, usage_error
 from fasttune.data import batches
 from fasttune.data.dataset import Dataset
 from fasttune.recipe.load import settings, with_values
@@ -305,8 +305,10 @@ def nothing_left(plan: Plan) -> Finding:
     """A run that would train no step is an error, never a success."""
     return Finding(
         "nothing-to-train", "error", f"{plan.recipe.path}: train.epochs",
-        _("the parent has trained {done} steps already, this run would end at {total}", done=plan.start.step,
-        total=plan.total_steps), fix=_("raise continue.add_epochs, or train.epochs (the total, the parent's included)"),
+        ngettext("the parent has trained {n} step already, this run would end at {total}",
+                 "the parent has trained {n} steps already, this run would end at {total}", plan.start.step,
+                 total=plan.total_steps),
+        fix=_("raise continue.add_epochs, or train.epochs (the total, the parent's included)"),
     )  # fmt: skip
 
 

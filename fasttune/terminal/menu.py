@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fasttune.console import FasttuneError, UsageError, _, can_ask, say, show_findings, usage_error
+from fasttune.console import FasttuneError, UsageError, _, can_ask, ngettext, say, show_findings, usage_error
 from fasttune.pipeline import Planner, RunRequest, command_line, runs_option
 from fasttune.planning import advice
 from fasttune.planning.resume import run_to_resume
@@ -73,7 +73,7 @@ def ask_about_existing(request: RunRequest, planner: Planner) -> RunRequest:
     series = look(request, planner)
     assert series is not None  # `needs_answer` said so
     figures = summary.read_series(request.root, series.recipe.name)
-    say(_("{name} has {count} run(s):", name=series.recipe.name, count=len(figures)))
+    say(ngettext("{name} has {n} run:", "{name} has {n} runs:", len(figures), name=series.recipe.name))
     for one in figures[-MANY:]:
         say(f"  {'→' if one.current else ' '} {runs_tree.state_line(one)}")
     while True:
@@ -215,9 +215,10 @@ def brief(plan: Plan) -> list[str]:
     parent, step = plan.start.parent, plan.start.step
     lines = [
         started_from(plan),
-        _(
-            "{new} steps, up to step {total}: {epochs:.3g} epochs of {samples} samples, {val} held out",
-            new=plan.total_steps - step, total=plan.total_steps, epochs=plan.epochs,
+        ngettext(
+            "{n} step, up to step {total}: {epochs:.3g} epochs of {samples} samples, {val} held out",
+            "{n} steps, up to step {total}: {epochs:.3g} epochs of {samples} samples, {val} held out",
+            plan.total_steps - step, total=plan.total_steps, epochs=plan.epochs,
             samples=len(plan.dataset.train), val=len(plan.dataset.val),
         ),
     ]  # fmt: skip

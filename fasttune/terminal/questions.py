@@ -178,7 +178,7 @@ def one_of(question: str, choices: dict[str, str], now: float, most: float | Non
     """A number out of a list in which the present one is marked, or another; without `most`, a whole number."""
     present = f"{now:g}"
     listed = choices if present in choices else {present: present, **choices}
-    listed = {key: f"{title}{_(' (now)')}" if key == present else title for key, title in listed.items()}
+    listed = {key: title + _(" (now)") if key == present else title for key, title in listed.items()}
     picked = prompts.choose(question, listed | {OTHER: _("another number")}, present)
     if picked == OTHER:
         return prompts.number(question, now, most=most, whole=most is None)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fasttune.console import FasttuneError, _, data, print_json, say, show_findings, usage_error
+from fasttune.console import FasttuneError, _, data, ngettext, print_json, say, show_findings, usage_error
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
 from fasttune.runs import documents
@@ -131,12 +131,13 @@ def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_j
             table.add_row(escape(probe.question), escape(probe.base), escape(probe.trained))
         data.print(table)
     line(
-        _(
-            "loss {first:.3f} -> {last:.3f}, accuracy {accuracy:.1%} (last epoch), {steps} steps in {seconds:.0f} s",
+        ngettext(
+            "loss {first:.3f} -> {last:.3f}, accuracy {accuracy:.1%} (last epoch), {n} step in {seconds:.0f} s",
+            "loss {first:.3f} -> {last:.3f}, accuracy {accuracy:.1%} (last epoch), {n} steps in {seconds:.0f} s",
+            record.steps,
             first=record.first["loss"],
             last=record.final_loss,
             accuracy=record.final_accuracy,
-            steps=record.steps,
             seconds=record.seconds,
         )
     )

@@ -327,7 +327,7 @@ def test_without_a_terminal_flags_decide(trained: Path, fasttune: Cli) -> None:
     where = ("--runs", trained / "runs")
     stopped = fasttune("run", trained / "persona.toml", *where)
     assert stopped.returncode == 2
-    assert "persona has 1 run(s)" in stopped.stderr and FIRST not in stopped.stderr
+    assert "persona has 1 run;" in stopped.stderr and FIRST not in stopped.stderr
     skipped = fasttune("run", trained / "persona.toml", "--on-existing", "skip", *where)
     assert skipped.returncode == 0, skipped.stderr
     assert "persona/001-fresh" in skipped.stdout and "fasttune chat persona" in skipped.stdout

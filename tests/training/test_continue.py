@@ -93,7 +93,7 @@ FLAGS = ("", "--on-existing resume", "--on-existing new", "--on-existing stop", 
 REFUSALS = {
     "unknown": "no run called persona/001",
     "no-runs": "persona has no runs in runs to continue from",
-    "exists": "run(s); the newest is persona/00",
+    "exists": "; the newest is persona/00",
     "unfinished": "persona/001-fresh was stopped before its end",
     "differs": "persona/002-incremental: strategy: the stopped run began with incremental, now it is",
     "its-parent": "persona/001-fresh is what this run continues from",

@@ -133,7 +133,7 @@ def test_a_run_from_recipe_to_adapter(recipe: Path, fasttune: Cli, tmp_path: Pat
     # A finished series is not trained over by accident.
     again = fasttune("run", recipe)
     assert again.returncode == 2
-    assert "persona has 1 run(s)" in again.stderr and "--on-existing new" in again.stderr
+    assert "persona has 1 run;" in again.stderr and "--on-existing new" in again.stderr
 
 
 def test_the_adapter_loads_with_plain_peft(recipe: Path, fasttune: Cli, tmp_path: Path) -> None:
