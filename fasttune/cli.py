@@ -203,15 +203,38 @@ def list_runs(series: str | None, root: Path, as_json: bool) -> None:
     runs_tree.runs_tree(root, series, as_json=as_json)
 
 
-@commands.command(help=_("Write a recipe with values chosen from the data and this machine."))
-@click.argument("name")
-@click.option("--data", "files", multiple=True, required=True, metavar="FILE", help=_("The samples; may be repeated."))
+@commands.command(help=_("Write a recipe with values chosen from the data and this machine, or a complete example."))
+@click.argument("name", required=False)
+@click.option("--data", "files", multiple=True, metavar="FILE", help=_("The samples; may be repeated."))
 @click.option("--base", help=_("Hub name or folder of the base; default: what the free memory suits."))
-@click.option("--out", type=click.Path(path_type=Path), help=_("Where to write it; default: recipes/NAME.toml."))
-def init(name: str, files: tuple[str, ...], base: str | None, out: Path | None) -> None:
-    from fasttune.planning.init import command, init
+@click.option(
+    "--example", metavar="quickstart|linzhi",
+    help=_("Write the recipes and the data of this example, which comes with fasttune, into a folder."),
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path),
+    help=_("Where to write the recipe (default: recipes/NAME.toml), or the folder for an example (default: this one)."),
+)  # fmt: skip
+def init(name: str | None, files: tuple[str, ...], base: str | None, example: str | None, out: Path | None) -> None:
+    if example is not None:
+        if name or files or base:
+            raise click.UsageError(_("--example has its own recipes and data: leave out NAME, --data and --base"))
+        from fasttune.planning import examples
 
-    path = init(name, files, base, out)
+        written = examples.write(example, out or Path())
+        for path in written:
+            say(_("wrote {path}", path=path))
+        say(_("train it with: {command}", command=examples.command(example, out or Path())))
+        click.echo("\n".join(str(path) for path in written if path.suffix == ".toml"))
+        return
+    if not name or not files:
+        raise click.UsageError(
+            _("give NAME and --data FILE for a recipe of your own, or --example quickstart for a complete example")
+        )
+    from fasttune.planning.init import command
+    from fasttune.planning.init import init as write_recipe
+
+    path = write_recipe(name, files, base, out)
     say(_("train it with: {command}", command=command("run", path)))
     click.echo(path)
 
