@@ -328,7 +328,7 @@ def grown(path: Path, tokenizer: Any) -> dict[str, float]:
 
     dataset = load_dataset(settings, 0)
     lap("read_seconds")
-    examples = tokenize.render_all(dataset.train, tokenizer, settings, 2048).examples
+    examples = tokenize.tokenize_samples(dataset.train, tokenizer, settings, 2048).examples
     lap("tokenize_seconds")
     for batch in batches.epoch_batches(len(examples), 16, 0, 0):
         packing.plan_step(examples, batch, 4096)

@@ -19,7 +19,7 @@ def random_examples(seed: int, count: int, vocabulary: int = 200) -> list[Exampl
     for number in range(count):
         if examples and rng.random() < 0.1:
             twin = rng.choice(examples)
-            examples.append(Example(f"random:{number}", twin.tokens, twin.learn))
+            examples.append(Example(f"random:{number}", twin.tokens, twin.supervised))
             continue
         tokens = list(rng.choice(prefixes))
         tokens += [rng.randrange(vocabulary) for _token in range(rng.randint(2, 6))]
@@ -73,7 +73,7 @@ def random_forest(seed: int, count: int) -> list[Example]:
     for number in range(count):
         if examples and rng.random() < 0.1:
             twin = rng.choice(examples)
-            examples.append(Example(f"forest:{number}", twin.tokens, twin.learn))
+            examples.append(Example(f"forest:{number}", twin.tokens, twin.supervised))
             continue
         body = [
             5,

@@ -33,7 +33,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from fasttune import files
 from fasttune.data import batches
 from fasttune.data.dataset import Dataset, load_dataset
-from fasttune.data.tokenize import Example, render_all
+from fasttune.data.tokenize import Example, tokenize_samples
 from fasttune.planning import strategy
 from fasttune.recipe.load import load_recipe, with_values
 from fasttune.recipe.schema import Recipe
@@ -151,7 +151,7 @@ def fasttune(job: Job, wanted: Recipe, dataset: Dataset, clock: Clock) -> Measur
     tokens = [after - before for before, after in itertools.pairwise(seen)]
     computed = [line["computed_tokens"] for line in lines]
     tokenizer = models.load_tokenizer(Path(job.base))
-    examples = render_all(dataset.train, tokenizer, wanted.data, wanted.model.max_seq_length).examples
+    examples = tokenize_samples(dataset.train, tokenizer, wanted.data, wanted.model.max_seq_length).examples
     return measured(
         job,
         clock,
@@ -178,7 +178,7 @@ def nothing(*_arguments: Any) -> None:
 def rival(job: Job, wanted: Recipe, dataset: Dataset, clock: Clock) -> Measured:
     """trl's SFTTrainer as a user would write it, given tokens and labels, so that preparing data is no difference."""
     tokenizer = models.load_tokenizer(Path(job.base))
-    examples = render_all(dataset.train, tokenizer, wanted.data, wanted.model.max_seq_length).examples
+    examples = tokenize_samples(dataset.train, tokenizer, wanted.data, wanted.model.max_seq_length).examples
     net = plain_model(job, wanted) if job.engine == "plain" else stock_model(job, wanted)
     clock.start()
     with tempfile.TemporaryDirectory(prefix="fasttune-bench-") as folder:
@@ -368,7 +368,7 @@ def group_pairs(prefix: int, lengths: Sequence[int]) -> int:
 def labelled(example: Example) -> dict[str, list[int]]:
     """A sample as trl takes it: its tokens, and labels that are -100 wherever nothing is learned."""
     labels = [IGNORED] * len(example.tokens)
-    for start, end in example.learn:
+    for start, end in example.supervised:
         labels[start:end] = example.tokens[start:end]
     return {"input_ids": list(example.tokens), "labels": labels}
 

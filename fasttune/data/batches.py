@@ -11,7 +11,7 @@ from fasttune.data.tokenize import Example
 
 def supervised_tokens(example: Example) -> int:
     """How many tokens of a sample the loss is taken on."""
-    return sum(end - start for start, end in example.learn)
+    return sum(end - start for start, end in example.supervised)
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:

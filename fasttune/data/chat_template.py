@@ -42,7 +42,7 @@ class Segment:
 
     parts: tuple[str | int, ...]
     control: int | None
-    learned: bool
+    supervised: bool
 
 
 @dataclass(frozen=True)

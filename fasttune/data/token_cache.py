@@ -44,7 +44,7 @@ Record = bytes | memoryview
 
 
 class Cache:
-    """What `render_all` may use as `encode`: renders only samples it has not seen; `rendered` counts those."""
+    """What `tokenize_samples` may use as `encode`: renders only samples it has not seen; `rendered` counts those."""
 
     rendered = 0
 
@@ -107,8 +107,8 @@ def digests(samples: Sequence[Sample], chat: ChatTemplate) -> list[bytes]:
 
 def packed(name: bytes, example: Example) -> bytes:
     """An example as a record of a file."""
-    spans = [edge for span in example.learn for edge in span]
-    return name + array("I", [len(example.learn), len(example.tokens), *spans, *example.tokens]).tobytes()
+    spans = [edge for span in example.supervised for edge in span]
+    return name + array("I", [len(example.supervised), len(example.tokens), *spans, *example.tokens]).tobytes()
 
 
 def unpacked(record: Record, sample_id: str) -> Example:

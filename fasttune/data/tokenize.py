@@ -38,11 +38,11 @@ class Example:
 
     sample_id: str
     tokens: tuple[int, ...]
-    learn: tuple[tuple[int, int], ...]
+    supervised: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Rendered:
+class TokenizedSamples:
     """All samples as examples, in order, and what is worth saying about them (none of it an error)."""
 
     examples: tuple[Example, ...]
@@ -55,10 +55,10 @@ class Piece:
 
     text: str
     tokens: tuple[int, ...]
-    learned: bool
+    supervised: bool
 
 
-def render(sample: Sample, tokenizer: Tokenizer, learn: Learn = "assistant") -> Example:
+def tokenize_sample(sample: Sample, tokenizer: Tokenizer, learn: Learn = "assistant") -> Example:
     """One sample's tokens and learned spans; FasttuneError where the template can't be used for it."""
     outcome = _examples([sample], ChatTemplate(tokenizer), learn)[0]
     if isinstance(outcome, Finding):
@@ -75,13 +75,13 @@ def encode_all(samples: Sequence[Sample], template: ChatTemplate, learn: Learn) 
 Encode = Callable[[Sequence[Sample], ChatTemplate, Learn], list[Example | Finding]]  # encode_all, or one that remembers
 
 
-def render_all(
+def tokenize_samples(
     samples: Sequence[Sample],
     tokenizer: Tokenizer,
     recipe: DataRecipe,
     max_seq_length: int,
     encode: Encode = encode_all,
-) -> Rendered:
+) -> TokenizedSamples:
     """Every sample rendered, at most `max_seq_length` tokens each; FasttuneError names all that can't be, at once."""
     template = ChatTemplate(tokenizer)
     examples: list[Example] = []
@@ -96,7 +96,7 @@ def render_all(
     findings = _default_system(samples, template) + _control_text(samples, template)
     if problems:
         raise FasttuneError(*_merged(problems), *findings)
-    return Rendered(tuple(examples), tuple(findings))
+    return TokenizedSamples(tuple(examples), tuple(findings))
 
 
 def prompt_tokens(question: str, system: str | None, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -107,13 +107,13 @@ def prompt_tokens(question: str, system: str | None, tokenizer: Tokenizer) -> tu
 
 def chat_tokens(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[int, ...]:
     """As `prompt_tokens`, for a conversation that so far ends with the user."""
-    example = render(Sample("", (*messages, Message("assistant", "x"))), tokenizer)
-    return example.tokens[: example.learn[-1][0]]
+    example = tokenize_sample(Sample("", (*messages, Message("assistant", "x"))), tokenizer)
+    return example.tokens[: example.supervised[-1][0]]
 
 
 def pieces(example: Example, tokenizer: Tokenizer) -> list[Piece]:
     """The example as readable text, in order, each piece learned or not; together they hold every token once."""
-    learned = {at for start, end in example.learn for at in range(start, end)}
+    learned = {at for start, end in example.supervised for at in range(start, end)}
     found: list[Piece] = []
     at = 0
     while at < len(example.tokens):
@@ -163,7 +163,7 @@ def _roles(sample: Sample) -> tuple[str, ...]:
 def _example(id: str, outline: list[tuple[str, Segment]], ids: dict[str, list[int]], learn: Learn) -> Example:
     tokens: list[int] = []
     spans: list[tuple[int, int]] = []
-    for learned, group in groupby(outline, key=lambda pair: pair[1].learned or learn == "all"):
+    for learned, group in groupby(outline, key=lambda pair: pair[1].supervised or learn == "all"):
         start = len(tokens)
         for text, segment in group:
             tokens += ids[text] if segment.control is None else [segment.control]

@@ -53,7 +53,7 @@ def plan(todo: Plan, *, as_json: bool) -> None:
 def sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[str], *, as_json: bool) -> None:
     """The tokens of one sample as the model will see them, the learned ones marked (also without colour)."""
     from fasttune.data import dataset as files
-    from fasttune.data.tokenize import pieces, render_all
+    from fasttune.data.tokenize import pieces, tokenize_samples
     from fasttune.recipe.load import load_recipe
     from fasttune.recipe.schema import DataRecipe, ModelRecipe
     from fasttune.training import hub
@@ -82,19 +82,19 @@ def sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[
             ),
         )
     tokenizer = models.load_tokenizer(hub.locate(of_model))
-    rendered = render_all(found, tokenizer, of_data, of_model.max_seq_length)
+    rendered = tokenize_samples(found, tokenizer, of_data, of_model.max_seq_length)
     (example,) = rendered.examples
     shown = pieces(example, tokenizer)
-    learned = sum(end - start for start, end in example.learn)
+    learned = sum(end - start for start, end in example.supervised)
     if as_json:
-        tokens = [{"text": piece.text, "ids": list(piece.tokens), "supervised": piece.learned} for piece in shown]
+        tokens = [{"text": piece.text, "ids": list(piece.tokens), "supervised": piece.supervised} for piece in shown]
         print_json({"sample": where, "tokens": len(example.tokens), "supervised": learned, "pieces": tokens})
         return
     show_findings(rendered.findings)
     text = ""
     for piece in shown:
         body = escape(piece.text)
-        text += f"[bold green]⟦{body}⟧[/]" if piece.learned else f"[dim]{body}[/]"
+        text += f"[bold green]⟦{body}⟧[/]" if piece.supervised else f"[dim]{body}[/]"
     data.print(text.replace("⟧[/][bold green]⟦", "│"), soft_wrap=True)
     say(
         _("{tokens} tokens, {learned} learned (between ⟦ and ⟧, cut by │)", tokens=len(example.tokens), learned=learned)

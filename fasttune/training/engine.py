@@ -92,7 +92,7 @@ def collate(row: Row, examples: Sequence[Example]) -> Batch:
             shift = begin - group.prefix  # row index of a token = its index in the sample + shift
             tokens += example.tokens[group.prefix :]
             positions += range(group.prefix, len(example.tokens))
-            for learn_start, learn_end in example.learn:
+            for learn_start, learn_end in example.supervised:
                 predictors += range(learn_start - 1 + shift, learn_end - 1 + shift)
                 targets += example.tokens[learn_start:learn_end]
             suffixes.append((begin, len(tokens)))

@@ -115,7 +115,7 @@ def group_tokens(examples: Sequence[Example], group: Group) -> int:
 
 def shareable(example: Example) -> int:
     """The longest prefix of a sample that may be shared: it and the token after it are unsupervised."""
-    return example.learn[0][0] - 1
+    return example.supervised[0][0] - 1
 
 
 def by_beginning(examples: Sequence[Example], samples: Sequence[int]) -> list[int]:

@@ -144,7 +144,7 @@ def check_batch_loss(trainer: Scorer) -> float:
 
 def tokens_digest(trainer: Scorer) -> str:
     """sha256 over the tokens of the check batch and which are supervised: data, template and tokenizer in one."""
-    batch = [(example.tokens, example.learn) for example in trainer.examples[:SAMPLES]]
+    batch = [(example.tokens, example.supervised) for example in trainer.examples[:SAMPLES]]
     return hashlib.sha256(json.dumps(batch).encode()).hexdigest()
 
 

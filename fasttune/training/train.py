@@ -19,7 +19,7 @@ from typing import Any
 from fasttune import files
 from fasttune.console import _, error, say, show_findings, silence
 from fasttune.data import token_cache
-from fasttune.data.tokenize import prompt_tokens, render_all
+from fasttune.data.tokenize import prompt_tokens, tokenize_samples
 from fasttune.planning.strategy import Plan
 from fasttune.runs import checkpoints, documents, store
 from fasttune.runs.checkpoints import damage_findings
@@ -68,7 +68,7 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None, phases:
     with phases("render", _("tokenizing")):
         tokenizer = models.load_tokenizer(base)
         samples = (*plan.dataset.train, *plan.dataset.val)  # together, so that their problems are named together
-        rendered = render_all(samples, tokenizer, recipe.data, recipe.model.max_seq_length, cache)
+        rendered = tokenize_samples(samples, tokenizer, recipe.data, recipe.model.max_seq_length, cache)
         training = rendered.examples[: len(plan.dataset.train)]
         held_out = rendered.examples[len(plan.dataset.train) :]
     show_findings([*plan.dataset.findings, *rendered.findings, *plan.findings])

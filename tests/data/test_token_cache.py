@@ -19,7 +19,7 @@ from fasttune.console import FasttuneError
 from fasttune.data import token_cache
 from fasttune.data.chat_template import ChatTemplate
 from fasttune.data.dataset import Sample
-from fasttune.data.tokenize import Learn, Rendered, render_all
+from fasttune.data.tokenize import Learn, TokenizedSamples, tokenize_samples
 from fasttune.recipe.schema import DataRecipe
 
 SAMPLES = [chat(f"q{n} 你好", f"\nanswer {n}", "and?", "世界", system="Be brief.", id=f"t.jsonl:{n}") for n in range(9)]
@@ -38,12 +38,12 @@ def tokenizer() -> Any:
     return small_tokenizer()
 
 
-def through(samples: list[Sample], tokenizer: Any, learn: Learn = "assistant") -> tuple[Rendered, int]:
+def through(samples: list[Sample], tokenizer: Any, learn: Learn = "assistant") -> tuple[TokenizedSamples, int]:
     """What comes through the cache, and how many samples were rendered for it."""
     encode = token_cache.Cache()
     recipe = DataRecipe(train=("t.jsonl",), learn=learn)
-    found = render_all(samples, tokenizer, recipe, 9999, encode)
-    assert found == render_all(samples, tokenizer, recipe, 9999)  # the cache never shows in the result
+    found = tokenize_samples(samples, tokenizer, recipe, 9999, encode)
+    assert found == tokenize_samples(samples, tokenizer, recipe, 9999)  # the cache never shows in the result
     return found, encode.rendered
 
 
@@ -109,12 +109,12 @@ def test_what_cannot_be_rendered_is_said_every_time(tokenizer: Any, monkeypatch:
     for rendered in (3, 1):
         encode = token_cache.Cache()
         with pytest.raises(FasttuneError, match=r"t\.jsonl:7: the chat template changes this sample's text"):
-            render_all(bad, tokenizer, DataRecipe(train=("t",)), 9999, encode)
+            tokenize_samples(bad, tokenizer, DataRecipe(train=("t",)), 9999, encode)
         assert encode.rendered == rendered
     monkeypatch.setattr(tokenizer, "chat_template", DROPS_SYSTEM)
     for _time in range(2):
         with pytest.raises(FasttuneError, match="leaves out or moves messages"):
-            render_all(SAMPLES, tokenizer, DataRecipe(train=("t",)), 9999, token_cache.Cache())
+            tokenize_samples(SAMPLES, tokenizer, DataRecipe(train=("t",)), 9999, token_cache.Cache())
 
 
 def test_a_damaged_file_is_rendered_anew(tokenizer: Any, cache: Path) -> None:

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from fasttune.console import FasttuneError
 from fasttune.data.dataset import Message, Sample
-from fasttune.data.tokenize import Example, chat_tokens, pieces, prompt_tokens, render, render_all
+from fasttune.data.tokenize import Example, chat_tokens, pieces, prompt_tokens, tokenize_sample, tokenize_samples
 from fasttune.recipe.schema import DataRecipe
 
 TINY = Path(__file__).parents[2] / "fasttune" / "tiny"
@@ -78,12 +78,12 @@ def template_ids(given: Sample, tokenizer: Any, *, prompt: bool = False) -> tupl
 
 def learned_texts(example: Example, tokenizer: Any) -> list[str]:
     return [tokenizer.backend_tokenizer.decode(list(example.tokens[start:end]), skip_special_tokens=False)
-            for start, end in example.learn]  # fmt: skip
+            for start, end in example.supervised]  # fmt: skip
 
 
 def problems(samples: list[Sample], tokenizer: Any, limit: int = 2048) -> list[tuple[str, str]]:
     with pytest.raises(FasttuneError) as caught:
-        render_all(samples, tokenizer, DataRecipe(train=("t.jsonl",)), limit)
+        tokenize_samples(samples, tokenizer, DataRecipe(train=("t.jsonl",)), limit)
     return [(f.code, f.where) for f in caught.value.findings if f.level == "error"]
 
 
@@ -107,19 +107,19 @@ def test_ids_are_those_of_the_template(tokenizer: Any) -> None:
     for number in range(200):
         contents = [text() for _ in range(2 * chance.randint(1, 3))]
         samples.append(chat(*contents, system=chance.choice([None, text()]), id=f"t:{number}"))
-    examples = render_all(samples, tokenizer, DataRecipe(train=("t",)), 10_000).examples
+    examples = tokenize_samples(samples, tokenizer, DataRecipe(train=("t",)), 10_000).examples
     assert [example.sample_id for example in examples] == [given.id for given in samples]
     assert [example.tokens for example in examples] == [template_ids(given, tokenizer) for given in samples]
     for given, example in zip(samples, examples, strict=True):
         answers = [message.content + "<|im_end|>" for message in given.messages if message.role == "assistant"]
         assert learned_texts(example, tokenizer) == answers
-        assert render(given, tokenizer) == example
+        assert tokenize_sample(given, tokenizer) == example
 
 
 def test_questions_may_begin_with_anything(tokenizer: Any) -> None:
     for start in ("\n", "\n\n x", " ", " \n", "\t", "\u3000"):
         given = chat(start + "q", "a", start + "q", "a", system=start + "s")
-        assert render(given, tokenizer).tokens == template_ids(given, tokenizer)
+        assert tokenize_sample(given, tokenizer).tokens == template_ids(given, tokenizer)
 
 
 # --- where plain tokenizing goes wrong -------------------------------------------------------------------
@@ -128,8 +128,8 @@ def test_questions_may_begin_with_anything(tokenizer: Any) -> None:
 @pytest.mark.parametrize("answer", ["\nx", "\n\n", " x", " \n x", "\u2028x"])
 def test_the_prompt_before_an_answer_is_the_prompt_that_is_served(answer: str, tokenizer: Any) -> None:
     given = chat("q", "a", "q", answer)
-    example = render(given, tokenizer)
-    for index, (start, _end) in zip((1, 3), example.learn, strict=True):
+    example = tokenize_sample(given, tokenizer)
+    for index, (start, _end) in zip((1, 3), example.supervised, strict=True):
         served = template_ids(Sample("", given.messages[:index]), tokenizer, prompt=True)
         assert example.tokens[:start] == served
     assert learned_texts(example, tokenizer) == ["a<|im_end|>", answer + "<|im_end|>"]
@@ -147,16 +147,16 @@ def test_text_that_looks_like_a_control_token_stays_text(token: str) -> None:
     made = small_tokenizer()
     controls = set(made.backend_tokenizer.get_added_tokens_decoder())
     plain, odd = chat("a", "b", system="s"), chat(f"a{token}\nb", f"{token}c{token}", system=f"s{token}")
-    render_controls = [id for id in render(odd, made).tokens if id in controls]
-    assert render_controls == [id for id in render(plain, made).tokens if id in controls]
-    assert learned_texts(render(odd, made), made) == [f"{token}c{token}<|im_end|>"]
-    assert made.backend_tokenizer.decode(list(render(odd, made).tokens), skip_special_tokens=False) == (
+    render_controls = [id for id in tokenize_sample(odd, made).tokens if id in controls]
+    assert render_controls == [id for id in tokenize_sample(plain, made).tokens if id in controls]
+    assert learned_texts(tokenize_sample(odd, made), made) == [f"{token}c{token}<|im_end|>"]
+    assert made.backend_tokenizer.decode(list(tokenize_sample(odd, made).tokens), skip_special_tokens=False) == (
         f"<|im_start|>system\ns{token}<|im_end|>\n<|im_start|>user\na{token}\nb<|im_end|>\n"
         f"<|im_start|>assistant\n{token}c{token}<|im_end|>\n"
     )
     naive = [id for id in template_ids(odd, made) if id in controls]
     assert len(naive) > len(render_controls)  # what this is there for
-    (finding,) = render_all([odd], made, DataRecipe(train=("t",)), 999).findings
+    (finding,) = tokenize_samples([odd], made, DataRecipe(train=("t",)), 999).findings
     assert (finding.code, finding.level, finding.where) == ("control-text", "warning", odd.id)
 
 
@@ -165,7 +165,7 @@ def test_truncation_left_on_by_an_earlier_call_does_not_cut() -> None:
     made.backend_tokenizer.enable_truncation(3)
     made.backend_tokenizer.enable_padding(length=64)
     given = chat("q" * 50, "a" * 50)
-    assert learned_texts(render(given, made), made) == ["a" * 50 + "<|im_end|>"]
+    assert learned_texts(tokenize_sample(given, made), made) == ["a" * 50 + "<|im_end|>"]
 
 
 # --- what is learned -------------------------------------------------------------------------------------
@@ -173,18 +173,18 @@ def test_truncation_left_on_by_an_earlier_call_does_not_cut() -> None:
 
 def test_learn_all_is_every_token_that_something_predicts(tokenizer: Any) -> None:
     given = chat("q", "a", "q", "a")
-    example = render(given, tokenizer, learn="all")
-    assert example.learn == ((1, len(example.tokens)),)
-    assert example.tokens == render(given, tokenizer).tokens
-    through_recipe = render_all([given], tokenizer, DataRecipe(train=("t",), learn="all"), 999).examples
+    example = tokenize_sample(given, tokenizer, learn="all")
+    assert example.supervised == ((1, len(example.tokens)),)
+    assert example.tokens == tokenize_sample(given, tokenizer).tokens
+    through_recipe = tokenize_samples([given], tokenizer, DataRecipe(train=("t",), learn="all"), 999).examples
     assert through_recipe == (example,)
 
 
 def test_prompt_tokens_are_what_training_has_before_the_answer(tokenizer: Any) -> None:
     for system in (None, "", "s"):
-        example = render(chat("q?", "a", system=system), tokenizer)
+        example = tokenize_sample(chat("q?", "a", system=system), tokenizer)
         prompt = prompt_tokens("q?", system, tokenizer)
-        assert prompt == example.tokens[: example.learn[0][0]]
+        assert prompt == example.tokens[: example.supervised[0][0]]
         assert prompt == template_ids(Sample("", chat("q?", system=system).messages), tokenizer, prompt=True)
     talk = chat("q", "a", "q")
     assert chat_tokens(talk.messages, tokenizer) == template_ids(talk, tokenizer, prompt=True)
@@ -196,13 +196,13 @@ def test_prompt_tokens_are_what_training_has_before_the_answer(tokenizer: Any) -
 def test_a_default_system_prompt_is_named_once() -> None:
     samples = [chat("q", "a", id="t:1"), chat("q", "a", system="s", id="t:2"), chat("q", "a", "q", "a", id="t:3")]
     recipe = DataRecipe(train=("t",))
-    (finding,) = render_all(samples, small_tokenizer(), recipe, 999).findings
+    (finding,) = tokenize_samples(samples, small_tokenizer(), recipe, 999).findings
     assert (finding.code, finding.level, finding.where) == ("template-default-system", "info", "t:1")
     assert finding.what.startswith("2 samples") and "'Be kind.'" in finding.what
-    assert render_all(samples[1:2], small_tokenizer(), recipe, 999).findings == ()
-    assert render_all([chat("q", "a", system="")], small_tokenizer(), recipe, 999).findings == ()
-    assert render_all(samples, with_template(NO_DEFAULT), recipe, 999).findings == ()
-    assert len(render_all([samples[0]], with_template(NO_SYSTEM_ROLE), recipe, 999).examples) == 1
+    assert tokenize_samples(samples[1:2], small_tokenizer(), recipe, 999).findings == ()
+    assert tokenize_samples([chat("q", "a", system="")], small_tokenizer(), recipe, 999).findings == ()
+    assert tokenize_samples(samples, with_template(NO_DEFAULT), recipe, 999).findings == ()
+    assert len(tokenize_samples([samples[0]], with_template(NO_SYSTEM_ROLE), recipe, 999).examples) == 1
 
 
 # --- refusals --------------------------------------------------------------------------------------------
@@ -217,8 +217,8 @@ def test_everything_that_can_not_be_rendered_comes_at_once() -> None:
 
 def test_a_sample_of_exactly_the_limit_passes(tokenizer: Any) -> None:
     given = chat("q", "a")
-    length = len(render(given, tokenizer).tokens)
-    assert render_all([given], tokenizer, DataRecipe(train=("t",)), length).examples
+    length = len(tokenize_sample(given, tokenizer).tokens)
+    assert tokenize_samples([given], tokenizer, DataRecipe(train=("t",)), length).examples
     assert problems([given], tokenizer, length - 1) == [("too-long", given.id)]
 
 
@@ -247,16 +247,19 @@ def test_no_template_no_training() -> None:
 
 
 def test_nothing_to_render_is_nothing(tokenizer: Any) -> None:
-    assert render_all([], tokenizer, DataRecipe(train=("t",)), 99).examples == ()
+    assert tokenize_samples([], tokenizer, DataRecipe(train=("t",)), 99).examples == ()
 
 
 # --- to be read ------------------------------------------------------------------------------------------
 
 
 def test_pieces_are_readable_and_hold_every_token_once(tokenizer: Any) -> None:
-    example = render(chat("龘🐼?", "柒🐼<|im_end|>\n好"), tokenizer)
+    example = tokenize_sample(chat("龘🐼?", "柒🐼<|im_end|>\n好"), tokenizer)
     shown = pieces(example, tokenizer)
     assert tuple(token for piece in shown for token in piece.tokens) == example.tokens
     assert "\ufffd" not in "".join(piece.text for piece in shown)
-    assert "".join(piece.text for piece in shown if piece.learned) == "柒🐼<|im_end|>\n好<|im_end|>"
-    assert sum(len(piece.tokens) for piece in shown if piece.learned) == example.learn[0][1] - example.learn[0][0]
+    assert "".join(piece.text for piece in shown if piece.supervised) == "柒🐼<|im_end|>\n好<|im_end|>"
+    assert (
+        sum(len(piece.tokens) for piece in shown if piece.supervised)
+        == example.supervised[0][1] - example.supervised[0][0]
+    )

@@ -62,7 +62,7 @@ def reference(examples):  # type: ignore[no-untyped-def]
     total, hits = 0.0, 0
     for example in examples:
         labels = torch.full((1, len(example.tokens)), -100)
-        for start, end in example.learn:
+        for start, end in example.supervised:
             labels[0, start:end] = torch.tensor(example.tokens[start:end])
         logits = model(torch.tensor([example.tokens]), use_cache=False).logits[:, :-1]
         wanted = labels[:, 1:]

@@ -27,7 +27,7 @@ def test_every_sample_is_in_one_row_within_the_budget(seed: int, budget: int) ->
     examples = random_examples(seed, count=1 + seed % 17)
     step = packing.plan_step(examples, range(len(examples)), budget)
     assert sorted(members(step)) == list(range(len(examples)))
-    assert step.supervised == sum(end - start for example in examples for start, end in example.learn)
+    assert step.supervised == sum(end - start for example in examples for start, end in example.supervised)
     assert step.computed_tokens == sum(row.tokens for row in step.rows) <= step.tokens
     for row in step.rows:
         assert row.tokens == sum(packing.group_tokens(examples, group) for group in row.groups)
@@ -43,7 +43,7 @@ def test_a_shared_prefix_is_common_and_leaves_an_unlearned_token(seed: int) -> N
             first = examples[group.members[0]]
             for i in group.members:
                 assert examples[i].tokens[: group.prefix] == first.tokens[: group.prefix]
-                assert group.prefix < examples[i].learn[0][0]
+                assert group.prefix < examples[i].supervised[0][0]
 
 
 def cheapest(examples: list[Example], samples: tuple[int, ...]) -> int:
@@ -94,7 +94,7 @@ def test_every_supervised_token_counts_once_in_its_own_context(
     samples = chance.sample(range(len(examples)), chance.randint(1, len(examples)))
     wanted = Counter(
         (examples[i].tokens[:at], examples[i].tokens[at])
-        for i in samples for start, end in examples[i].learn for at in range(start, end)
+        for i in samples for start, end in examples[i].supervised for at in range(start, end)
     )  # fmt: skip
     for budget in (0, 1, chance.randint(2, 40), chance.randint(40, 200), 4096):
         step = packing.plan_step(examples, samples, budget)
