@@ -46,7 +46,7 @@ from fasttune.template import ChatTemplate
 
 LIMIT = 512 * 1024 * 1024  # bytes of the database, some 500,000 samples of 217 tokens
 SHARE = 10  # the database takes at most this part of the disk's free space: checkpoints need it more
-ROW = 64  # bytes that a sample takes beside its content, at most
+ROW = 64  # bytes that a sample takes beside its content
 BUSY = 2.0  # seconds to wait for another process; 100,000 samples are written in about one
 BATCH = 900  # names of one query; SQLite before 3.32 takes 999
 CHECKSUM = hashlib.sha256().digest_size
@@ -184,16 +184,21 @@ def write(new: Mapping[bytes, bytes], known: Mapping[bytes, int]) -> None:
                 connection.execute(statement.decode())
         connection.executemany("UPDATE samples SET used = ? WHERE name = ?", marked)
         remove(connection, [short(name) for name in new])  # damaged, or written by another process meanwhile
-        limit = size_limit()
-        make_room(connection, limit - sum(map(cost, new.values())), spare={short(name) for name in known})
-        make_room(connection, limit, spare=set())  # the disk may have become fuller
-        rows = list(first(new.items(), limit - size(connection)))
-        start = connection.execute("SELECT coalesce(max(id), 0) + 1 FROM examples").fetchone()[0]
-        contents = ((id, content) for id, (_name, content) in enumerate(rows, start))
-        connection.executemany("INSERT INTO examples VALUES (?, ?)", contents)
-        samples = sorted((short(name), today, id) for id, (name, _content) in enumerate(rows, start))
-        connection.executemany("INSERT OR REPLACE INTO samples VALUES (?, ?, ?)", samples)
+        limit, spare = size_limit(), {short(name) for name in known}
+        make_room(connection, limit - sum(map(cost, new.values())), spare)
+        add(connection, list(first(new.items(), limit - size(connection))), today)
+        make_room(connection, limit, spare)  # pages are partly empty
+        make_room(connection, limit, spare=())  # the disk may have become fuller
         connection.execute("COMMIT")
+
+
+def add(connection: sqlite3.Connection, rows: Sequence[tuple[bytes, bytes]], today: int) -> None:
+    """Add these digests and contents at the end, in their order."""
+    start = connection.execute("SELECT coalesce(max(id), 0) + 1 FROM examples").fetchone()[0]
+    contents = ((id, content) for id, (_name, content) in enumerate(rows, start))
+    connection.executemany("INSERT INTO examples VALUES (?, ?)", contents)
+    samples = sorted((short(name), today, id) for id, (name, _content) in enumerate(rows, start))
+    connection.executemany("INSERT OR REPLACE INTO samples VALUES (?, ?, ?)", samples)
 
 
 def batches(items: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -207,7 +212,7 @@ def batches(items: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def cost(content: bytes) -> int:
-    """Bytes of the database that a sample takes, at most but for pages that are partly empty."""
+    """Bytes of the database that a sample takes, where its pages are full."""
     return len(content) + ROW
 
 
@@ -277,11 +282,12 @@ def without_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, sqlite3.OperationalError):
-        pass  # no space, no permission, no such folder, locked for too long
-    except (sqlite3.Error, OverflowError):
-        with contextlib.suppress(OSError):
-            location().unlink()
+    except (OSError, sqlite3.Error, OverflowError) as problem:
+        # Operational: no space, no permission, no such folder, locked for too long; and damage of one header field.
+        operational = isinstance(problem, (OSError, sqlite3.OperationalError))
+        if not operational or "unsupported file format" in str(problem):
+            with contextlib.suppress(OSError):
+                location().unlink()
 
 
 @contextlib.contextmanager
