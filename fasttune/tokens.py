@@ -76,7 +76,7 @@ class Cache:
     def __call__(self, samples: Sequence[Sample], chat: ChatTemplate, learn: Learn) -> list[Example | Finding]:
         """An example of any length, or the reason why not, for each sample."""
         names = digests(samples, chat, learn)
-        known = read(set(names))
+        known = read(dict.fromkeys(names))  # in the order in which they were written, most of the time
         missing = [sample for sample, name in zip(samples, names, strict=True) if name not in known]
         self.rendered += len(missing)
         rendered = iter(encode_all(missing, chat, learn))
@@ -243,14 +243,14 @@ def make_room(connection: sqlite3.Connection, limit: int, spare: Collection[int]
     excess = size(connection) - limit
     if excess <= 0:
         return
-    query = "SELECT name, length(content) FROM samples LEFT JOIN examples ON id = example ORDER BY used, example"
     unused: list[int] = []
-    for name, length in connection.execute(query):
+    for name, example in connection.execute("SELECT name, example FROM samples ORDER BY used, example"):
         if excess <= 0:
             break
         if name not in spare:
             unused.append(name)
-            excess -= ROW + (length or 0)
+            found = connection.execute("SELECT length(content) FROM examples WHERE id = ?", (example,)).fetchone()
+            excess -= ROW + (found and found[0] or 0)
     remove(connection, unused)
 
 

@@ -313,7 +313,7 @@ def test_what_was_not_used_for_longest_is_removed(tokenizer: Any, cache: Path, m
     assert used([*second, *first, *fourth]) == 0  # the third had to go
     assert database(cache).stat().st_size <= tokens.LIMIT
     monkeypatch.setattr(tokens, "LIMIT", 4096)
-    assert used(first) == 50  # for lack of space nothing is kept
+    assert [used(first) for _time in range(3)] == [0, 50, 50]  # for lack of space nothing is kept
     assert database(cache).stat().st_size <= 5 * 4096
 
 
