@@ -249,8 +249,10 @@ def make_room(connection: sqlite3.Connection, limit: int, spare: Collection[int]
             break
         if name not in spare:
             unused.append(name)
-            found = connection.execute("SELECT length(content) FROM examples WHERE id = ?", (example,)).fetchone()
-            excess -= ROW + (found and found[0] or 0)
+            length = (
+                "SELECT coalesce(max(length(content)), 0) FROM examples WHERE id = ?"  # 0 where damage took the row
+            )
+            excess -= ROW + connection.execute(length, (example,)).fetchone()[0]
     remove(connection, unused)
 
 
