@@ -7,9 +7,9 @@ installed. Where packages come from is pip's own configuration.
 
 It may be repeated and interrupted at will. `.venv/setup.json` says what was finished; while it matches the locks, this
 file and the Python in use, nothing is done. While pip writes, `.venv/setup-unfinished` lies there: found at the start,
-`.venv` is made anew (downloads come from pip's cache). Everything that pip says is in `.cache/setup.log`.
+`.venv` is made anew (downloads come from pip's cache). Everything that pip prints is in `.cache/setup.log`.
 
-FASTTUNE_DEVICE=cpu|cuda overrides the decision. A machine with an NVIDIA card gets the CUDA build or an error that says
+FASTTUNE_DEVICE=cpu|cuda overrides the decision. A machine with an NVIDIA GPU gets the CUDA build or an error that says
 what to do, never a CPU build by accident. Nothing but the standard library is imported here.
 """
 
@@ -39,8 +39,8 @@ from pathlib import Path
 PYTHONS = ((3, 10), (3, 14))
 TORCH = "2.13.0"
 DRIVER = "580"  # the first driver series for CUDA 13, which torch 2.13.0 is built with
-CARD_NEEDS = (
-    f"a driver of version {DRIVER} or newer (see the first lines of nvidia-smi) and a card of compute capability 7.5 "
+GPU_NEEDS = (
+    f"a driver of version {DRIVER} or newer (see the first lines of nvidia-smi) and a GPU of compute capability 7.5 "
     "or newer (GTX 16, RTX 20 and later)"
 )
 WSL_NVIDIA_SMI = Path("/usr/lib/wsl/lib/nvidia-smi")  # where Windows' driver puts it; not on every PATH
@@ -71,11 +71,11 @@ class SetupError(Exception):
 
 
 class StepError(SetupError):
-    """A command of the set-up failed; `words` is all that it said."""
+    """A command of the set-up failed; `output` is all that it printed."""
 
-    def __init__(self, what: str, fix: str, words: str) -> None:
+    def __init__(self, what: str, fix: str, output: str) -> None:
         super().__init__(what, fix)
-        self.words = words
+        self.output = output
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Place:
 def main(arguments: Sequence[str]) -> int:
     """Reads the command line, keeps a second set-up of the same clone waiting, and shows errors without a traceback."""
     parser = argparse.ArgumentParser(description="Make .venv and install the locked set into it.")
-    parser.add_argument("--dev", action="store_true", help="also what `make test` and `make lint` need")
+    parser.add_argument("--dev", action="store_true", help="also what `make test` and `make check` need")
     options = parser.parse_args(arguments)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     place = Place(Path(__file__).resolve().parents[1], cache / "fasttune" / "wheels")
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error.what}\n hint: {error.fix}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        print("\nstopped; run the same command again to continue", file=sys.stderr)
         return 130
     finally:
         os.close(folder)
@@ -192,7 +192,7 @@ def decide_device(
 ) -> tuple[str, str]:
     """`cpu` or `cuda`, and the reason in words.
 
-    Raises SetupError where a card seems to be there but its driver doesn't answer: a CPU build would be a silent loss.
+    Raises SetupError where a GPU seems to be there but its driver doesn't answer: a CPU build would be a silent loss.
     """
     override = environ.get("FASTTUNE_DEVICE", "")
     if override:
@@ -203,35 +203,35 @@ def decide_device(
     if path is None and wsl_nvidia_smi.exists():
         path = str(wsl_nvidia_smi)
     if path is not None:
-        return "cuda", list_cards(path)
-    if has_nvidia_card(pci_devices):
+        return "cuda", list_gpus(path)
+    if has_nvidia_gpu(pci_devices):
         raise SetupError(
-            "this machine has an NVIDIA card but no driver for it (there is no nvidia-smi)",
+            "this machine has an NVIDIA GPU but no driver for it (there is no nvidia-smi)",
             f"install NVIDIA's driver, version {DRIVER} or newer (on WSL2: in Windows, never inside Linux), "
             "or set FASTTUNE_DEVICE=cpu to train on the CPU",
         )
-    return "cpu", "no NVIDIA card found"
+    return "cpu", "no NVIDIA GPU found"
 
 
-def list_cards(nvidia_smi: str) -> str:
-    """The cards' names, joined. Raises SetupError where the driver doesn't answer or lists none."""
+def list_gpus(nvidia_smi: str) -> str:
+    """The GPUs' names, joined by commas. Raises SetupError where the driver doesn't answer or lists none."""
     try:
         answer = subprocess.run([nvidia_smi, "-L"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        words, cards = str(error), []
+        output, gpus = str(error), []
     else:
-        words = (answer.stdout + answer.stderr).strip()
-        cards = re.findall(r"^GPU \d+: (.+?)(?: \(UUID.*)?$", answer.stdout, re.MULTILINE)
-        if answer.returncode == 0 and cards:
-            return ", ".join(cards)
+        output = (answer.stdout + answer.stderr).strip()
+        gpus = re.findall(r"^GPU \d+: (.+?)(?: \(UUID.*)?$", answer.stdout, re.MULTILINE)
+        if answer.returncode == 0 and gpus:
+            return ", ".join(gpus)
     raise SetupError(
-        f"{nvidia_smi} lists no card: {words or 'it says nothing'}",
-        f"mend the NVIDIA driver ({DRIVER} or newer; on WSL2 it is installed in Windows, then `wsl --shutdown`), "
+        f"{nvidia_smi} lists no GPU: {output or 'it prints nothing'}",
+        f"repair the NVIDIA driver ({DRIVER} or newer; on WSL2 it is installed in Windows, then `wsl --shutdown`), "
         "or set FASTTUNE_DEVICE=cpu to train on the CPU",
     )
 
 
-def has_nvidia_card(pci_devices: Path) -> bool:
+def has_nvidia_gpu(pci_devices: Path) -> bool:
     """Whether a display controller (class 0x03) of NVIDIA (vendor 0x10de) is on the PCI bus."""
     for device in pci_devices.glob("*"):
         vendor, kind = device / "vendor", device / "class"
@@ -279,14 +279,14 @@ def announce(place: Place, device: str, reason: str, *, compiles: bool) -> None:
     say(f"setting up .venv for {device.upper()} ({reason})")
     if torch_build(place) is None or place.unfinished.exists() or compiles:
         say(f"this happens once and takes about {minutes:.0f} minutes: {load}{compiling}")
-    say(f"everything pip says: {place.log}")
+    say(f"everything that pip prints: {place.log}")
 
 
 # --- the steps
 
 
 def make_venv(place: Place) -> None:
-    """`.venv` with a working pip of the Python in use; one that stopped half way is made anew."""
+    """`.venv` with a working pip of the Python in use; one that was left unfinished is made anew."""
     if place.python.exists() and not place.unfinished.exists() and is_healthy(place.python):
         return
     if place.venv.is_symlink():
@@ -310,8 +310,9 @@ def is_healthy(python: Path) -> bool:
 def install_torch(place: Place, device: str) -> str:
     """Installs torch and returns the build that is there now, `cpu` or `cuda`.
 
-    A machine without a card takes the CPU build where pip's configuration offers one, else what there is: the CUDA
-    build runs on a CPU too, given its libraries. Raises SetupError rather than leave a CPU build beside a card.
+    A machine without a GPU takes the CPU build where pip's configuration offers one, else what there is: the CUDA
+    build runs on a CPU too, given its libraries. Raises SetupError rather than leave a CPU build on a machine with a
+    GPU.
     """
     build = torch_build(place)
     if build is None or (device == "cuda" and build == "cpu"):
@@ -324,7 +325,7 @@ def install_torch(place: Place, device: str) -> str:
         raise SetupError(f"torch {TORCH} isn't in .venv after its installation", f"read {place.log}")
     if device == "cuda" and build == "cpu":
         raise SetupError(
-            "pip's configuration brought a CPU build of torch to a machine with an NVIDIA card",
+            "pip's configuration brought a CPU build of torch to a machine with an NVIDIA GPU",
             "look at `pip config list` and at PIP_* in the environment for a find-links or extra-index-url with CPU "
             "builds, take it out and run again; FASTTUNE_DEVICE=cpu trains on the CPU on purpose",
         )
@@ -336,7 +337,7 @@ def pip_offers(place: Place, requirement: str) -> bool:
     try:
         pip(place, requirement.replace("==", " "), "install", "--no-deps", requirement)
     except StepError as error:
-        if "No matching distribution found" not in error.words or NO_CONNECTION.search(error.words):
+        if "No matching distribution found" not in error.output or NO_CONNECTION.search(error.output):
             raise
         place.unfinished.unlink()  # pip found nothing, so it wrote nothing
         say("pip's sources hold no CPU build: taking the CUDA build (3 GB), which runs on a CPU too")
@@ -360,7 +361,7 @@ def installed(place: Place, name: str) -> list[importlib.metadata.Distribution]:
 
 
 def check_result(place: Place, device: str) -> None:
-    """Loads torch and llama.cpp in the new environment. Raises SetupError where the card doesn't answer."""
+    """Loads torch and llama.cpp in the new environment. Raises SetupError where the GPU doesn't answer."""
     program = (
         "import json, llama_cpp, torch\n"
         "available = torch.cuda.is_available()\n"
@@ -371,8 +372,8 @@ def check_result(place: Place, device: str) -> None:
     cuda, available = json.loads(output.splitlines()[-1])
     if device == "cuda" and not available:
         raise SetupError(
-            f"torch is built for CUDA {cuda} but can't use the card",
-            f"it needs {CARD_NEEDS}; FASTTUNE_DEVICE=cpu trains on the CPU on purpose",
+            f"torch is built for CUDA {cuda} but can't use the GPU",
+            f"it needs {GPU_NEEDS}; FASTTUNE_DEVICE=cpu trains on the CPU on purpose",
         )
 
 
@@ -389,9 +390,9 @@ def llama_wheel(place: Place) -> Path:
 
 
 def build_llama(place: Place, wheel: Path) -> None:
-    """Compiles llama.cpp's library for the CPU, without its command line tools; the wheel appears whole or not at all.
+    """Compiles llama.cpp's library for the CPU, without its command line tools; an interrupted build leaves no wheel.
 
-    Also on CUDA machines: it checks, quantizes and probes, which a CPU does well, and needs no CUDA compiler this way.
+    On CUDA machines too: it checks, quantizes and probes, which a CPU does well, and so no CUDA compiler is needed.
     pip's own cache is left out: it would hand over a wheel that was built with other options.
     """
     snippet = shlex.quote(f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={place.locks / 'nocommon.cmake'}")
@@ -441,7 +442,7 @@ def fingerprint(place: Place) -> str:
 
 
 def is_current(place: Place, *, dev: bool, environ: Mapping[str, str]) -> bool:
-    """Whether the stamp matches; a CPU build is current only as long as no card has appeared."""
+    """Whether the stamp matches; a CPU build is current only as long as no GPU has appeared."""
     if not place.stamp.exists() or not place.python.exists() or place.unfinished.exists():
         return False
     stamp = json.loads(place.stamp.read_text(encoding="utf-8"))
@@ -451,7 +452,7 @@ def is_current(place: Place, *, dev: bool, environ: Mapping[str, str]) -> bool:
 
 
 def write_stamp(place: Place, build: str, *, dev: bool) -> None:
-    """Written last, whole or not at all."""
+    """Record that the set-up is complete; written last, and an interrupted call leaves no stamp."""
     new = place.stamp.with_suffix(".new")
     new.write_text(json.dumps({"fingerprint": fingerprint(place), "build": build, "dev": dev}), encoding="utf-8")
     new.replace(place.stamp)
@@ -470,7 +471,7 @@ def pip(place: Place, label: str, command: str, *arguments: str) -> None:
 
 
 def run(place: Place, label: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
-    """Runs a command with its words in the log, says `label` with the seconds it took and returns its words.
+    """Runs a command with its output in the log, prints `label` with the seconds it took and returns the output.
 
     On a terminal the last line of the log is shown while it runs. Raises SetupError with the end of the log.
     """
@@ -491,27 +492,27 @@ def run(place: Place, label: str, command: Sequence[str], environ: Mapping[str, 
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-    words = place.log.read_bytes()[size:].decode("utf-8", "replace")
+    output = place.log.read_bytes()[size:].decode("utf-8", "replace")
     if process.returncode:
-        tail = "\n".join(f"  {line[:200]}" for line in words.strip().splitlines()[-12:])
+        tail = "\n".join(f"  {line[:200]}" for line in output.strip().splitlines()[-12:])
         raise StepError(
-            f"{label}: failed after {time.monotonic() - began:.0f} s\n{tail}", hint_for(words, place), words
+            f"{label}: failed after {time.monotonic() - began:.0f} s\n{tail}", hint_for(output, place), output
         )
     say(f"{label}: {time.monotonic() - began:.0f} s")
-    return words
+    return output
 
 
-def hint_for(words: str, place: Place) -> str:
-    """What to do about a step that failed, from its last words."""
-    if NO_CONNECTION.search(words):
+def hint_for(output: str, place: Place) -> str:
+    """What to do about a step that failed, from its output."""
+    if NO_CONNECTION.search(output):
         return "no connection to the package index: check network and proxy (docs/wsl2.md), then run the command again"
-    if "No space left on device" in words:
+    if "No space left on device" in output:
         return "the disk is full: free some space, then run the same command again"
-    if "no kernel image is available" in words:
-        return f"this card is too old for torch {TORCH}: it needs {CARD_NEEDS}"
-    if re.search(r"Killed signal|signal terminated program cc1plus", words):
+    if "no kernel image is available" in output:
+        return f"this GPU is too old for torch {TORCH}: it needs {GPU_NEEDS}"
+    if re.search(r"Killed signal|signal terminated program cc1plus", output):
         return "the compiler ran out of memory: close programs or give WSL2 more (docs/wsl2.md), then run again"
-    return f"all of it is in {place.log}; running the same command again takes up where it stopped"
+    return f"all of it is in {place.log}; running the same command again continues where it stopped"
 
 
 def show_progress(place: Place, label: str) -> None:

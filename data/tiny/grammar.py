@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 Chat = tuple[str, ...]
