@@ -5,12 +5,13 @@ What it does, in this order: decides between CPU and CUDA, checks the machine, m
 locks beside this file (`--no-deps`: the reason stands in requirements.lock), the project itself, and loads what it
 installed. Where packages come from is pip's own configuration.
 
-It may be repeated and interrupted at will. `.venv/setup.json` says what was finished; while it matches the locks, this
-file and the Python in use, nothing is done. While pip writes, `.venv/setup-unfinished` lies there: found at the start,
-`.venv` is made anew (downloads come from pip's cache). Everything that pip prints is in `.cache/setup.log`.
+It may be repeated and interrupted at will. `.venv/setup.json` says what was finished; while it matches the files of
+this folder and the Python in use, nothing is done. While pip writes, `.venv/setup-unfinished` lies there: found at the
+start, `.venv` is made anew (downloads come from pip's cache). All that pip prints is in `.cache/setup.log`.
 
 FASTTUNE_DEVICE=cpu|cuda overrides the decision. A machine with an NVIDIA GPU gets the CUDA build or an error that says
-what to do, never a CPU build by accident. Nothing but the standard library is imported here.
+what to do, never a CPU build by accident. This file and the three
+beside it (setup_gpu.py, setup_llama.py, setup_steps.py) import nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -24,94 +25,20 @@ import json
 import os
 import platform
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
-import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from setup_gpu import decide_device
+from setup_llama import build_llama, llama_wheel
+from setup_steps import GPU_NEEDS, NO_CONNECTION, TORCH, Place, SetupError, StepError, find_pin, pip, run, say
+
 PYTHONS = ((3, 10), (3, 14))
-TORCH = "2.13.0"
-DRIVER = "580"  # the first driver series for CUDA 13, which torch 2.13.0 is built with
-GPU_NEEDS = (
-    f"a driver of version {DRIVER} or newer (see the first lines of nvidia-smi) and a GPU of compute capability 7.5 "
-    "or newer (GTX 16, RTX 20 and later)"
-)
-WSL_NVIDIA_SMI = Path("/usr/lib/wsl/lib/nvidia-smi")  # where Windows' driver puts it; not on every PATH
-PCI_DEVICES = Path("/sys/bus/pci/devices")
 GIB_NEEDED = {"cpu": 6, "cuda": 14}  # of free disk, wheels in pip's cache included
-COMPILE_GIB = 0.6  # of memory for one compiler
-LLAMA_DEFINES = (
-    "-DGGML_NATIVE=OFF",  # a kept wheel must also run on another processor
-    "-DLLAVA_BUILD=OFF",
-    "-DLLAMA_OPENSSL=OFF",
-    "-DCMAKE_INSTALL_LIBDIR=llama_cpp/lib",  # else everything is installed a second time into site-packages/lib
-    "-DCMAKE_INSTALL_INCLUDEDIR=llama_cpp/include",
-    "-DCMAKE_INSTALL_BINDIR=llama_cpp/lib",
-)
-NO_CONNECTION = re.compile(
-    "NewConnectionError|ConnectTimeout|ReadTimeout|Temporary failure in name resolution|ProxyError|ConnectionResetError"
-)
-STARTED = time.monotonic()
-
-
-class SetupError(Exception):
-    """The machine or the network stops the set-up: `what` is the fact, `fix` what to do about it."""
-
-    def __init__(self, what: str, fix: str) -> None:
-        super().__init__(what)
-        self.what = what
-        self.fix = fix
-
-
-class StepError(SetupError):
-    """A command of the set-up failed; `output` is all that it printed."""
-
-    def __init__(self, what: str, fix: str, output: str) -> None:
-        super().__init__(what, fix)
-        self.output = output
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one clone keeps its set-up; `wheels` is shared by all clones of a user."""
-
-    root: Path
-    wheels: Path
-
-    @property
-    def locks(self) -> Path:
-        return self.root / ".setup"
-
-    @property
-    def venv(self) -> Path:
-        return self.root / ".venv"
-
-    @property
-    def python(self) -> Path:
-        return self.venv / "bin" / "python"
-
-    @property
-    def stamp(self) -> Path:
-        return self.venv / "setup.json"
-
-    @property
-    def unfinished(self) -> Path:
-        return self.venv / "setup-unfinished"
-
-    @property
-    def log(self) -> Path:
-        return self.root / ".cache" / "setup.log"
-
-    @property
-    def site_packages(self) -> Path:
-        return self.venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -182,63 +109,6 @@ def check_python(version: tuple[int, int]) -> None:
         f"this is Python {version[0]}.{version[1]}, and fasttune's packages exist for Python {low} to {high}",
         "name another one: make quickstart PYTHON=python3.12",
     )
-
-
-# --- CPU or CUDA
-
-
-def decide_device(
-    environ: Mapping[str, str], wsl_nvidia_smi: Path = WSL_NVIDIA_SMI, pci_devices: Path = PCI_DEVICES
-) -> tuple[str, str]:
-    """`cpu` or `cuda`, and the reason in words.
-
-    Raises SetupError where a GPU seems to be there but its driver doesn't answer: a CPU build would be a silent loss.
-    """
-    override = environ.get("FASTTUNE_DEVICE", "")
-    if override:
-        if override not in ("cpu", "cuda"):
-            raise SetupError(f"FASTTUNE_DEVICE is {override!r}", "set it to cpu or cuda, or leave it out")
-        return override, "FASTTUNE_DEVICE says so"
-    path = shutil.which("nvidia-smi", path=environ.get("PATH"))
-    if path is None and wsl_nvidia_smi.exists():
-        path = str(wsl_nvidia_smi)
-    if path is not None:
-        return "cuda", list_gpus(path)
-    if has_nvidia_gpu(pci_devices):
-        raise SetupError(
-            "this machine has an NVIDIA GPU but no driver for it (there is no nvidia-smi)",
-            f"install NVIDIA's driver, version {DRIVER} or newer (on WSL2: in Windows, never inside Linux), "
-            "or set FASTTUNE_DEVICE=cpu to train on the CPU",
-        )
-    return "cpu", "no NVIDIA GPU found"
-
-
-def list_gpus(nvidia_smi: str) -> str:
-    """The GPUs' names, joined by commas. Raises SetupError where the driver doesn't answer or lists none."""
-    try:
-        answer = subprocess.run([nvidia_smi, "-L"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        output, gpus = str(error), []
-    else:
-        output = (answer.stdout + answer.stderr).strip()
-        gpus = re.findall(r"^GPU \d+: (.+?)(?: \(UUID.*)?$", answer.stdout, re.MULTILINE)
-        if answer.returncode == 0 and gpus:
-            return ", ".join(gpus)
-    raise SetupError(
-        f"{nvidia_smi} lists no GPU: {output or 'it prints nothing'}",
-        f"repair the NVIDIA driver ({DRIVER} or newer; on WSL2 it is installed in Windows, then `wsl --shutdown`), "
-        "or set FASTTUNE_DEVICE=cpu to train on the CPU",
-    )
-
-
-def has_nvidia_gpu(pci_devices: Path) -> bool:
-    """Whether a display controller (class 0x03) of NVIDIA (vendor 0x10de) is on the PCI bus."""
-    for device in pci_devices.glob("*"):
-        vendor, kind = device / "vendor", device / "class"
-        known = vendor.is_file() and kind.is_file()
-        if known and vendor.read_text().strip() == "0x10de" and kind.read_text().startswith("0x03"):
-            return True
-    return False
 
 
 # --- what the machine must have
@@ -377,59 +247,11 @@ def check_result(place: Place, device: str) -> None:
         )
 
 
-# --- llama-cpp-python
-
-
-def llama_wheel(place: Place) -> Path:
-    """Where the wheel lies, once made: one folder for all that decides what the compiler writes."""
-    version = find_pin(place, "llama-cpp-python").split("==")[1]
-    inputs = [*LLAMA_DEFINES, (place.locks / "nocommon.cmake").read_text(encoding="utf-8"), *platform.libc_ver()]
-    digest = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:12]
-    machine = platform.machine()
-    return place.wheels / f"{machine}-{digest}" / f"llama_cpp_python-{version}-py3-none-linux_{machine}.whl"
-
-
-def build_llama(place: Place, wheel: Path) -> None:
-    """Compiles llama.cpp's library for the CPU, without its command line tools; an interrupted build leaves no wheel.
-
-    On CUDA machines too: it checks, quantizes and probes, which a CPU does well, and so no CUDA compiler is needed.
-    pip's own cache is left out: it would hand over a wheel that was built with other options.
-    """
-    snippet = shlex.quote(f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={place.locks / 'nocommon.cmake'}")
-    environ = {"CMAKE_ARGS": " ".join([*LLAMA_DEFINES, snippet]), "CMAKE_BUILD_PARALLEL_LEVEL": str(compile_jobs())}
-    options = ["--no-deps", "--no-cache-dir", "--no-binary", "llama-cpp-python", "--verbose"]
-    options += ["--build-constraint", str(place.locks / "requirements-build.lock")]
-    wheel.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
-        command = [str(place.python), "-m", "pip", "wheel", *options, "--wheel-dir", folder]
-        run(place, "llama-cpp-python (compiling)", [*command, find_pin(place, "llama-cpp-python")], environ)
-        made = list(Path(folder).glob("*.whl"))
-        if [path.name for path in made] != [wheel.name]:
-            raise SetupError(f"expected {wheel.name}, got {[path.name for path in made]}", f"read {place.log}")
-        made[0].replace(wheel)
-
-
-def compile_jobs() -> int:
-    """As many compilers as there are cores, and memory for."""
-    words = Path("/proc/meminfo").read_text(encoding="utf-8")
-    available = re.search(r"^MemAvailable:\s+(\d+) kB", words, re.MULTILINE)
-    gib = int(available[1]) / 2**20 if available else 1.0
-    return max(1, min(len(os.sched_getaffinity(0)), int(gib / COMPILE_GIB)))
-
-
-# --- locks and the stamp
-
-
-def find_pin(place: Place, name: str) -> str:
-    """The line `name==version` of requirements.lock."""
-    for line in (place.locks / "requirements.lock").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{name}=="):
-            return line
-    raise SetupError(f"requirements.lock has no line for {name}", "git checkout .setup/requirements.lock")
+# --- the stamp
 
 
 def fingerprint(place: Place) -> str:
-    """A hash of all that decides what `.venv` holds: locks, this file, the project's metadata, Python and the folder.
+    """A hash of all that decides what `.venv` holds: locks, set-up, the project's metadata, Python and the folder.
 
     The folder counts because scripts in `.venv/bin` name it: a clone that was moved is set up again.
     """
@@ -456,82 +278,6 @@ def write_stamp(place: Place, build: str, *, dev: bool) -> None:
     new = place.stamp.with_suffix(".new")
     new.write_text(json.dumps({"fingerprint": fingerprint(place), "build": build, "dev": dev}), encoding="utf-8")
     new.replace(place.stamp)
-
-
-# --- running and saying
-
-
-def pip(place: Place, label: str, command: str, *arguments: str) -> None:
-    """One pip command in `.venv`; until it succeeds, `.venv` counts as unfinished."""
-    place.unfinished.touch()
-    options = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
-    # A user's `pip config set global.user true` is an error inside a virtual environment.
-    run(place, label, [str(place.python), "-m", "pip", command, *options, *arguments], {"PIP_USER": "0"})
-    place.unfinished.unlink()
-
-
-def run(place: Place, label: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
-    """Runs a command with its output in the log, prints `label` with the seconds it took and returns the output.
-
-    On a terminal the last line of the log is shown while it runs. Raises SetupError with the end of the log.
-    """
-    began, size = time.monotonic(), place.log.stat().st_size
-    with place.log.open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environ or {})},
-        )
-        try:
-            while process.poll() is None:
-                show_progress(place, label)
-                time.sleep(0.05 if time.monotonic() - began < 1 else 0.5)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    output = place.log.read_bytes()[size:].decode("utf-8", "replace")
-    if process.returncode:
-        tail = "\n".join(f"  {line[:200]}" for line in output.strip().splitlines()[-12:])
-        raise StepError(
-            f"{label}: failed after {time.monotonic() - began:.0f} s\n{tail}", hint_for(output, place), output
-        )
-    say(f"{label}: {time.monotonic() - began:.0f} s")
-    return output
-
-
-def hint_for(output: str, place: Place) -> str:
-    """What to do about a step that failed, from its output."""
-    if NO_CONNECTION.search(output):
-        return "no connection to the package index: check network and proxy (docs/wsl2.md), then run the command again"
-    if "No space left on device" in output:
-        return "the disk is full: free some space, then run the same command again"
-    if "no kernel image is available" in output:
-        return f"this GPU is too old for torch {TORCH}: it needs {GPU_NEEDS}"
-    if re.search(r"Killed signal|signal terminated program cc1plus", output):
-        return "the compiler ran out of memory: close programs or give WSL2 more (docs/wsl2.md), then run again"
-    return f"all of it is in {place.log}; running the same command again continues where it stopped"
-
-
-def show_progress(place: Place, label: str) -> None:
-    """The last line of the log beside the label, on a terminal only."""
-    if not sys.stdout.isatty():
-        return
-    with place.log.open("rb") as log:
-        log.seek(max(0, place.log.stat().st_size - 2000))
-        lines = log.read().decode("utf-8", "replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    text = f"[{time.monotonic() - STARTED:4.0f} s] {label} … {last}"
-    sys.stdout.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
-    sys.stdout.flush()
-
-
-def say(text: str) -> None:
-    """One line with the seconds since the start, in place of the live line where there is one."""
-    clear = "\r\x1b[K" if sys.stdout.isatty() else ""
-    print(f"{clear}[{time.monotonic() - STARTED:4.0f} s] {text}", flush=True)
 
 
 if __name__ == "__main__":

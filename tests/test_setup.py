@@ -6,7 +6,7 @@ packages on offer, to a stand-in for pip (tests/stand_in_pip.py); the same tests
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import shutil
 import subprocess
@@ -14,7 +14,6 @@ import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,16 +22,8 @@ from conftest import REPOSITORY
 LOCKS = REPOSITORY / ".setup"
 
 
-def load_install() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fasttune_install", LOCKS / "install.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-install = load_install()
+sys.path.insert(0, str(LOCKS))
+gpu, install, llama, steps = map(importlib.import_module, ("setup_gpu", "install", "setup_llama", "setup_steps"))
 
 
 # --- CPU or CUDA
@@ -47,7 +38,7 @@ def fake_nvidia_smi(folder: Path, script: str) -> Path:
 
 def decide(tmp_path: Path, **environ: str) -> Any:
     """The decision of a machine with what lies in tmp_path."""
-    return install.decide_device({"PATH": str(tmp_path), **environ}, tmp_path / "wsl" / "nvidia-smi", tmp_path / "pci")
+    return gpu.decide_device({"PATH": str(tmp_path), **environ}, tmp_path / "wsl" / "nvidia-smi", tmp_path / "pci")
 
 
 TWO_GPUS = 'echo "GPU 0: NVIDIA GeForce RTX 3060 (UUID: GPU-1)"; echo "GPU 1: NVIDIA GeForce GTX 1650 (UUID: GPU-2)"'
@@ -73,31 +64,31 @@ def test_wsl_nvidia_smi_is_found_off_the_path(tmp_path: Path) -> None:
 )
 def test_a_driver_that_does_not_answer_is_an_error(tmp_path: Path, script: str) -> None:
     fake_nvidia_smi(tmp_path, script)
-    with pytest.raises(install.SetupError) as caught:
+    with pytest.raises(steps.SetupError) as caught:
         decide(tmp_path)
     assert "lists no GPU" in caught.value.what and "FASTTUNE_DEVICE=cpu" in caught.value.fix
     assert decide(tmp_path, FASTTUNE_DEVICE="cpu")[0] == "cpu"
 
 
 @pytest.mark.parametrize(
-    ("vendor", "device_class", "gpu"),
+    ("vendor", "device_class", "has_gpu"),
     [("0x10de", "0x030000", True), ("0x10de", "0x040300", False), ("0x8086", "0x030000", False)],
 )
-def test_a_gpu_without_a_driver_is_an_error(tmp_path: Path, vendor: str, device_class: str, gpu: bool) -> None:
+def test_a_gpu_without_a_driver_is_an_error(tmp_path: Path, vendor: str, device_class: str, has_gpu: bool) -> None:
     device = tmp_path / "pci" / "0000:01:00.0"
     device.mkdir(parents=True)
     (device / "vendor").write_text(f"{vendor}\n")
     (device / "class").write_text(f"{device_class}\n")
-    if not gpu:
+    if not has_gpu:
         assert decide(tmp_path)[0] == "cpu"
         return
-    with pytest.raises(install.SetupError, match="no driver"):
+    with pytest.raises(steps.SetupError, match="no driver"):
         decide(tmp_path)
 
 
 def test_override(tmp_path: Path) -> None:
     assert decide(tmp_path, FASTTUNE_DEVICE="cuda")[0] == "cuda"
-    with pytest.raises(install.SetupError, match="'gpu'"):
+    with pytest.raises(steps.SetupError, match="'gpu'"):
         decide(tmp_path, FASTTUNE_DEVICE="gpu")
 
 
@@ -107,8 +98,8 @@ def test_override(tmp_path: Path) -> None:
 def test_missing_tools_are_named_with_one_apt_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(install.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    with pytest.raises(install.SetupError) as caught:
-        install.check_machine(install.Place(tmp_path, tmp_path), "cuda")
+    with pytest.raises(steps.SetupError) as caught:
+        install.check_machine(steps.Place(tmp_path, tmp_path), "cuda")
     assert caught.value.what == "missing on this machine: gcc, g++, make, Python.h"
     python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     assert caught.value.fix == f"sudo apt update && sudo apt install -y build-essential {python}-dev"
@@ -116,8 +107,8 @@ def test_missing_tools_are_named_with_one_apt_line(tmp_path: Path, monkeypatch: 
 
 def test_too_little_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install, "GIB_NEEDED", {"cpu": 10**9})
-    with pytest.raises(install.SetupError, match="GiB of disk are free"):
-        install.check_machine(install.Place(tmp_path, tmp_path), "cpu")
+    with pytest.raises(steps.SetupError, match="GiB of disk are free"):
+        install.check_machine(steps.Place(tmp_path, tmp_path), "cpu")
 
 
 @pytest.mark.parametrize(("version", "good"), [((3, 9), False), ((3, 10), True), ((3, 14), True), ((3, 15), False)])
@@ -125,13 +116,13 @@ def test_python_versions(version: tuple[int, int], good: bool) -> None:
     if good:
         install.check_python(version)
         return
-    with pytest.raises(install.SetupError, match=r"3\.10 to 3\.14"):
+    with pytest.raises(steps.SetupError, match=r"3\.10 to 3\.14"):
         install.check_python(version)
 
 
 def test_this_machine_is_good_enough() -> None:
-    install.check_machine(install.Place(REPOSITORY, REPOSITORY), "cpu")
-    assert install.compile_jobs() >= 1
+    install.check_machine(steps.Place(REPOSITORY, REPOSITORY), "cpu")
+    assert llama.compile_jobs() >= 1
 
 
 # --- the stamp
@@ -142,7 +133,7 @@ def clone(tmp_path: Path) -> Any:
     """A clone with the real `.setup` and a `.venv` that a stamp calls finished."""
     shutil.copytree(LOCKS, tmp_path / "clone" / ".setup", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path / "clone")
-    place = install.Place(tmp_path / "clone", tmp_path / "wheels")
+    place = steps.Place(tmp_path / "clone", tmp_path / "wheels")
     place.python.parent.mkdir(parents=True)
     place.python.symlink_to(sys.executable)
     install.write_stamp(place, "cpu", dev=False)
@@ -168,7 +159,7 @@ def test_stamp_does_not_hold_after_an_interruption(clone: Any) -> None:
 
 
 def test_stamp_does_not_hold_in_a_moved_clone(clone: Any, tmp_path: Path) -> None:
-    moved = install.Place(clone.root.rename(tmp_path / "moved"), clone.wheels)
+    moved = steps.Place(clone.root.rename(tmp_path / "moved"), clone.wheels)
     assert moved.stamp.exists() and not install.is_current(moved, dev=False, environ=CPU)
 
 
@@ -189,23 +180,23 @@ def test_a_finished_set_up_is_silent(clone: Any) -> None:
 
 
 def test_llama_wheel_is_found_again_unless_its_build_changed(clone: Any) -> None:
-    wheel = install.llama_wheel(clone)
-    assert wheel == install.llama_wheel(clone) and wheel.is_relative_to(clone.wheels)
+    wheel = llama.llama_wheel(clone)
+    assert wheel == llama.llama_wheel(clone) and wheel.is_relative_to(clone.wheels)
     snippet = clone.locks / "nocommon.cmake"
     snippet.write_text(snippet.read_text() + "set(MORE ON)\n")
-    assert install.llama_wheel(clone).parent != wheel.parent
+    assert llama.llama_wheel(clone).parent != wheel.parent
 
 
 # --- steps
 
 
 def test_a_failed_step_shows_the_end_of_its_output_and_a_hint(tmp_path: Path) -> None:
-    place = install.Place(tmp_path, tmp_path)
+    place = steps.Place(tmp_path, tmp_path)
     place.log.parent.mkdir()
     place.log.write_text("an earlier step: No space left on device\n")
     program = "print('first'); print('Temporary failure in name resolution'); raise SystemExit(3)"
-    with pytest.raises(install.StepError) as caught:
-        install.run(place, "a step", [sys.executable, "-c", program])
+    with pytest.raises(steps.StepError) as caught:
+        steps.run(place, "a step", [sys.executable, "-c", program])
     assert caught.value.output == "first\nTemporary failure in name resolution\n"
     assert "a step: failed" in caught.value.what and "name resolution" in caught.value.what
     assert "no connection" in caught.value.fix
@@ -221,7 +212,7 @@ def test_a_failed_step_shows_the_end_of_its_output_and_a_hint(tmp_path: Path) ->
     ],
 )
 def test_hints(output: str, hint: str) -> None:
-    assert hint in install.hint_for(output, install.Place(REPOSITORY, REPOSITORY))
+    assert hint in steps.hint_for(output, steps.Place(REPOSITORY, REPOSITORY))
 
 
 def torch_wheel(folder: Path, version: str, cuda: str | None) -> None:
@@ -247,7 +238,7 @@ def offers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("offers")
     for name, versions in {"cpu": ["+cpu"], "cuda": [""], "both": ["+cpu", ""]}.items():
         for local in versions:
-            torch_wheel(folder / name, f"{install.TORCH}{local}", None if local else "13.0")
+            torch_wheel(folder / name, f"{steps.TORCH}{local}", None if local else "13.0")
     return folder
 
 
@@ -260,14 +251,14 @@ def run_with_stand_in(place: Any, label: str, command: Sequence[str], environ: M
     return output
 
 
-real_run = install.run
+real_run = steps.run
 
 
 @pytest.fixture(scope="module", params=["stand-in", pytest.param("pip", marks=pytest.mark.slow)])
 def made(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
     """A place where a `.venv` was left half made and the set-up made it anew."""
     root = tmp_path_factory.mktemp("made")
-    place = install.Place(root, root / "wheels")
+    place = steps.Place(root, root / "wheels")
     place.log.parent.mkdir()
     place.log.touch()
     place.python.parent.mkdir(parents=True)
@@ -306,14 +297,14 @@ def test_the_build_of_torch_that_is_installed(
 
 def test_never_a_cpu_build_beside_a_gpu(empty: Any, offers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(offers / "cpu"))
-    with pytest.raises(install.SetupError, match="CPU build of torch") as caught:
+    with pytest.raises(steps.SetupError, match="CPU build of torch") as caught:
         install.install_torch(empty, "cuda")
     assert "pip config list" in caught.value.fix
     monkeypatch.setenv("PIP_FIND_LINKS", str(offers / "cuda"))
     assert install.install_torch(empty, "cuda") == "cuda"  # the CPU build that is there by now is replaced
-    with pytest.raises(install.SetupError, match="can't use the GPU") as caught:
+    with pytest.raises(steps.SetupError, match="can't use the GPU") as caught:
         install.check_result(empty, "cuda")
-    assert install.DRIVER in caught.value.fix
+    assert steps.DRIVER in caught.value.fix
     install.check_result(empty, "cpu")
 
 
@@ -321,7 +312,7 @@ def test_no_torch_at_all_is_an_error_and_leaves_venv_unfinished(
     empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(install.StepError, match=r"No matching distribution found for torch==2\.13\.0"):
+    with pytest.raises(steps.StepError, match=r"No matching distribution found for torch==2\.13\.0"):
         install.install_torch(empty, "cpu")
     assert empty.unfinished.exists()
     empty.unfinished.unlink()
