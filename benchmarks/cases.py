@@ -29,7 +29,7 @@ SHORT_PAIRS = 450  # the shortest of Lin Zhi's pairs: 34 tokens on average
 
 @dataclass(frozen=True)
 class Case:
-    """A data set and the samples of a step that it is measured with. `ablate`: also without each of fasttune's gains."""
+    """A data set and the samples of a step that it is measured with. `ablate`: also without each gain of fasttune's."""
 
     name: str
     batch_size: int
@@ -93,7 +93,7 @@ def chat() -> list[Messages]:
 
 
 def documents(count: int = 240) -> list[Messages]:
-    """Long texts of paragraphs drawn anew for each, asked for by their first words."""
+    """Long texts of paragraphs drawn anew for each, requested by their first words."""
     rng = random.Random("documents")
     texts = [rng.sample(paragraphs(), 14) for _number in range(count)]
     return [conversation(f"写一篇长文，这样开头：{text[0][:12]}", "\n\n".join(text)) for text in texts]

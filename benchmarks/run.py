@@ -124,7 +124,7 @@ def arguments() -> argparse.Namespace:
         "--growth", default="", help="numbers of samples to time data preparation with, e.g. 1000,10000"
     )
     parser.add_argument("--warmup", type=int, default=1)
-    parser.add_argument("--warmup-samples", type=int, default=0, help="of the first warm-up step; 0: a whole step")
+    parser.add_argument("--warmup-samples", type=int, default=0, help="of the first warmup step; 0: a whole step")
     parser.add_argument(
         "--micro-batch", type=int, default=0, help="samples stock and plain take at a time; 0: the step"
     )
@@ -138,12 +138,17 @@ def arguments() -> argparse.Namespace:
     if "--cuda" in sys.argv:
         parser.set_defaults(**CUDA)
     options = parser.parse_args()
+    refuse_mistakes(parser, options)
+    return options
+
+
+def refuse_mistakes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the program with a message for a case that there is not, a type that there is not, or no base."""
     unknown = sorted(set(filter(None, options.cases.split(","))) - set(cases.CASES))
     if unknown or not options.base:
         parser.error(f"no such case: {', '.join(unknown)}" if unknown else "--base is missing")
     if not set(options.dtype.split(",")) <= {"auto", "float32", "bfloat16"}:
         parser.error(f"--dtype: {options.dtype}")
-    return options
 
 
 def results_folder(name: str, out: Path | None) -> Path:

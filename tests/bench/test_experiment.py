@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from bench_matrix import ENTRY, STARTED, Matrix
+from bench_matrix import ENTRY, STARTED, Matrix, script
 from conftest import REPOSITORY, Cli
 
 from fasttune.bench import experiment
 from fasttune.bench.arms import parse_arms
 
 pytest_plugins = ["bench_matrix"]
+MATRIX_OPTIONS = (  # of `fasttune bench`: those that make the jobs of the matrix
+    "--set", "model.base=builtin:tiny", "--set", "model.dtype=float32", "--set", "model.load_in_4bit=false",
+    "--set", "train.batch_size=4", "--steps", "1", "--warmup", "1", "--warmup-samples", "3", "--micro-batch", "2",
+)  # fmt: skip
 
 
 def test_rounds_alternate() -> None:
@@ -54,24 +62,41 @@ def test_an_arm_leaves_out_what_this_version_has_or_says_so(monkeypatch: pytest.
 
 
 def test_another_learning_rate_is_not_fast_but_invalid(
-    fasttune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    matrix: Matrix, fasttune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first loss is right; the one after a step gives it away."""
-    monkeypatch.setattr(experiment, "run_limit", lambda *_arguments: {"F.linear": 100.0})
-    wrong = "fasttune+train.learning_rate=1e-2"
+    """Its first loss is right; the one after a step gives it away. The right arm is taken from the matrix."""
+    logs = tmp_path / "out" / "logs"
+    logs.mkdir(parents=True)
+    for name in ("fasttune", "limit"):
+        shutil.copy(matrix.folder / ENTRY / f"round1-{name}.json", logs)
+    taken_from_matrix = functools.partial(experiment.Experiment, resume=True)
+    monkeypatch.setattr(experiment, "Experiment", taken_from_matrix)
+    started: list[str] = []
+    monkeypatch.setattr(experiment, "start_worker", counted(experiment.start_worker, started))
     done = fasttune(
-        "bench", "recipes/quickstart.toml", "--arms", f"fasttune,{wrong}",
-        "--steps", "1", "--repeats", "1", "--out", tmp_path / "out", "--json",
+        "bench", script("run").WORK / "persona.toml", *MATRIX_OPTIONS, "--repeats", "1",
+        "--arms", "fasttune,fasttune+train.learning_rate=1e-2", "--out", tmp_path / "out", "--json",
     )  # fmt: skip
     assert done.returncode == 1
     document = json.loads(done.stdout)
     assert document == json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    assert started == ["round1-fasttune+train.learning_rate=1e-2.job.json"]
     right, off = document["arms"]
     assert (right["status"], off["status"]) == ("ok", "invalid")
     assert off["why"].startswith("later_losses off by")
     assert off["first_loss"] == right["first_loss"] and off["grad_norm"] == right["grad_norm"]
     assert not (tmp_path / "runs").exists()
     assert "speedup" not in off
+
+
+def counted(start: Callable[..., int], started: list[str]) -> Callable[..., int]:
+    """`start_worker`, which also notes the job that it starts."""
+
+    def call(job_file: Path, *arguments: Any) -> int:
+        started.append(job_file.name)
+        return start(job_file, *arguments)
+
+    return call
 
 
 def test_an_arm_that_breaks_is_named_and_the_others_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
