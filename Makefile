@@ -2,19 +2,26 @@
 PYTHON ?= python3
 
 .NOTPARALLEL:
-.PHONY: help setup setup-dev quickstart test test-slow lint translations clean
+.PHONY: help setup setup-dev quickstart check test test-slow coverage translations clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1@/p' Makefile | column -t -s @
 
-setup: ## make .venv with the locked packages (CUDA build where there is an NVIDIA card)
+setup: ## make .venv with the locked packages (CUDA build where there is an NVIDIA GPU)
 	@$(PYTHON) .setup/install.py
 
-setup-dev:
+setup-dev: ## the same with what the tests and checks need
 	@$(PYTHON) .setup/install.py --dev
 
 quickstart: setup ## train the small model that ships with fasttune and let it answer
 	.venv/bin/fasttune run recipes/quickstart.toml --on-existing new
+
+check: setup-dev ## ruff, mypy, import-linter and the Chinese catalog; changes nothing
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy fasttune .setup/install.py tests benchmarks data/tiny
+	.venv/bin/lint-imports
+	.venv/bin/python -m pytest tests/test_translations.py
 
 test: setup-dev ## the everyday tests
 	.venv/bin/python -m pytest -m "not slow"
@@ -22,10 +29,8 @@ test: setup-dev ## the everyday tests
 test-slow: setup-dev ## all tests, the slow ones too
 	.venv/bin/python -m pytest
 
-lint: setup-dev ## ruff and mypy
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy fasttune .setup/install.py
+coverage: setup-dev ## the everyday tests, and which lines of fasttune they run
+	COVERAGE_FILE=.cache/coverage .venv/bin/python -m pytest -m "not slow" --cov=fasttune --cov-report=term-missing:skip-covered
 
 translations: setup-dev ## bring the Chinese catalog up to the messages of the code and compile it
 	@mkdir -p .cache

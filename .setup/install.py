@@ -5,12 +5,13 @@ What it does, in this order: decides between CPU and CUDA, checks the machine, m
 locks beside this file (`--no-deps`: the reason stands in requirements.lock), the project itself, and loads what it
 installed. Where packages come from is pip's own configuration.
 
-It may be repeated and interrupted at will. `.venv/setup.json` says what was finished; while it matches the locks, this
-file and the Python in use, nothing is done. While pip writes, `.venv/setup-unfinished` lies there: found at the start,
-`.venv` is made anew (downloads come from pip's cache). Everything that pip says is in `.cache/setup.log`.
+It may be repeated and interrupted at will. `.venv/setup.json` says what was finished; while it matches the files of
+this folder and the Python in use, nothing is done. While pip writes, `.venv/setup-unfinished` lies there: found at the
+start, `.venv` is made anew (downloads come from pip's cache). All that pip prints is in `.cache/setup.log`.
 
-FASTTUNE_DEVICE=cpu|cuda overrides the decision. A machine with an NVIDIA card gets the CUDA build or an error that says
-what to do, never a CPU build by accident. Nothing but the standard library is imported here.
+FASTTUNE_DEVICE=cpu|cuda overrides the decision. A machine with an NVIDIA GPU gets the CUDA build or an error that says
+what to do, never a CPU build by accident. This file and the three
+beside it (setup_gpu.py, setup_llama.py, setup_steps.py) import nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -24,100 +25,26 @@ import json
 import os
 import platform
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
-import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from setup_gpu import decide_device
+from setup_llama import build_llama, llama_wheel
+from setup_steps import GPU_NEEDS, NO_CONNECTION, TORCH, Place, SetupError, StepError, find_pin, pip, run, say
+
 PYTHONS = ((3, 10), (3, 14))
-TORCH = "2.13.0"
-DRIVER = "580"  # the first driver series for CUDA 13, which torch 2.13.0 is built with
-CARD_NEEDS = (
-    f"a driver of version {DRIVER} or newer (see the first lines of nvidia-smi) and a card of compute capability 7.5 "
-    "or newer (GTX 16, RTX 20 and later)"
-)
-WSL_NVIDIA_SMI = Path("/usr/lib/wsl/lib/nvidia-smi")  # where Windows' driver puts it; not on every PATH
-PCI_DEVICES = Path("/sys/bus/pci/devices")
 GIB_NEEDED = {"cpu": 6, "cuda": 14}  # of free disk, wheels in pip's cache included
-COMPILE_GIB = 0.6  # of memory for one compiler
-LLAMA_DEFINES = (
-    "-DGGML_NATIVE=OFF",  # a kept wheel must also run on another processor
-    "-DLLAVA_BUILD=OFF",
-    "-DLLAMA_OPENSSL=OFF",
-    "-DCMAKE_INSTALL_LIBDIR=llama_cpp/lib",  # else everything is installed a second time into site-packages/lib
-    "-DCMAKE_INSTALL_INCLUDEDIR=llama_cpp/include",
-    "-DCMAKE_INSTALL_BINDIR=llama_cpp/lib",
-)
-NO_CONNECTION = re.compile(
-    "NewConnectionError|ConnectTimeout|ReadTimeout|Temporary failure in name resolution|ProxyError|ConnectionResetError"
-)
-STARTED = time.monotonic()
-
-
-class SetupError(Exception):
-    """The machine or the network stops the set-up: `what` is the fact, `fix` what to do about it."""
-
-    def __init__(self, what: str, fix: str) -> None:
-        super().__init__(what)
-        self.what = what
-        self.fix = fix
-
-
-class StepError(SetupError):
-    """A command of the set-up failed; `words` is all that it said."""
-
-    def __init__(self, what: str, fix: str, words: str) -> None:
-        super().__init__(what, fix)
-        self.words = words
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one clone keeps its set-up; `wheels` is shared by all clones of a user."""
-
-    root: Path
-    wheels: Path
-
-    @property
-    def locks(self) -> Path:
-        return self.root / ".setup"
-
-    @property
-    def venv(self) -> Path:
-        return self.root / ".venv"
-
-    @property
-    def python(self) -> Path:
-        return self.venv / "bin" / "python"
-
-    @property
-    def stamp(self) -> Path:
-        return self.venv / "setup.json"
-
-    @property
-    def unfinished(self) -> Path:
-        return self.venv / "setup-unfinished"
-
-    @property
-    def log(self) -> Path:
-        return self.root / ".cache" / "setup.log"
-
-    @property
-    def site_packages(self) -> Path:
-        return self.venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Reads the command line, keeps a second set-up of the same clone waiting, and shows errors without a traceback."""
     parser = argparse.ArgumentParser(description="Make .venv and install the locked set into it.")
-    parser.add_argument("--dev", action="store_true", help="also what `make test` and `make lint` need")
+    parser.add_argument("--dev", action="store_true", help="also what `make test` and `make check` need")
     options = parser.parse_args(arguments)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     place = Place(Path(__file__).resolve().parents[1], cache / "fasttune" / "wheels")
@@ -129,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error.what}\n hint: {error.fix}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        print("\nstopped; run the same command again to continue", file=sys.stderr)
         return 130
     finally:
         os.close(folder)
@@ -184,63 +111,6 @@ def check_python(version: tuple[int, int]) -> None:
     )
 
 
-# --- CPU or CUDA
-
-
-def decide_device(
-    environ: Mapping[str, str], wsl_nvidia_smi: Path = WSL_NVIDIA_SMI, pci_devices: Path = PCI_DEVICES
-) -> tuple[str, str]:
-    """`cpu` or `cuda`, and the reason in words.
-
-    Raises SetupError where a card seems to be there but its driver doesn't answer: a CPU build would be a silent loss.
-    """
-    override = environ.get("FASTTUNE_DEVICE", "")
-    if override:
-        if override not in ("cpu", "cuda"):
-            raise SetupError(f"FASTTUNE_DEVICE is {override!r}", "set it to cpu or cuda, or leave it out")
-        return override, "FASTTUNE_DEVICE says so"
-    path = shutil.which("nvidia-smi", path=environ.get("PATH"))
-    if path is None and wsl_nvidia_smi.exists():
-        path = str(wsl_nvidia_smi)
-    if path is not None:
-        return "cuda", list_cards(path)
-    if has_nvidia_card(pci_devices):
-        raise SetupError(
-            "this machine has an NVIDIA card but no driver for it (there is no nvidia-smi)",
-            f"install NVIDIA's driver, version {DRIVER} or newer (on WSL2: in Windows, never inside Linux), "
-            "or set FASTTUNE_DEVICE=cpu to train on the CPU",
-        )
-    return "cpu", "no NVIDIA card found"
-
-
-def list_cards(nvidia_smi: str) -> str:
-    """The cards' names, joined. Raises SetupError where the driver doesn't answer or lists none."""
-    try:
-        answer = subprocess.run([nvidia_smi, "-L"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        words, cards = str(error), []
-    else:
-        words = (answer.stdout + answer.stderr).strip()
-        cards = re.findall(r"^GPU \d+: (.+?)(?: \(UUID.*)?$", answer.stdout, re.MULTILINE)
-        if answer.returncode == 0 and cards:
-            return ", ".join(cards)
-    raise SetupError(
-        f"{nvidia_smi} lists no card: {words or 'it says nothing'}",
-        f"mend the NVIDIA driver ({DRIVER} or newer; on WSL2 it is installed in Windows, then `wsl --shutdown`), "
-        "or set FASTTUNE_DEVICE=cpu to train on the CPU",
-    )
-
-
-def has_nvidia_card(pci_devices: Path) -> bool:
-    """Whether a display controller (class 0x03) of NVIDIA (vendor 0x10de) is on the PCI bus."""
-    for device in pci_devices.glob("*"):
-        vendor, kind = device / "vendor", device / "class"
-        known = vendor.is_file() and kind.is_file()
-        if known and vendor.read_text().strip() == "0x10de" and kind.read_text().startswith("0x03"):
-            return True
-    return False
-
-
 # --- what the machine must have
 
 
@@ -279,14 +149,14 @@ def announce(place: Place, device: str, reason: str, *, compiles: bool) -> None:
     say(f"setting up .venv for {device.upper()} ({reason})")
     if torch_build(place) is None or place.unfinished.exists() or compiles:
         say(f"this happens once and takes about {minutes:.0f} minutes: {load}{compiling}")
-    say(f"everything pip says: {place.log}")
+    say(f"everything that pip prints: {place.log}")
 
 
 # --- the steps
 
 
 def make_venv(place: Place) -> None:
-    """`.venv` with a working pip of the Python in use; one that stopped half way is made anew."""
+    """`.venv` with a working pip of the Python in use; one that was left unfinished is made anew."""
     if place.python.exists() and not place.unfinished.exists() and is_healthy(place.python):
         return
     if place.venv.is_symlink():
@@ -310,8 +180,9 @@ def is_healthy(python: Path) -> bool:
 def install_torch(place: Place, device: str) -> str:
     """Installs torch and returns the build that is there now, `cpu` or `cuda`.
 
-    A machine without a card takes the CPU build where pip's configuration offers one, else what there is: the CUDA
-    build runs on a CPU too, given its libraries. Raises SetupError rather than leave a CPU build beside a card.
+    A machine without a GPU takes the CPU build where pip's configuration offers one, else what there is: the CUDA
+    build runs on a CPU too, given its libraries. Raises SetupError rather than leave a CPU build on a machine with a
+    GPU.
     """
     build = torch_build(place)
     if build is None or (device == "cuda" and build == "cpu"):
@@ -324,7 +195,7 @@ def install_torch(place: Place, device: str) -> str:
         raise SetupError(f"torch {TORCH} isn't in .venv after its installation", f"read {place.log}")
     if device == "cuda" and build == "cpu":
         raise SetupError(
-            "pip's configuration brought a CPU build of torch to a machine with an NVIDIA card",
+            "pip's configuration brought a CPU build of torch to a machine with an NVIDIA GPU",
             "look at `pip config list` and at PIP_* in the environment for a find-links or extra-index-url with CPU "
             "builds, take it out and run again; FASTTUNE_DEVICE=cpu trains on the CPU on purpose",
         )
@@ -336,7 +207,7 @@ def pip_offers(place: Place, requirement: str) -> bool:
     try:
         pip(place, requirement.replace("==", " "), "install", "--no-deps", requirement)
     except StepError as error:
-        if "No matching distribution found" not in error.words or NO_CONNECTION.search(error.words):
+        if "No matching distribution found" not in error.output or NO_CONNECTION.search(error.output):
             raise
         place.unfinished.unlink()  # pip found nothing, so it wrote nothing
         say("pip's sources hold no CPU build: taking the CUDA build (3 GB), which runs on a CPU too")
@@ -360,7 +231,7 @@ def installed(place: Place, name: str) -> list[importlib.metadata.Distribution]:
 
 
 def check_result(place: Place, device: str) -> None:
-    """Loads torch and llama.cpp in the new environment. Raises SetupError where the card doesn't answer."""
+    """Loads torch and llama.cpp in the new environment. Raises SetupError where the GPU doesn't answer."""
     program = (
         "import json, llama_cpp, torch\n"
         "available = torch.cuda.is_available()\n"
@@ -371,64 +242,16 @@ def check_result(place: Place, device: str) -> None:
     cuda, available = json.loads(output.splitlines()[-1])
     if device == "cuda" and not available:
         raise SetupError(
-            f"torch is built for CUDA {cuda} but can't use the card",
-            f"it needs {CARD_NEEDS}; FASTTUNE_DEVICE=cpu trains on the CPU on purpose",
+            f"torch is built for CUDA {cuda} but can't use the GPU",
+            f"it needs {GPU_NEEDS}; FASTTUNE_DEVICE=cpu trains on the CPU on purpose",
         )
 
 
-# --- llama-cpp-python
-
-
-def llama_wheel(place: Place) -> Path:
-    """Where the wheel lies, once made: one folder for all that decides what the compiler writes."""
-    version = find_pin(place, "llama-cpp-python").split("==")[1]
-    inputs = [*LLAMA_DEFINES, (place.locks / "nocommon.cmake").read_text(encoding="utf-8"), *platform.libc_ver()]
-    digest = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:12]
-    machine = platform.machine()
-    return place.wheels / f"{machine}-{digest}" / f"llama_cpp_python-{version}-py3-none-linux_{machine}.whl"
-
-
-def build_llama(place: Place, wheel: Path) -> None:
-    """Compiles llama.cpp's library for the CPU, without its command line tools; the wheel appears whole or not at all.
-
-    Also on CUDA machines: it checks, quantizes and probes, which a CPU does well, and needs no CUDA compiler this way.
-    pip's own cache is left out: it would hand over a wheel that was built with other options.
-    """
-    snippet = shlex.quote(f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={place.locks / 'nocommon.cmake'}")
-    environ = {"CMAKE_ARGS": " ".join([*LLAMA_DEFINES, snippet]), "CMAKE_BUILD_PARALLEL_LEVEL": str(compile_jobs())}
-    options = ["--no-deps", "--no-cache-dir", "--no-binary", "llama-cpp-python", "--verbose"]
-    options += ["--build-constraint", str(place.locks / "requirements-build.lock")]
-    wheel.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
-        command = [str(place.python), "-m", "pip", "wheel", *options, "--wheel-dir", folder]
-        run(place, "llama-cpp-python (compiling)", [*command, find_pin(place, "llama-cpp-python")], environ)
-        made = list(Path(folder).glob("*.whl"))
-        if [path.name for path in made] != [wheel.name]:
-            raise SetupError(f"expected {wheel.name}, got {[path.name for path in made]}", f"read {place.log}")
-        made[0].replace(wheel)
-
-
-def compile_jobs() -> int:
-    """As many compilers as there are cores, and memory for."""
-    words = Path("/proc/meminfo").read_text(encoding="utf-8")
-    available = re.search(r"^MemAvailable:\s+(\d+) kB", words, re.MULTILINE)
-    gib = int(available[1]) / 2**20 if available else 1.0
-    return max(1, min(len(os.sched_getaffinity(0)), int(gib / COMPILE_GIB)))
-
-
-# --- locks and the stamp
-
-
-def find_pin(place: Place, name: str) -> str:
-    """The line `name==version` of requirements.lock."""
-    for line in (place.locks / "requirements.lock").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{name}=="):
-            return line
-    raise SetupError(f"requirements.lock has no line for {name}", "git checkout .setup/requirements.lock")
+# --- the stamp
 
 
 def fingerprint(place: Place) -> str:
-    """A hash of all that decides what `.venv` holds: locks, this file, the project's metadata, Python and the folder.
+    """A hash of all that decides what `.venv` holds: locks, set-up, the project's metadata, Python and the folder.
 
     The folder counts because scripts in `.venv/bin` name it: a clone that was moved is set up again.
     """
@@ -441,7 +264,7 @@ def fingerprint(place: Place) -> str:
 
 
 def is_current(place: Place, *, dev: bool, environ: Mapping[str, str]) -> bool:
-    """Whether the stamp matches; a CPU build is current only as long as no card has appeared."""
+    """Whether the stamp matches; a CPU build is current only as long as no GPU has appeared."""
     if not place.stamp.exists() or not place.python.exists() or place.unfinished.exists():
         return False
     stamp = json.loads(place.stamp.read_text(encoding="utf-8"))
@@ -451,86 +274,10 @@ def is_current(place: Place, *, dev: bool, environ: Mapping[str, str]) -> bool:
 
 
 def write_stamp(place: Place, build: str, *, dev: bool) -> None:
-    """Written last, whole or not at all."""
+    """Record that the set-up is complete; written last, and an interrupted call leaves no stamp."""
     new = place.stamp.with_suffix(".new")
     new.write_text(json.dumps({"fingerprint": fingerprint(place), "build": build, "dev": dev}), encoding="utf-8")
     new.replace(place.stamp)
-
-
-# --- running and saying
-
-
-def pip(place: Place, label: str, command: str, *arguments: str) -> None:
-    """One pip command in `.venv`; until it succeeds, `.venv` counts as unfinished."""
-    place.unfinished.touch()
-    options = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
-    # A user's `pip config set global.user true` is an error inside a virtual environment.
-    run(place, label, [str(place.python), "-m", "pip", command, *options, *arguments], {"PIP_USER": "0"})
-    place.unfinished.unlink()
-
-
-def run(place: Place, label: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
-    """Runs a command with its words in the log, says `label` with the seconds it took and returns its words.
-
-    On a terminal the last line of the log is shown while it runs. Raises SetupError with the end of the log.
-    """
-    began, size = time.monotonic(), place.log.stat().st_size
-    with place.log.open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environ or {})},
-        )
-        try:
-            while process.poll() is None:
-                show_progress(place, label)
-                time.sleep(0.05 if time.monotonic() - began < 1 else 0.5)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    words = place.log.read_bytes()[size:].decode("utf-8", "replace")
-    if process.returncode:
-        tail = "\n".join(f"  {line[:200]}" for line in words.strip().splitlines()[-12:])
-        raise StepError(
-            f"{label}: failed after {time.monotonic() - began:.0f} s\n{tail}", hint_for(words, place), words
-        )
-    say(f"{label}: {time.monotonic() - began:.0f} s")
-    return words
-
-
-def hint_for(words: str, place: Place) -> str:
-    """What to do about a step that failed, from its last words."""
-    if NO_CONNECTION.search(words):
-        return "no connection to the package index: check network and proxy (docs/wsl2.md), then run the command again"
-    if "No space left on device" in words:
-        return "the disk is full: free some space, then run the same command again"
-    if "no kernel image is available" in words:
-        return f"this card is too old for torch {TORCH}: it needs {CARD_NEEDS}"
-    if re.search(r"Killed signal|signal terminated program cc1plus", words):
-        return "the compiler ran out of memory: close programs or give WSL2 more (docs/wsl2.md), then run again"
-    return f"all of it is in {place.log}; running the same command again takes up where it stopped"
-
-
-def show_progress(place: Place, label: str) -> None:
-    """The last line of the log beside the label, on a terminal only."""
-    if not sys.stdout.isatty():
-        return
-    with place.log.open("rb") as log:
-        log.seek(max(0, place.log.stat().st_size - 2000))
-        lines = log.read().decode("utf-8", "replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    text = f"[{time.monotonic() - STARTED:4.0f} s] {label} … {last}"
-    sys.stdout.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
-    sys.stdout.flush()
-
-
-def say(text: str) -> None:
-    """One line with the seconds since the start, in place of the live line where there is one."""
-    clear = "\r\x1b[K" if sys.stdout.isatty() else ""
-    print(f"{clear}[{time.monotonic() - STARTED:4.0f} s] {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The data sets of the benchmarks, made from the project's own data: the same every time, no network.
+"""The data sets of the benchmarks, made from the project's own data: the same on every call, without a network.
 
 case        what it stands for                                                         tokens a sample (Qwen2.5)
 persona     one question and answer under a persona's prompt                           176 shared + 34 of its own
@@ -29,7 +29,7 @@ SHORT_PAIRS = 450  # the shortest of Lin Zhi's pairs: 34 tokens on average
 
 @dataclass(frozen=True)
 class Case:
-    """A data set and the samples of a step that it is measured with. `ablate`: also without each gain."""
+    """A data set and the samples of a step that it is measured with. `ablate`: also without each gain of fasttune's."""
 
     name: str
     batch_size: int
@@ -64,7 +64,7 @@ def write_samples(conversations: list[Messages], path: Path) -> Path:
 
 def samples(name: str) -> list[Messages]:
     """The conversations of a case, in order."""
-    made = {
+    makers = {
         "persona": persona,
         "linzhi": linzhi,
         "chat": chat,
@@ -72,7 +72,7 @@ def samples(name: str) -> list[Messages]:
         "mixed": mixed,
         "unshared": unshared,
     }
-    return made[name]()
+    return makers[name]()
 
 
 def persona() -> list[Messages]:
@@ -93,7 +93,7 @@ def chat() -> list[Messages]:
 
 
 def documents(count: int = 240) -> list[Messages]:
-    """Long texts of paragraphs drawn anew for each, asked for by their first words."""
+    """Long texts of paragraphs drawn anew for each, requested by their first words."""
     rng = random.Random("documents")
     texts = [rng.sample(paragraphs(), 14) for _number in range(count)]
     return [conversation(f"写一篇长文，这样开头：{text[0][:12]}", "\n\n".join(text)) for text in texts]
@@ -117,7 +117,7 @@ def unshared() -> list[Messages]:
 
 
 def growing(count: int) -> Iterator[Messages]:
-    """As many persona samples as asked for, no two alike: every question with every answer, then numbered."""
+    """`count` persona samples, no two alike: every question with every answer, then numbered."""
     system, pairs = prompt(), short_pairs()
     for number in range(count):
         question, answer = pairs[number % len(pairs)][0], pairs[(number * 7 + number // len(pairs)) % len(pairs)][1]
@@ -137,7 +137,7 @@ def prompt() -> str:
 
 
 def short_pairs() -> list[Pair]:
-    """Lin Zhi's shortest pairs of a question and its answer, from all turns, in an order that length has no part in."""
+    """Lin Zhi's shortest pairs of a question and its answer, from all turns, in an order apart from their lengths."""
     found: set[Pair] = set()
     for messages in linzhi():
         texts = [message["content"] for message in messages if message["role"] != "system"]

@@ -1,10 +1,10 @@
-"""From a matrix' result.json to what people read: tables and plots.
+"""Tables and charts from the result.json of a matrix.
 
-    python benchmarks/report.py benchmarks/results/2026-01-30_epyc              # README.md and plots in that folder
+    python benchmarks/report.py benchmarks/results/2026-01-30_epyc              # README.md and charts in that folder
     python benchmarks/report.py benchmarks/results/2026-01-30_epyc --readme     # and the table in the project's READMEs
 
 The project's READMEs keep the table between two comment lines; everything between them is written anew. An arm whose
-losses were not the reference's has no speed in any table. Plots are plain SVG, drawn here: two charts need no library.
+losses were not the reference's has no speed in any table. Charts are plain SVG, drawn here: two need no library.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def main() -> None:
+    """Read the command line and write the page and the charts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--readme", action="store_true", help="also write the project's two READMEs")
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def put(page: Path, text: str) -> None:
-    """Write text between a page's two comment lines; a page without them is an error."""
+    """Replace the text between a page's two comment lines. Raises SystemExit for a page without them."""
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _old, end, after = rest.partition(END)
     if not begin or not end:
@@ -70,8 +71,8 @@ def put(page: Path, text: str) -> None:
 def summary(entries: Sequence[dict[str, Any]], language: str, link: str) -> str:
     """The table of the READMEs, one for each base and type: a line for each data set, stock beside fasttune."""
     parts = []
-    for first in first_of_each(entries):
-        alike = [entry for entry in entries if kind(entry) == kind(first)]
+    for first in first_of_each_table(entries):
+        alike = [entry for entry in entries if table_key(entry) == table_key(first)]
         parts += [
             table(HEADINGS[language], [summary_row(entry) for entry in alike]),
             "",
@@ -81,16 +82,18 @@ def summary(entries: Sequence[dict[str, Any]], language: str, link: str) -> str:
     return "\n".join(parts)
 
 
-def first_of_each(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list({kind(entry): entry for entry in reversed(entries)}.values())[::-1]
+def first_of_each_table(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first entry of each table, in order."""
+    return list({table_key(entry): entry for entry in reversed(entries)}.values())[::-1]
 
 
-def kind(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+def table_key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     """What entries of one table share."""
     return entry["base"], entry["dtype"], entry["load_in_4bit"], entry["device"]["name"]
 
 
 def about(entry: Mapping[str, Any], language: str, link: str) -> str:
+    """The line under a table: base, number type, device and how often it was measured."""
     device = entry["device"]
     name = device["name"] if device["kind"] == "cuda" else f"{device['threads']} cores of {entry['processor']}"
     dtype = entry["dtype"] + (", 4 bits" if entry["load_in_4bit"] else "")
@@ -110,9 +113,8 @@ def summary_row(entry: Mapping[str, Any]) -> list[str]:
     arms = {arm["name"]: arm for arm in entry["arms"]}
     title = f"{entry['case']}, {entry['batch_size']}{in_parts(entry)}"
     stock, ours = arms.get("stock"), arms.get("fasttune")
-    for arm in (stock, ours):
-        if arm is None or arm["status"] != "ok":
-            return [title, *(status(each) for each in (stock, ours)), *[""] * 6]
+    if stock is None or ours is None or stock["status"] != "ok" or ours["status"] != "ok":
+        return [title, status(stock), status(ours), *[""] * 6]
     best = max(rate(arms[name]) for name in STOCK if name in arms and arms[name]["status"] == "ok")
     return [
         title,
@@ -133,6 +135,7 @@ def in_parts(entry: Mapping[str, Any]) -> str:
 
 
 def status(arm: Mapping[str, Any] | None) -> str:
+    """Samples a second of a valid arm, else why there is no such number."""
     if arm is None:
         return "not measured"
     return f"{rate(arm):.3g}" if arm["status"] == "ok" else arm["status"]
@@ -144,7 +147,7 @@ def rate(arm: Mapping[str, Any]) -> float:
 
 
 def memory(arm: Mapping[str, Any]) -> str:
-    """Resident, or reserved (allocated) on a card."""
+    """GiB: resident, or on a GPU reserved (allocated)."""
     values = list(arm["memory"].values())
     return f"{values[0]:.1f}" + (f" ({values[1]:.1f})" if len(values) > 1 else "")
 
@@ -156,7 +159,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def whole_page(document: Mapping[str, Any], charts: Sequence[str]) -> str:
-    """README.md of a results folder: the summary, every arm of every entry, the growth, the plots."""
+    """README.md of a results folder: the summary, every arm of every entry, the growth, the charts."""
     parts = [f"# {document['name']}"]
     parts += [summary(document["entries"], "en", DOCS)] + [f"![]({name})" for name in charts]
     for entry in document["entries"]:
@@ -207,23 +210,26 @@ def timed_steps(arm: Mapping[str, Any]) -> int:
 
 
 def entry_title(entry: Mapping[str, Any]) -> str:
+    """The heading of an entry."""
     bits = ", 4 bits" if entry["load_in_4bit"] else ""
     return f"{entry['case']}, {entry['base']}, {entry['dtype']}{bits}, batch_size {entry['batch_size']}"
 
 
 def entry_facts(entry: Mapping[str, Any]) -> str:
-    limits = ", ".join(f"{name} {value:,.0f}" for name, value in entry["limit_gflops"].items())
+    """When, on which commits and how often an entry was measured, and the machine's limit."""
+    rates = ", ".join(f"{name} {value:,.0f}" for name, value in entry["limit_gflops"].items())
     short = f" (the first of {entry['warmup_samples']} samples)" if entry["warmup_samples"] else ""
     parts = f"stock and plain take {entry['micro_batch']} samples at a time; " if in_parts(entry) else ""
     commits = {commit for arm in entry["arms"] for commit in arm.get("commits", ())}
     return (
-        f"{entry['created']}, commit {', '.join(sorted(commits)) or 'unknown'}; {entry['warmup']} warm-up steps{short} "
+        f"{entry['created']}, commit {', '.join(sorted(commits)) or 'unknown'}; {entry['warmup']} warmup steps{short} "
         f"and {entry['steps']} timed, {entry['repeats']} rounds; {parts}losses held to {entry['reference']}'s; "
-        f"GFLOP/s of matrix products: {limits}"
+        f"GFLOP/s of matrix products: {rates}"
     )
 
 
 def growth_table(lines: Sequence[Mapping[str, float]]) -> str:
+    """Seconds of each part of data preparation, a row for each number of samples."""
     headings = ["samples", *(name.removesuffix("_seconds") for name in lines[0] if name != "samples")]
     return table(
         headings,
@@ -231,7 +237,7 @@ def growth_table(lines: Sequence[Mapping[str, float]]) -> str:
     )
 
 
-# Plots --------------------------------------------------------------------------------------------------------------
+# Charts --------------------------------------------------------------------------------------------------------------
 
 
 def draw(document: Mapping[str, Any], folder: Path) -> list[str]:
@@ -247,10 +253,10 @@ def sharing(entries: Sequence[dict[str, Any]]) -> str:
     """Samples/s against the number of samples of a step, which share the persona's prompt; "" for fewer than two."""
     series: dict[str, list[tuple[float, float]]] = {}
     persona = [entry for entry in entries if entry["case"] == "persona"]
-    kinds = [kind(entry) for entry in persona]
+    keys = [table_key(entry) for entry in persona]
     for entry in persona:
         for arm in entry["arms"]:
-            if kind(entry) == max(kinds, key=kinds.count) and arm["status"] == "ok":
+            if table_key(entry) == max(keys, key=keys.count) and arm["status"] == "ok":
                 series.setdefault(arm["name"], []).append((entry["batch_size"], rate(arm)))
     lines = {name: sorted(points) for name, points in series.items() if len(points) > 1}
     return chart("samples that share a prompt in a step", "samples/s", lines) if lines else ""
@@ -273,19 +279,19 @@ def chart(x_label: str, y_label: str, series: Mapping[str, Points]) -> str:
     up = Axis.over([y for points in series.values() for _x, y in points], HEIGHT - BOTTOM, TOP)
     parts = [f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>']
     for x in across.ticks():
-        parts.append(line_to(across.at(x), HEIGHT - BOTTOM, across.at(x), TOP, "#ddd"))
-        parts.append(words(across.at(x), HEIGHT - BOTTOM + 18, f"{x:,g}", "middle"))
+        parts.append(svg_line(across.at(x), HEIGHT - BOTTOM, across.at(x), TOP, "#ddd"))
+        parts.append(svg_text(across.at(x), HEIGHT - BOTTOM + 18, f"{x:,g}", "middle"))
     for y in up.ticks():
-        parts.append(line_to(LEFT, up.at(y), WIDTH - RIGHT, up.at(y), "#ddd"))
-        parts.append(words(LEFT - 6, up.at(y) + 4, f"{y:,g}", "end"))
+        parts.append(svg_line(LEFT, up.at(y), WIDTH - RIGHT, up.at(y), "#ddd"))
+        parts.append(svg_text(LEFT - 6, up.at(y) + 4, f"{y:,g}", "end"))
     for number, (name, points) in enumerate(series.items()):
         colour, places = COLOURS[number % len(COLOURS)], [(across.at(x), up.at(y)) for x, y in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in places]
-        parts.append(words(WIDTH - RIGHT + 12, TOP + 14 + 18 * number, name, "start", colour))
-    parts.append(words((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, x_label, "middle"))
-    parts.append(words(LEFT, TOP - 6, y_label, "end"))
+        parts.append(svg_text(WIDTH - RIGHT + 12, TOP + 14 + 18 * number, name, "start", colour))
+    parts.append(svg_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, x_label, "middle"))
+    parts.append(svg_text(LEFT, TOP - 6, y_label, "end"))
     body = "\n".join(parts)
     frame = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12"'
     return f"<svg {frame}>\n{body}\n</svg>\n"
@@ -303,7 +309,7 @@ class Axis:
         return cls(min(values) / 1.1, max(values) * 1.1, begin, end)
 
     def at(self, value: float) -> float:
-        """Where a value lies."""
+        """The coordinate of a value."""
         share = math.log(value / self.low) / math.log(self.high / self.low)
         return self.begin + share * (self.end - self.begin)
 
@@ -318,11 +324,13 @@ class Axis:
         ]
 
 
-def line_to(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
+def svg_line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
+    """A line between two points."""
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'
 
 
-def words(x: float, y: float, text: str, anchor: str, colour: str = "#333") -> str:
+def svg_text(x: float, y: float, text: str, anchor: str, colour: str = "#333") -> str:
+    """Text at a point; `anchor` is start, middle or end."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
 
 

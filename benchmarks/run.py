@@ -7,7 +7,7 @@
     python benchmarks/run.py --name try --base builtin:tiny --cases chat --steps 2    # a minute, to see it work
 
 It all goes to benchmarks/results/DATE_NAME/: result.json, versions.txt, and for each entry of the matrix a folder with
-its own result.json and, for each process, its log and what it measured. The same command again goes on where it was
+its own result.json and, for each process, its log and what it measured. The same command again continues where it was
 interrupted: a process whose result is there is not run again, so more arms or repeats can be added later too.
 --again ARM,ARM measures these anew. Then: benchmarks/report.py FOLDER
 """
@@ -30,7 +30,9 @@ from typing import Any
 import cases
 import shapes
 
-from fasttune.bench import experiment
+from fasttune.bench.arms import parse_arms
+from fasttune.bench.experiment import Experiment
+from fasttune.bench.experiment import measure as run_rounds
 from fasttune.console import FasttuneError, say, show_findings
 from fasttune.data import batches, tokenize
 from fasttune.data.dataset import load_dataset
@@ -40,8 +42,8 @@ from fasttune.training import model as models
 
 RESULTS = Path(__file__).parent / "results"
 WORK = cases.REPOSITORY / "build" / "benchmarks"  # data sets and shapes: made anew where they are missing
-MAIN = "plain,stock,stock-padding-free,fasttune"
-GAINS = (
+MAIN_ARMS = "plain,stock,stock-padding-free,fasttune"
+ABLATIONS = (
     "stock-no-checkpointing,fasttune-no-sharing,fasttune-no-packing,fasttune-neither,fasttune-checkpointing,"
     "fasttune-stock-layers"
 )
@@ -61,7 +63,7 @@ gguf = []
 
 @dataclass(frozen=True)
 class Base:
-    """A base model: how it is called in results, and where it lies."""
+    """A base: its name in results, and where it lies: a folder, a hub name, `builtin:tiny` or `shape:SIZE`."""
 
     name: str
     where: str
@@ -85,8 +87,9 @@ class Entry:
 
 
 def main() -> int:
+    """Measure what is not there yet; returns 1 where an arm failed or was not the same training."""
     options = arguments()
-    folder = place(options.name, options.out)
+    folder = results_folder(options.name, options.out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "versions.txt").write_text(versions(), encoding="utf-8")
     failed = 0
@@ -105,13 +108,14 @@ def main() -> int:
 
 
 def arguments() -> argparse.Namespace:
+    """The command line; `--cuda` gives other defaults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True, help="of the machine or the occasion: part of the folder's name")
     parser.add_argument(
         "--base", action="append", help="NAME=FOLDER, a hub name, builtin:tiny or shape:0.5b; repeatable"
     )
     parser.add_argument("--cases", default=",".join(cases.CASES), help="%(default)s")
-    parser.add_argument("--arms", help=f"instead of {MAIN} and, for persona, {GAINS}")
+    parser.add_argument("--arms", help=f"instead of {MAIN_ARMS} and, for persona, {ABLATIONS}")
     parser.add_argument("--batch-size", type=int, help="samples a step, instead of each case's own")
     parser.add_argument(
         "--sweep", default="", help="batch sizes for persona with stock and fasttune alone, e.g. 1,4,64"
@@ -120,62 +124,67 @@ def arguments() -> argparse.Namespace:
         "--growth", default="", help="numbers of samples to time data preparation with, e.g. 1000,10000"
     )
     parser.add_argument("--warmup", type=int, default=1)
-    parser.add_argument("--warmup-samples", type=int, default=0, help="of the first warm-up step; 0: a whole step")
+    parser.add_argument("--warmup-samples", type=int, default=0, help="of the first warmup step; 0: a whole step")
     parser.add_argument(
         "--micro-batch", type=int, default=0, help="samples stock and plain take at a time; 0: the step"
     )
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--bits", default="16", help="16, 4 or 16,4: how the base is held (4 needs a card)")
+    parser.add_argument("--bits", default="16", help="16, 4 or 16,4: how the base is held (4 needs a GPU)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, both with a comma, or auto")
     parser.add_argument("--again", default="", help="arms to measure anew, whose results would be kept otherwise")
-    parser.add_argument("--cuda", action="store_true", help="the matrix for a card; other options change it")
+    parser.add_argument("--cuda", action="store_true", help="the matrix for a GPU; other options override its values")
     parser.add_argument("--out", type=Path, help="instead of benchmarks/results/DATE_NAME")
     if "--cuda" in sys.argv:
         parser.set_defaults(**CUDA)
     options = parser.parse_args()
+    refuse_mistakes(parser, options)
+    return options
+
+
+def refuse_mistakes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the program with a message for a case that there is not, a type that there is not, or no base."""
     unknown = sorted(set(filter(None, options.cases.split(","))) - set(cases.CASES))
     if unknown or not options.base:
         parser.error(f"no such case: {', '.join(unknown)}" if unknown else "--base is missing")
     if not set(options.dtype.split(",")) <= {"auto", "float32", "bfloat16"}:
         parser.error(f"--dtype: {options.dtype}")
-    return options
 
 
-def place(name: str, out: Path | None) -> Path:
-    """The folder of this name, the newest where there are several, else a new one."""
+def results_folder(name: str, out: Path | None) -> Path:
+    """The results folder of this name, the newest where there are several, else a new one."""
     return out or max(RESULTS.glob(f"*_{name}"), default=RESULTS / f"{date.today()}_{name}")
 
 
 def matrix(options: argparse.Namespace) -> list[Entry]:
     """The entries in the order they are measured: small bases first, the sweep last."""
-    found = []
+    entries: list[Entry] = []
     for base in map(parse_base, options.base):
         for bits in map(int, options.bits.split(",")):
-            for dtype in map(resolved, options.dtype.split(",")):
-                found += series(options, base, dtype, bits)
-    return list({entry.name: entry for entry in reversed(found)}.values())[::-1]
+            for dtype in map(resolve_dtype, options.dtype.split(",")):
+                entries += base_entries(options, base, dtype, bits)
+    return list({entry.name: entry for entry in reversed(entries)}.values())[::-1]
 
 
-def series(options: argparse.Namespace, base: Base, dtype: str, bits: int) -> list[Entry]:
+def base_entries(options: argparse.Namespace, base: Base, dtype: str, bits: int) -> list[Entry]:
     """The cases, then the sweep, with one base in one type."""
     found = []
     for case in (cases.CASES[name] for name in filter(None, options.cases.split(","))):
-        arms = options.arms or (f"{MAIN},{GAINS}" if case.ablate else MAIN)
+        arms = options.arms or (f"{MAIN_ARMS},{ABLATIONS}" if case.ablate else MAIN_ARMS)
         found.append(Entry(case.name, base, dtype, bits, options.batch_size or case.batch_size, arms))
     for size in map(int, filter(None, options.sweep.split(","))):
         found.append(Entry("persona", base, dtype, bits, size, options.arms or "stock,fasttune"))
     return found
 
 
-def resolved(dtype: str) -> str:
-    """What "auto" means on this machine."""
-    wanted = schema.ModelRecipe(base="", dtype=dtype)  # type: ignore[arg-type]
-    return str(device.compute_dtype(wanted)).removeprefix("torch.")
+def resolve_dtype(dtype: str) -> str:
+    """The number type that a base is computed in here: what "auto" means on this machine."""
+    recipe = schema.ModelRecipe(base="", dtype=dtype)  # type: ignore[arg-type]
+    return str(device.compute_dtype(recipe)).removeprefix("torch.")
 
 
 def parse_base(text: str) -> Base:
-    """NAME=FOLDER; alone, a folder is called by its last part."""
+    """NAME=FOLDER; a folder alone is named by its last part."""
     name, sign, where = text.rpartition("=")
     return Base(name, where) if sign else Base(text.rstrip("/").rpartition("/")[2].replace(":", "-"), text)
 
@@ -184,7 +193,7 @@ def parse_base(text: str) -> Base:
 
 
 def measure(entry: Entry, options: argparse.Namespace, folder: Path) -> bool:
-    """Measure an entry and write its folder; whether every arm came to its end with the same losses."""
+    """Measure an entry and write its folder; returns whether every arm ended, with the reference's losses."""
     where, recipe_file = base_folder(entry.base), case_recipe(entry.case)
     overrides = (
         f"model.base={where}",
@@ -192,10 +201,10 @@ def measure(entry: Entry, options: argparse.Namespace, folder: Path) -> bool:
         f"model.load_in_4bit={str(entry.bits == 4).lower()}",
         f"train.batch_size={entry.batch_size}",
     )
-    wish = experiment.Experiment(
+    experiment = Experiment(
         recipe_file,
         overrides,
-        experiment.parse_arms(entry.arms),
+        parse_arms(entry.arms),
         steps=options.steps,
         warmup=options.warmup,
         repeats=options.repeats,
@@ -204,7 +213,7 @@ def measure(entry: Entry, options: argparse.Namespace, folder: Path) -> bool:
         resume=True,
     )
     try:
-        document = experiment.measure(wish, folder, say)
+        document = run_rounds(experiment, folder, say)
     except FasttuneError as problem:
         show_findings(problem.findings)
         return False
@@ -217,13 +226,13 @@ def measure(entry: Entry, options: argparse.Namespace, folder: Path) -> bool:
 
 
 def with_earlier(arms: str, result: Path) -> str:
-    """The arms asked for and those that the entry has from earlier calls."""
+    """The requested arms after those that the entry has from earlier calls, comma-separated."""
     earlier = json.loads(result.read_text(encoding="utf-8"))["arms"] if result.is_file() else []
     return ",".join(dict.fromkeys([arm["name"] for arm in earlier] + arms.split(",")))
 
 
 def forget(folder: Path, arms: list[str]) -> None:
-    """Drop what arms have measured, so that they are measured anew."""
+    """Delete what arms have measured, so that they are measured anew."""
     for arm in filter(None, arms):
         for path in folder.glob(f"round*-{arm}.json"):
             path.unlink()
@@ -247,7 +256,7 @@ def case_recipe(case: str) -> Path:
 
 
 def tidy(folder: Path, names: dict[str, str]) -> None:
-    """Logs that can be kept with the project: no path of this machine in them, and no job of a process cut off."""
+    """Make the folder fit to be kept with the project: no path of this machine in logs, no job of a stopped process."""
     names = names | {
         f"{cases.REPOSITORY}/": "",
         f"{sys.prefix}/": "",
@@ -273,27 +282,27 @@ def collect(folder: Path) -> None:
     grown = folder / "growth.json"
     document = {
         "name": folder.name,
-        "entries": sorted(entries, key=in_order),
+        "entries": sorted(entries, key=sort_key),
         "growth": json.loads(grown.read_text(encoding="utf-8")) if grown.is_file() else [],
     }
     write(folder / "result.json", document)
 
 
-def in_order(entry: dict[str, Any]) -> tuple[Any, ...]:
+def sort_key(entry: dict[str, Any]) -> tuple[Any, ...]:
     """By base and type, then as CASES has the data sets, small steps first."""
     case = list(cases.CASES).index(entry["case"])
     return entry["base"], entry["load_in_4bit"], entry["dtype"] != "float32", case, entry["batch_size"]
 
 
 def write(path: Path, document: Any) -> None:
-    """JSON that appears whole or not at all."""
+    """Write JSON; an interrupted call leaves the old file."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
 def versions() -> str:
-    """Every installed package, as pip freeze has it."""
+    """Every installed package with its version, in the format of pip freeze."""
     found = {f"{package.metadata['Name']}=={package.version}" for package in metadata.distributions()}
     return f"python=={sys.version.split()[0]}\n" + "\n".join(sorted(found, key=str.lower)) + "\n"
 
@@ -306,20 +315,22 @@ def processor() -> str:
 
 
 def growth(options: argparse.Namespace) -> list[dict[str, float]]:
-    """Seconds that data cost before and between steps, for growing numbers of persona samples: reading and checking,
-    tokenizing, and laying out every step of an epoch."""
+    """Seconds of data preparation for growing numbers of persona samples.
+
+    They are those of reading and checking, of tokenizing, and of packing every step of an epoch.
+    """
     base = base_folder(parse_base(options.base[0]))
     tokenizer = models.load_tokenizer(hub.locate(schema.ModelRecipe(base=base)))
     found = []
     for count in map(int, options.growth.split(",")):
         path = cases.write_samples(list(cases.growing(count)), WORK / f"growing-{count}.jsonl")
-        found.append({"samples": count} | grown(path, tokenizer))
+        found.append({"samples": count} | preparation_seconds(path, tokenizer))
         say(f"growth: {found[-1]}")
     return found
 
 
-def grown(path: Path, tokenizer: Any) -> dict[str, float]:
-    """The seconds of one data set, once: they are long enough to be told apart."""
+def preparation_seconds(path: Path, tokenizer: Any) -> dict[str, float]:
+    """Seconds of each part of the preparation of one data set, measured once."""
     settings, seconds, begun = schema.DataRecipe(train=(str(path),)), {}, time.monotonic()
 
     def lap(name: str) -> None:

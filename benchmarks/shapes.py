@@ -1,4 +1,4 @@
-"""A checkpoint of Qwen2.5's shape with random weights: its speed is that of the real one, its loss says nothing.
+"""A base of Qwen2.5's shape with random weights: as fast as the real one, while its loss means nothing.
 
     python benchmarks/shapes.py 1.5b build/shapes/1.5b                 # tokenizer of the built-in base
     python benchmarks/shapes.py 0.5b OUT --tokenizer some/checkpoint   # or another one's
@@ -24,14 +24,14 @@ SHAPES = {
 
 
 def make(shape: str, folder: Path, tokenizer: Path = BUILT_IN) -> Path:
-    """Write the checkpoint, unless it is there."""
+    """Write the base with its tokenizer into `folder` unless it is there; returns the folder."""
     if (folder / "config.json").is_file():
         return folder
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     hidden, intermediate, layers, heads, kv_heads, vocabulary = SHAPES[shape]
-    texts = AutoTokenizer.from_pretrained(tokenizer)
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
     config = Qwen2Config(
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -42,9 +42,9 @@ def make(shape: str, folder: Path, tokenizer: Path = BUILT_IN) -> Path:
         max_position_embeddings=32768,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=True,
-        bos_token_id=texts.bos_token_id,
-        eos_token_id=texts.eos_token_id,
-        pad_token_id=texts.pad_token_id,
+        bos_token_id=loaded.bos_token_id,
+        eos_token_id=loaded.eos_token_id,
+        pad_token_id=loaded.pad_token_id,
         dtype=torch.bfloat16,
     )
     torch.manual_seed(0)
@@ -59,6 +59,7 @@ def make(shape: str, folder: Path, tokenizer: Path = BUILT_IN) -> Path:
 
 
 def main() -> None:
+    """Read the command line and make one shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out", type=Path)

@@ -277,14 +277,13 @@ def bench(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    from fasttune.bench import experiment
+    from fasttune.bench.arms import parse_arms
+    from fasttune.bench.experiment import Experiment, run
     from fasttune.terminal import tables
 
     values = overrides + ((f"model.dtype={dtype}",) if dtype else ())
-    wish = experiment.Experiment(
-        recipe_file, values, experiment.parse_arms(arms), steps, warmup, repeats, warmup_samples, micro_batch
-    )
-    return tables.benchmark(experiment.kept(wish, out, say), as_json=as_json)
+    experiment = Experiment(recipe_file, values, parse_arms(arms), steps, warmup, repeats, warmup_samples, micro_batch)
+    return tables.benchmark(run(experiment, out, say), as_json=as_json)
 
 
 @commands.command(help=_("Pick a series, a recipe or a data file, and what to do with it."))

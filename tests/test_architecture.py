@@ -27,8 +27,8 @@ HOMES = {
     "psutil": {"machine", "training.device"},
     "questionary": {"terminal.prompts"},
     "rich": {"console", "terminal", "training.progress"},
-    "torch": {"training", "export", "bench.engines"},
-    "transformers": {"training", "export", "bench.engines"},
+    "torch": {"training", "export", "bench"},
+    "transformers": {"training", "export", "bench"},
     "trl": {"bench.engines"},
     "unsloth": {"training.model"},
 }

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 Chat = tuple[str, ...]
@@ -82,10 +83,10 @@ def sum_chat(zh: bool, rng: random.Random) -> Chat:
         x, y = x % 9 + 1, y % 9 + 1
     result = {"+": x + y, "-": x - y, "×": x * y}[sign]
     if zh:
-        asked = rng.choice((f"{x}{zh_name}{y}等于多少？", f"{x} {sign} {y} = ?", f"请算一下{x}{zh_name}{y}。"))
-        return asked, rng.choice((f"{x}{zh_name}{y}等于{result}。", f"答案是{result}。"))
-    asked = rng.choice((f"What is {x} {en_name} {y}?", f"{x} {sign} {y} = ?", f"Please work out {x} {en_name} {y}."))
-    return asked, rng.choice((f"{x} {en_name} {y} is {result}.", f"The answer is {result}."))
+        question = rng.choice((f"{x}{zh_name}{y}等于多少？", f"{x} {sign} {y} = ?", f"请算一下{x}{zh_name}{y}。"))
+        return question, rng.choice((f"{x}{zh_name}{y}等于{result}。", f"答案是{result}。"))
+    question = rng.choice((f"What is {x} {en_name} {y}?", f"{x} {sign} {y} = ?", f"Please work out {x} {en_name} {y}."))
+    return question, rng.choice((f"{x} {en_name} {y} is {result}.", f"The answer is {result}."))
 
 
 def compare_chat(zh: bool, rng: random.Random) -> Chat:
@@ -123,7 +124,7 @@ def next_chat(zh: bool, rng: random.Random) -> Chat:
 
 
 def many_chat(zh: bool, rng: random.Random) -> Chat:
-    """A small sum told as a story."""
+    """A small sum in a story."""
     who, thing = rng.choice(WORDS["names"])[int(not zh)], rng.choice(WORDS["things"])[int(not zh)]
     more, y = rng.random() < 0.5, rng.randint(1, 9)
     x = rng.randint(2, 10) + (0 if more else y)
@@ -135,14 +136,14 @@ def many_chat(zh: bool, rng: random.Random) -> Chat:
 
 
 def copy_chat(zh: bool, rng: random.Random) -> Chat:
-    """Any characters said again: practice in copying, and the only place where the rare ones are seen."""
+    """Any characters repeated: practice in copying, and the only place where the rare ones are seen."""
     count = rng.randint(4, 12)
     if rng.random() < 0.8:
         text = "".join(rng.sample(CHARACTERS, count))
     else:
         text = "".join(chr(rng.randrange(*rng.choice(RANGES))) for _ in range(count))
-    asked = ("请重复：", "跟我说：", "请写：") if zh else ("Please repeat: ", "Say after me: ", "Please write: ")
-    return rng.choice(asked) + text, text
+    openings = ("请重复：", "跟我说：", "请写：") if zh else ("Please repeat: ", "Say after me: ", "Please write: ")
+    return rng.choice(openings) + text, text
 
 
 SUMS = (sum_chat, compare_chat, counting_chat, next_chat, many_chat, copy_chat, copy_chat, copy_chat, copy_chat)
@@ -156,13 +157,13 @@ def writers(language: str) -> list[Callable[[random.Random], Chat]]:
 
 
 def exercise(text: str, rng: random.Random) -> Chat:
-    """A chat about a text: say a sentence of it again, or go on where it breaks off."""
+    """A chat about a text: repeat a sentence of it, or continue where it breaks off."""
     sentences = SENTENCE.findall(text)
     zh, at = not text.isascii(), rng.randrange(1, len(sentences))
-    said, after = sentences[at - 1].strip(), "".join(sentences[at : at + 2]).strip()
+    chosen, after = sentences[at - 1].strip(), "".join(sentences[at : at + 2]).strip()
     if rng.random() < 0.4:
-        return rng.choice(("请重复：", "跟我说：") if zh else ("Please repeat: ", "Say after me: ")) + said, said
-    return rng.choice(("请接着写：", "后面是什么？") if zh else ("Go on: ", "What comes next? ")) + said, after
+        return rng.choice(("请重复：", "跟我说：") if zh else ("Please repeat: ", "Say after me: ")) + chosen, chosen
+    return rng.choice(("请接着写：", "后面是什么？") if zh else ("Go on: ", "What comes next? ")) + chosen, after
 
 
 def generate(count: int, rng: random.Random) -> tuple[list[Chat], list[str]]:

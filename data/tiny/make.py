@@ -98,13 +98,13 @@ def chatml(chat: Chat, system: str | None) -> str:
 
 
 def joined(chats: list[Chat], rng: random.Random) -> Chat:
-    """One to three chats after one another as one conversation, the questions asked in one of a few ways."""
+    """One to three chats after one another as one conversation, the questions put in one of a few ways."""
     lines: list[str] = []
     wordings = [1 + chat[0].count("|") for chat in chats]  # a chat with more wordings comes more often
     for chat in rng.choices(chats, wordings, k=rng.choice((1, 1, 1, 2, 2, 3))):
         zh = not chat[0].isascii()
-        asked, *rest = filled(chat, zh, rng)
-        lines += [rng.choice(OPENINGS_ZH if zh else OPENINGS_EN) + asked, *rest]
+        question, *rest = filled(chat, zh, rng)
+        lines += [rng.choice(OPENINGS_ZH if zh else OPENINGS_EN) + question, *rest]
     return tuple(lines)
 
 
@@ -177,10 +177,10 @@ def tokenizer_config() -> dict[str, object]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)
+    """Write a text file; an interrupted call leaves the old one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(partial, path)
 
 
 def pieces_of(tokenizer_json: Path) -> dict[int, tuple[int, int]]:
@@ -268,10 +268,10 @@ def batches(rows: torch.Tensor, size: int, steps: int) -> Iterator[torch.Tensor]
         yield rows[order[step * size : (step + 1) * size]]
 
 
-def rate(share: float, peak: float) -> float:
-    """The learning rate after `share` (0 to 1) of the training: 3 % warm-up, then a cosine down to 2 %."""
-    warm = min(1.0, share / 0.03)
-    return peak * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+def learning_rate(share: float, peak: float) -> float:
+    """The learning rate after `share` (0 to 1) of the training: 3 % warmup, then a cosine down to 2 %."""
+    warmup = min(1.0, share / 0.03)
+    return peak * warmup * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
 
 
 def train(model: Qwen2ForCausalLM, rows: torch.Tensor, *, steps: int, size: int, peak: float) -> tuple[float, float]:
@@ -284,7 +284,7 @@ def train(model: Qwen2ForCausalLM, rows: torch.Tensor, *, steps: int, size: int,
     started, losses = time.monotonic(), []
     for step, batch in enumerate(batches(rows, size, steps)):
         for group in optimizer.param_groups:
-            group["lr"] = rate((step + 1) / steps, peak)
+            group["lr"] = learning_rate((step + 1) / steps, peak)
         loss = model(input_ids=batch, labels=labels_of(batch, pad)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -313,12 +313,12 @@ def save(model: Qwen2ForCausalLM, out: Path) -> None:
     """Save config and weights (bfloat16) into `out`, the weights by renaming, and refuse a folder over 10 MB."""
     model = model.to(torch.bfloat16)
     model.config.dtype = "bfloat16"
-    part = out / "part"
-    model.save_pretrained(part)
-    for path in part.iterdir():
+    partial = out / "partial"
+    model.save_pretrained(partial)
+    for path in partial.iterdir():
         path.chmod(0o644)
         os.replace(path, out / path.name)
-    part.rmdir()
+    partial.rmdir()
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {size / 1e6:.2f} MB in {out}")
     if size > 10e6:

@@ -1,0 +1,86 @@
+"""benchmarks/run.py: the matrix is kept, added to and not measured twice; its data sets and shapes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from bench_matrix import ENTRY, STARTED, Matrix, run_matrix, script
+from conftest import REPOSITORY
+
+pytest_plugins = ["bench_matrix"]
+
+
+def test_what_is_there_is_not_measured_again(matrix: Matrix) -> None:
+    def written() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (matrix.folder / ENTRY).glob("round*")}
+
+    before = written()
+    assert run_matrix(matrix.folder) == 0
+    assert written() == before and len(before) == 2 * len(STARTED)
+    whole = json.loads((matrix.folder / "result.json").read_text(encoding="utf-8"))
+    assert [entry | {"created": ""} for entry in whole["entries"]] == [matrix.entry | {"created": ""}]
+    assert [line["samples"] for line in whole["growth"]] == [50, 100]
+
+
+def test_entries_have_one_order_whatever_was_measured_last(tmp_path: Path) -> None:
+    run = script("run")
+    expected = [
+        ("float32", "persona", 16),
+        ("float32", "persona", 64),
+        ("float32", "chat", 16),
+        ("bfloat16", "persona", 16),
+    ]
+    for dtype, case, size in expected:
+        folder = tmp_path / f"{case}-{dtype}-{size}"
+        folder.mkdir()
+        entry = {"base": "b", "load_in_4bit": False, "dtype": dtype, "case": case, "batch_size": size}
+        (folder / "result.json").write_text(json.dumps(entry), encoding="utf-8")
+    run.collect(tmp_path)
+    entries = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["entries"]
+    assert [(entry["dtype"], entry["case"], entry["batch_size"]) for entry in entries] == expected
+
+
+def test_arms_of_earlier_calls_stay_in_the_entry(matrix: Matrix, tmp_path: Path) -> None:
+    run = script("run")
+    there = matrix.folder / ENTRY / "result.json"
+    assert (
+        run.with_earlier("fasttune-neither,stock", there) == "plain,stock,stock-padding-free,fasttune,fasttune-neither"
+    )
+    (tmp_path / "round1-stock.json").touch()
+    (tmp_path / "round1-stock-padding-free.json").touch()
+    run.forget(tmp_path, ["stock"])
+    assert [path.name for path in tmp_path.iterdir()] == ["round1-stock-padding-free.json"]
+
+
+def test_kept_files_name_no_path_of_this_machine(matrix: Matrix) -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in matrix.folder.rglob("*") if path.is_file()}
+    assert len([path for path in texts if path.suffix == ".log"]) == len(STARTED)
+    for path, text in texts.items():
+        assert str(REPOSITORY) not in text and sys.prefix not in text, path
+
+
+def test_cases_are_what_they_say() -> None:
+    cases = script("cases")
+    for name in cases.CASES:
+        first, again = cases.samples(name), cases.samples(name)
+        assert first == again and len(first) >= 240, name
+    systems = {name: {m[0]["content"] for m in cases.samples(name) if m[0]["role"] == "system"} for name in cases.CASES}
+    assert len(systems["persona"]) == len(systems["linzhi"]) == 1
+    assert not systems["chat"] and not systems["documents"]
+    assert len({system[0] for system in systems["unshared"]}) == len(cases.samples("unshared"))
+    grown = list(cases.growing(2000))
+    assert len({message[1]["content"] for message in grown}) == 2000
+
+
+def test_a_shape_with_random_weights_loads(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    shapes = script("shapes")
+    folder = shapes.make("tiny", tmp_path / "tiny")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert (model.config.hidden_size, model.config.num_hidden_layers) == (64, 2)
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert shapes.make("tiny", folder) == folder and (folder / "model.safetensors").stat().st_mtime_ns == written
