@@ -35,8 +35,8 @@ Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = (N_("error"), N_("warning"), N_("info"))
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
-talk = Console(stderr=True, highlight=False, emoji=False)
-data = Console(highlight=False, emoji=False)
+stderr_console = Console(stderr=True, highlight=False, emoji=False)
+stdout_console = Console(highlight=False, emoji=False)
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
     for finding in findings:
         where = f"[bold]{escape(finding.where)}[/]: " if finding.where else ""
         label, hint = _(finding.level), _("hint")
-        talk.print(f"[{STYLES[finding.level]}]{label}:[/] {where}{escape(finding.what)}", soft_wrap=True)
+        stderr_console.print(f"[{STYLES[finding.level]}]{label}:[/] {where}{escape(finding.what)}", soft_wrap=True)
         if finding.why:
-            talk.print(f"  {escape(finding.why)}", soft_wrap=True)
+            stderr_console.print(f"  {escape(finding.why)}", soft_wrap=True)
         if finding.fix:
-            talk.print(f"  [green]{hint}:[/] {escape(finding.fix)}", soft_wrap=True)
+            stderr_console.print(f"  [green]{hint}:[/] {escape(finding.fix)}", soft_wrap=True)
 
 
 def can_ask() -> bool:
@@ -116,16 +116,16 @@ def can_ask() -> bool:
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
     """No talk: another process says it."""
-    talk.quiet = True
+    stderr_console.quiet = True
     try:
         yield
     finally:
-        talk.quiet = False
+        stderr_console.quiet = False
 
 
 def say(text: str) -> None:
     """A line of talk on stderr, brackets and all."""
-    talk.print(text, markup=False, soft_wrap=True)
+    stderr_console.print(text, markup=False, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:

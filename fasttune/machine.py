@@ -29,8 +29,8 @@ WSL_NVIDIA_SMI = "/usr/lib/wsl/lib/nvidia-smi"  # where Windows' driver puts it;
 class Machine:
     """Free memory in GiB: of the card with the most of it (None without a card), and of the computer."""
 
-    card: float | None
-    ram: float
+    gpu_gib: float | None
+    ram_gib: float
 
 
 # The machine --------------------------------------------------------------------------------------------------------
@@ -38,10 +38,10 @@ class Machine:
 
 def free_memory() -> Machine:
     """What is free now, by nvidia-smi and the kernel; without loading torch."""
-    return Machine(gpu_memory(), ram_memory(Path("/proc/meminfo")))
+    return Machine(free_gpu_gib(), free_ram_gib(Path("/proc/meminfo")))
 
 
-def gpu_memory() -> float | None:
+def free_gpu_gib() -> float | None:
     """Free GiB of the card with the most of it; None where no card answers."""
     for program in ("nvidia-smi", WSL_NVIDIA_SMI):
         try:
@@ -57,7 +57,7 @@ def gpu_memory() -> float | None:
     return None
 
 
-def ram_memory(meminfo: Path) -> float:
+def free_ram_gib(meminfo: Path) -> float:
     """GiB of memory that programs can get without swapping; all there is where the kernel does not say."""
     if meminfo.is_file():
         for line in meminfo.read_text(encoding="ascii").splitlines():

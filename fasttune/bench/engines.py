@@ -453,7 +453,7 @@ def seconds(product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], *oper
 def read_recipe(job: Job) -> tuple[Recipe, Dataset]:
     """The recipe with a benchmark's fixed values, and its training samples; nothing is evaluated."""
     wanted = with_values(load_recipe(job.recipe, job.overrides), fixed_values(job.steps), "bench")
-    return wanted, replace(load_dataset(wanted.data, wanted.train.seed), val=())
+    return wanted, replace(load_dataset(wanted.data, wanted.train.seed), held_out=())
 
 
 def shorten_warm_up(samples: int) -> None:

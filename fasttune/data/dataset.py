@@ -29,7 +29,7 @@ __all__ = [
     "conversation_key",
     "fingerprint",
     "load_dataset",
-    "read",
+    "read_samples",
     "split",
 ]
 
@@ -58,7 +58,7 @@ class Dataset:
     """Samples ready to render, `fingerprint` the sha256 of their contents in order; none of `findings` is an error."""
 
     train: tuple[Sample, ...]
-    val: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
     fingerprint: str
     findings: tuple[Finding, ...]
 
@@ -71,7 +71,7 @@ def load_dataset(recipe: DataRecipe, seed: int) -> Dataset:
     train_paths = list(recipe.train)
     val_paths = [recipe.val] if isinstance(recipe.val, str) and recipe.val else []
     findings = _listed_twice(train_paths) + _system_problems(recipe.system)
-    readings = {path: read(path) for path in [*train_paths, *val_paths]}
+    readings = {path: read_samples(path) for path in [*train_paths, *val_paths]}
     findings += [finding for reading in readings.values() for finding in reading.findings]
     if any(finding.level == "error" for finding in findings):
         raise FasttuneError(*findings)
@@ -85,7 +85,7 @@ def load_dataset(recipe: DataRecipe, seed: int) -> Dataset:
     return Dataset(tuple(train), tuple(val), fingerprint(train, val), tuple(findings))
 
 
-def read(path: str) -> Reading:
+def read_samples(path: str) -> Reading:
     """The samples of one file and everything that is wrong with it, syntax to meaning; raises nothing."""
     records, findings = read_records(path)
     notes = Notes(findings=findings)

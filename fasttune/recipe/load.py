@@ -57,7 +57,7 @@ def resolve(file: RecipeFile, overrides: Iterable[str] = ()) -> Recipe:
     entries = {entry.key: entry for entry in [*written, *overriding]}
     refused: set[str] = set()  # what was meant by entries that were refused: not missing, nor ground for contradictions
     for entry in entries.values():
-        problem, meant = check(entry)
+        problem, meant = check_entry(entry)
         if problem:
             findings.append(problem)
             refused.add(meant)
@@ -178,7 +178,7 @@ def override_value(key: str, text: str) -> Any:
     return text if is_text else value
 
 
-def check(entry: Entry) -> tuple[Finding | None, str]:
+def check_entry(entry: Entry) -> tuple[Finding | None, str]:
     """What is wrong with an entry, if anything, and the setting or table that was meant ("" where nobody knows)."""
     if entry.key in TABLES:
         return table_problem(entry)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fasttune.console import FasttuneError, Finding
-from fasttune.data.dataset import Message, Sample, conversation_key, load_dataset, read, split
+from fasttune.data.dataset import Message, Sample, conversation_key, load_dataset, read_samples, split
 from fasttune.recipe.schema import DataRecipe
 
 if sys.version_info >= (3, 11):
@@ -73,7 +73,7 @@ def test_all_problems_of_all_files_come_at_once(monkeypatch: pytest.MonkeyPatch)
 
 def test_good_samples_of_a_broken_file_can_still_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(BROKEN)
-    assert [sample.id for sample in read("many-problems.jsonl").samples] == ["many-problems.jsonl:1"]
+    assert [sample.id for sample in read_samples("many-problems.jsonl").samples] == ["many-problems.jsonl:1"]
 
 
 def test_missing_file_names_the_near_one_and_a_directory_its_files(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_random_damage_never_crashes_and_never_passes_in_silence(tmp_path: Path)
         for _hit in range(chance.randint(1, 4)):
             raw[chance.randrange(len(raw))] = chance.randrange(256)
         path.write_bytes(bytes(raw))
-        reading = read(str(path))
+        reading = read_samples(str(path))
         assert len(reading.samples) == 6 or any(finding.level == "error" for finding in reading.findings)
 
 
@@ -122,7 +122,7 @@ def test_other_encodings_that_decode_as_gb18030_are_not_taken_for_it(text: str, 
 def test_gb18030_holds_traditional_characters_and_emoji_too(tmp_path: Path) -> None:
     path, text = tmp_path / "t.jsonl", "你好，我喜歡在下雨的時候看書，也喜歡和朋友們去海邊🐼。"
     path.write_bytes(json.dumps(pair(text), ensure_ascii=False).encode("gb18030"))
-    reading = read(str(path))
+    reading = read_samples(str(path))
     assert turns(reading.samples[0])[0] == ("user", text)
     assert [finding.code for finding in reading.findings] == ["gb18030"]
 
@@ -167,32 +167,32 @@ def test_every_format_reads(name: str) -> None:
 
 
 def test_history_system_and_content_parts() -> None:
-    _first, night, _last = read(str(FORMATS / "alpaca.json")).samples
+    _first, night, _last = read_samples(str(FORMATS / "alpaca.json")).samples
     asked = [("user", "海是什么颜色？"), ("assistant", "看天。")]
     assert turns(night) == [SYSTEM, *asked, ("user", "那夜里呢？"), ("assistant", "夜里是黑的，黑得能听见。")]
-    assert turns(read(str(FORMATS / "sharegpt.jsonl")).samples[1])[0] == SYSTEM
-    assert turns(read(str(FORMATS / "messages.json")).samples[1])[0] == ("user", "And when it does not come?")
+    assert turns(read_samples(str(FORMATS / "sharegpt.jsonl")).samples[1])[0] == SYSTEM
+    assert turns(read_samples(str(FORMATS / "messages.json")).samples[1])[0] == ("user", "And when it does not come?")
 
 
 def test_ids_name_the_line_a_record_starts_on(tmp_path: Path) -> None:
     spaced = tmp_path / "spaced.jsonl"
     spaced.write_bytes(b"\r\n" + json.dumps(pair("a")).encode() + b"\r\n\r\n" + json.dumps(pair("b")).encode())
-    assert [sample.id for sample in read(str(spaced)).samples] == [f"{spaced}:2", f"{spaced}:4"]
+    assert [sample.id for sample in read_samples(str(spaced)).samples] == [f"{spaced}:2", f"{spaced}:4"]
     array = tmp_path / "array.jsonl"  # an array under a JSONL name
     array.write_text(json.dumps([pair("a"), pair("b")], indent=1), encoding="utf-8")
-    assert [sample.id for sample in read(str(array)).samples] == [f"{array}:2", f"{array}:6"]
+    assert [sample.id for sample in read_samples(str(array)).samples] == [f"{array}:2", f"{array}:6"]
     array.write_text(json.dumps([pair("a"), pair("b")]), encoding="utf-8")
-    assert [sample.id for sample in read(str(array)).samples] == [f"{array}:1#1", f"{array}:1#2"]
+    assert [sample.id for sample in read_samples(str(array)).samples] == [f"{array}:1#1", f"{array}:1#2"]
 
 
 def test_unicode_line_separators_in_text_are_no_line_ends(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", pair("a\u2028b\u2029c"), pair("d"))
-    assert turns(read(path).samples[0])[0] == ("user", "a\u2028b\u2029c")
+    assert turns(read_samples(path).samples[0])[0] == ("user", "a\u2028b\u2029c")
 
 
 def test_contents_become_nfc_and_ignored_keys_are_named_once(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", pair("cafe\u0301") | {"id": 1}, pair("b") | {"id": 2, "source": "x"})
-    reading = read(path)
+    reading = read_samples(path)
     assert turns(reading.samples[0])[0] == ("user", "caf\u00e9")
     assert [(f.code, f.level) for f in reading.findings] == [("ignored-keys", "info"), ("normalised", "info")]
     assert "id (2), source (1)" in reading.findings[0].what
@@ -200,11 +200,11 @@ def test_contents_become_nfc_and_ignored_keys_are_named_once(tmp_path: Path) -> 
 
 def test_contents_are_not_trimmed(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", pair("  a\n", "\n\tb \r\n"))
-    assert turns(read(path).samples[0]) == [("user", "  a\n"), ("assistant", "\n\tb \r\n")]
+    assert turns(read_samples(path).samples[0]) == [("user", "  a\n"), ("assistant", "\n\tb \r\n")]
 
 
 def test_replacement_character_warns(tmp_path: Path) -> None:
-    (finding,) = read(write(tmp_path / "t.jsonl", pair("好\ufffd"))).findings
+    (finding,) = read_samples(write(tmp_path / "t.jsonl", pair("好\ufffd"))).findings
     assert (finding.code, finding.level) == ("replacement-character", "warning")
 
 
@@ -228,10 +228,10 @@ def test_fraction_is_seeded_keeps_order_and_never_parts_duplicates(tmp_path: Pat
     path = write(tmp_path / "t.jsonl", *records)
     recipe = DataRecipe(train=(path,), val=0.2)
     one, again, other = (load_dataset(recipe, seed) for seed in (1, 1, 2))
-    assert one == again and one.val != other.val
-    assert len(one.val) in range(15, 21) and len(one.train) + len(one.val) == 100
-    assert not {conversation_key(s) for s in one.train} & {conversation_key(s) for s in one.val}
-    lines = [int(sample.id.rsplit(":", 1)[1]) for sample in one.val]
+    assert one == again and one.held_out != other.held_out
+    assert len(one.held_out) in range(15, 21) and len(one.train) + len(one.held_out) == 100
+    assert not {conversation_key(s) for s in one.train} & {conversation_key(s) for s in one.held_out}
+    lines = [int(sample.id.rsplit(":", 1)[1]) for sample in one.held_out]
     assert lines == sorted(lines)
 
 
@@ -246,7 +246,7 @@ def test_fraction_leaves_one_sample_on_each_side(tmp_path: Path) -> None:
     two = write(tmp_path / "two.jsonl", pair("a"), pair("b"))
     for fraction in (0.01, 0.99):
         dataset = load_dataset(DataRecipe(train=(two,), val=fraction), seed=0)
-        assert (len(dataset.train), len(dataset.val)) == (1, 1)
+        assert (len(dataset.train), len(dataset.held_out)) == (1, 1)
     same = write(tmp_path / "same.jsonl", pair("a"), pair("a  ") | {"system": "s"})
     assert refusal(same, val=0.5)[0].code == "cannot-split"
 

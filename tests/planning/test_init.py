@@ -14,7 +14,7 @@ from conftest import REPOSITORY, Cli
 from fasttune import machine
 from fasttune.data import dataset
 from fasttune.data.dataset import Message, Sample
-from fasttune.machine import Machine, free_memory, gpu_memory, ram_memory
+from fasttune.machine import Machine, free_gpu_gib, free_memory, free_ram_gib
 from fasttune.planning import init, strategy
 from fasttune.planning.init import GIB
 from fasttune.recipe.load import load_recipe, settings
@@ -37,7 +37,10 @@ def chosen(
 ) -> dict[str, Any]:
     """{key: value} of the settings that are written for so many samples."""
     file = write_samples(tmp_path / "chats.jsonl", count, **more)
-    return {line.key: line.value for line in init.settings("mine", [file], dataset.read(file).samples, base, machine)}
+    return {
+        line.key: line.value
+        for line in init.settings("mine", [file], dataset.read_samples(file).samples, base, machine)
+    }
 
 
 @pytest.mark.parametrize(
@@ -163,21 +166,21 @@ def test_memory_of_the_card_is_read_from_nvidia_smi(tmp_path: Path, monkeypatch:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(machine, "WSL_NVIDIA_SMI", str(tmp_path / "none"))
-    assert gpu_memory() == 7.0
+    assert free_gpu_gib() == 7.0
     program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
-    assert gpu_memory() is None
+    assert free_gpu_gib() is None
     program.unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu_memory() is None
+    assert free_gpu_gib() is None
 
 
 def test_memory_of_the_computer(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       24563412 kB\nMemAvailable:   12582912 kB\n")
-    assert ram_memory(meminfo) == 12.0
+    assert free_ram_gib(meminfo) == 12.0
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
-    assert ram_memory(tmp_path / "none") == whole
-    assert 0 < free_memory().ram <= whole
+    assert free_ram_gib(tmp_path / "none") == whole
+    assert 0 < free_memory().ram_gib <= whole
 
 
 # Lengths and words ---------------------------------------------------------------------------------------------------
@@ -196,7 +199,7 @@ def test_the_estimate_of_length_is_never_below_the_tokens_of_real_data() -> None
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "fasttune" / "tiny")
-    samples = dataset.read(str(REPOSITORY / "data/quickstart/train.jsonl")).samples
+    samples = dataset.read_samples(str(REPOSITORY / "data/quickstart/train.jsonl")).samples
     for sample in samples:
         tokens = sum(len(tokenizer(message.content)["input_ids"]) for message in sample.messages)
         assert tokens <= init.tokens_at_most(sample), sample.id
