@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from fasttune.console import FasttuneError, Finding, _, error, ngettext
 from fasttune.data.formats import Message, Notes, check_characters, conversation, listed
-from fasttune.data.reader import problem, read_records
+from fasttune.data.reader import read_records
 from fasttune.recipe.schema import DataRecipe
 
 __all__ = [
@@ -100,7 +100,7 @@ def read_samples(path: str) -> Reading:
             samples.append(Sample(notes.where, messages))
     _file_findings(path, notes, first_lines)
     if not records and not notes.findings:
-        notes.findings.append(problem("no-samples", path, _("the file holds no sample")))
+        notes.findings.append(Finding("no-samples", "error", path, _("the file holds no sample")))
     return Reading(tuple(samples), tuple(notes.findings))
 
 
@@ -161,8 +161,9 @@ def _file_findings(path: str, notes: Notes, first_lines: dict[str, int]) -> None
         (one, first), (other, line) = list(first_lines.items())[:2]
         what = _("line {first} is {one}, line {line} is {other}", first=first, one=one, line=line, other=other)
         notes.findings.append(
-            problem(
+            Finding(
                 "mixed-formats",
+                "error",
                 f"{path}:{line}",
                 what,
                 why=_("one of them may be a mistake"),
@@ -172,7 +173,7 @@ def _file_findings(path: str, notes: Notes, first_lines: dict[str, int]) -> None
     if notes.ignored:
         keys = listed([f"{key} ({count})" for key, count in sorted(notes.ignored.items())])
         what = _("keys without a meaning here: {keys}", keys=keys)
-        notes.findings.append(problem("ignored-keys", path, what, level="info"))
+        notes.findings.append(Finding("ignored-keys", "info", path, what))
     if notes.normalised:
         what = ngettext(
             "{n} content was changed to Unicode form NFC, at {where}",
@@ -181,14 +182,14 @@ def _file_findings(path: str, notes: Notes, first_lines: dict[str, int]) -> None
             where=notes.normalised[0],
         )
         why = _("llama.cpp and Ollama read other forms as other tokens than in training")
-        notes.findings.append(problem("normalised", path, what, why=why, level="info"))
+        notes.findings.append(Finding("normalised", "info", path, what, why=why))
 
 
 def _listed_twice(paths: list[str]) -> list[Finding]:
     real = Counter(os.path.realpath(path) for path in paths)
     twice = [path for path in paths if real[os.path.realpath(path)] > 1]
     what = _("listed more than once: {paths}", paths=listed(twice))
-    return [problem("file-twice", "data.train", what)] if twice else []
+    return [Finding("file-twice", "error", "data.train", what)] if twice else []
 
 
 def _system_problems(system: str | None) -> list[Finding]:
@@ -220,13 +221,13 @@ def _duplicates(samples: Sequence[Sample]) -> list[Finding]:
     ids = listed([" = ".join(ids) for ids in copies], "; ")
     what = ngettext("{n} sample repeats another one: {ids}", "{n} samples repeat another one: {ids}", count, ids=ids)
     return [
-        problem(
+        Finding(
             "duplicate-sample",
+            "warning",
             copies[0][1],
             what,
             why=_("a copy is learned as often again; all are kept"),
             fix=_("remove them unless that is meant"),
-            level="warning",
         )
     ]
 
@@ -246,11 +247,11 @@ def _leaks(train: Sequence[Sample], val: Sequence[Sample]) -> list[Finding]:
         ids=listed(pairs, "; "),
     )
     return [
-        problem(
+        Finding(
             "val-in-train",
+            "warning",
             pairs[0].split(" = ")[0],
             what,
-            level="warning",
             why=_("the validation loss will look better than the model is"),
             fix=_("remove them from one side"),
         )

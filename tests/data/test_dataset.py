@@ -104,29 +104,6 @@ def test_random_damage_never_crashes_and_never_passes_in_silence(tmp_path: Path)
         assert len(reading.samples) == 6 or any(finding.level == "error" for finding in reading.findings)
 
 
-@pytest.mark.parametrize(
-    ("text", "encoding"),
-    [
-        ("こんにちは。私は林と申します。今日は天気がいいので、海辺まで散歩に行きましょう。", "euc-jp"),
-        ("안녕하세요. 저는 지수예요. 오늘은 비가 와서 집에서 책을 읽고 있어요.", "euc-kr"),
-        ("你好，我叫林知，今年二十歲。我喜歡在下雨的時候看書，也喜歡和朋友們去海邊。", "big5"),
-    ],
-)
-def test_other_encodings_that_decode_as_gb18030_are_not_taken_for_it(text: str, encoding: str, tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_bytes(json.dumps(pair(text), ensure_ascii=False).encode(encoding))
-    assert path.read_bytes().decode("gb18030")
-    assert [finding.code for finding in refusal(str(path))] == ["unknown-encoding"]
-
-
-def test_gb18030_holds_traditional_characters_and_emoji_too(tmp_path: Path) -> None:
-    path, text = tmp_path / "t.jsonl", "你好，我喜歡在下雨的時候看書，也喜歡和朋友們去海邊🐼。"
-    path.write_bytes(json.dumps(pair(text), ensure_ascii=False).encode("gb18030"))
-    reading = read_samples(str(path))
-    assert turns(reading.samples[0])[0] == ("user", text)
-    assert [finding.code for finding in reading.findings] == ["gb18030"]
-
-
 # --- formats ---------------------------------------------------------------------------------------------
 
 SYSTEM = ("system", "你是灯塔看守人老周，说话简短，爱讲海。")

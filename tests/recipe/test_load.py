@@ -168,13 +168,6 @@ def test_encodings_of_windows_editors(tmp_path: Path, encoding: str, line_end: s
     assert recipe.data.system == "你是林芝，说话温柔。" and recipe.probe.questions == ("你是谁？",)
 
 
-def test_big5_is_not_taken_for_gb18030(tmp_path: Path) -> None:
-    path = tmp_path / "linzhi.toml"
-    path.write_bytes((MINIMAL + 'data.system = "妳是林芝，說話溫柔體貼，請稱呼對方為閣下"\n').encode("big5"))
-    with pytest.raises(UsageError, match="neither UTF-8 nor GB18030"):
-        load_recipe(path)
-
-
 # --- overrides -------------------------------------------------------------------------------------------------------
 
 
@@ -357,7 +350,7 @@ def test_missing_file_names_those_near_it(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"linzhi\.toml: there is no such file") as caught:
         load_recipe("linzhi.toml")
-    assert caught.value.findings[0].fix == "make a recipe with: fasttune init"
+    assert caught.value.findings[0].fix == "make a recipe with `fasttune init`"
     (tmp_path / "recipes").mkdir()
     for name in ("linzhi", "linzhi_retune", "quickstart"):
         (tmp_path / "recipes" / f"{name}.toml").write_text(MINIMAL, encoding="utf-8")
