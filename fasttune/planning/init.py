@@ -9,6 +9,7 @@ Only what differs from the defaults is written, each line with its reason. A fil
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 from fasttune.console import UsageError, _, ngettext, show_findings, usage_error
 from fasttune.data import dataset
 from fasttune.data.dataset import Sample
+from fasttune.data.tokenize import estimate_tokens
 from fasttune.machine import Machine, free_memory
 from fasttune.planning.strategy import band, band_epochs
 from fasttune.recipe.load import check_entry
@@ -25,6 +27,8 @@ from fasttune.recipe.schema import KEYS, DataRecipe
 from fasttune.recipe.values import Entry, as_toml
 
 GIB = 2**30
+ESTIMATE_MARGIN = 4 / 3  # how far a sample's tokens may exceed their estimate
+TEMPLATE_TOKENS = 8  # at most, that a chat template writes around a message; ChatML has 5
 BASES = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B")}
 # Free GiB on the card from which a base fits with room to train: 16-bit weights (1.0, 3.1, 6.2 GB; in 4 bits 0.5, 1.2,
 # 2.0 GB), the driver's and torch's own 1.4 GiB, adapter, optimizer and activations.
@@ -150,18 +154,9 @@ def length_line(samples: Sequence[Sample], base: str | None) -> Line:
 
 
 def tokens_at_most(sample: Sample) -> int:
-    """How many tokens a sample can come to, estimated without a tokenizer and rather too high.
-
-    Qwen2.5 makes about 0.7 tokens of a Chinese character and 0.25 of an English one, and one of each digit.
-    """
-    return sum(8 + sum(map(weight, message.content)) // 2 for message in sample.messages)
-
-
-def weight(character: str) -> int:
-    """Half tokens of a character: one for a letter or space, two for all else, four beyond the basic plane (emoji)."""
-    if character.isascii():
-        return 1 if character.isalpha() or character == " " else 2
-    return 2 if character <= "\uffff" else 4
+    """An upper bound of a sample's tokens: the estimate with a margin, and the chat template's tokens."""
+    estimate = sum(estimate_tokens(message.content) for message in sample.messages)
+    return math.ceil(ESTIMATE_MARGIN * estimate) + TEMPLATE_TOKENS * len(sample.messages)
 
 
 def val_line(files: Sequence[str], samples: int) -> Line:
