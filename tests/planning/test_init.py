@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Cli
 
-from fasttune import machine
 from fasttune.data import dataset
 from fasttune.data.dataset import Message, Sample
-from fasttune.machine import Machine, free_gpu_gib, free_memory, free_ram_gib
+from fasttune.machine import Machine
 from fasttune.planning import init, strategy
-from fasttune.planning.init import GIB
 from fasttune.recipe.load import load_recipe, settings
 from fasttune.recipe.schema import KEYS
 
@@ -156,31 +152,6 @@ def test_a_named_base_that_is_large_for_the_card_is_held_in_4_bits(
 ) -> None:
     values = chosen(tmp_path, 30, base="Qwen/Qwen2.5-3B-Instruct", machine=Machine(card, 20.0))
     assert values.get("model.load_in_4bit", False) is small
-
-
-def test_memory_of_the_card_is_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text(
-        f"#!{sys.executable}\nimport sys\nassert '--query-gpu=memory.free' in sys.argv\nprint('2048\\n7168')\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(machine, "WSL_NVIDIA_SMI", str(tmp_path / "none"))
-    assert free_gpu_gib() == 7.0
-    program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
-    assert free_gpu_gib() is None
-    program.unlink()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert free_gpu_gib() is None
-
-
-def test_memory_of_the_computer(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:       24563412 kB\nMemAvailable:   12582912 kB\n")
-    assert free_ram_gib(meminfo) == 12.0
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
-    assert free_ram_gib(tmp_path / "none") == whole
-    assert 0 < free_memory().ram_gib <= whole
 
 
 # Lengths and words ---------------------------------------------------------------------------------------------------
