@@ -112,7 +112,7 @@ def test_nothing_is_written_over(tmp_path: Path, fasttune: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["init", "a/b", "--data", "data/quickstart/train.jsonl"], 2, "can't name a series"),
+        (["init", "a/b", "--data", "data/quickstart/train.jsonl"], 2, "can't be the name of a series"),
         (["init", "x", "--data", "data/quickstart/train.jsonl", "--base", " "], 2, "model.base"),
         (["init", "x", "--data", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["init", "x"], 2, "--data"),

@@ -155,7 +155,7 @@ def test_settings_come_in_order_of_declaration_and_fit_into_json(tmp_path: Path)
 def test_constant_schedule_shows_no_warmup(tmp_path: Path) -> None:
     recipe = written(tmp_path, MINIMAL + 'train.lr_scheduler_type = "constant"\n')
     assert recipe.train.warmup_steps == 0.0
-    assert recipe.sources["train.warmup_steps"] == "default (constant has no warm-up)"
+    assert recipe.sources["train.warmup_steps"] == "default (constant has no warmup)"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
