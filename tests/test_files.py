@@ -165,9 +165,9 @@ def test_a_removed_folder_is_gone_and_partial_files_can_be_removed(tmp_path: Pat
     ],
 )
 def test_a_full_disk_is_an_error_with_figures(failure: Exception, tmp_path: Path) -> None:
-    with pytest.raises(FasttuneError, match=r"a checkpoint needs 3\.0 MB") as caught:
-        with files.disk_full_as_error(tmp_path / "not" / "there", 3_000_000):
-            raise failure
+    full = files.disk_full_as_error(tmp_path / "not" / "there", 3_000_000)
+    with pytest.raises(FasttuneError, match=r"a checkpoint needs 3\.0 MB") as caught, full:
+        raise failure
     assert [finding.code for finding in caught.value.findings] == ["disk-full"]
 
 
