@@ -168,14 +168,6 @@ def test_text_that_looks_like_a_control_token_stays_text(token: str) -> None:
     assert (finding.code, finding.level, finding.where) == ("control-text", "warning", odd.id)
 
 
-def test_truncation_left_on_by_an_earlier_call_does_not_cut() -> None:
-    made = small_tokenizer()
-    made.backend_tokenizer.enable_truncation(3)
-    made.backend_tokenizer.enable_padding(length=64)
-    given = chat("q" * 50, "a" * 50)
-    assert supervised_texts(tokenize_sample(given, made), made) == ["a" * 50 + "<|im_end|>"]
-
-
 # --- what is supervised ----------------------------------------------------------------------------------
 
 
@@ -228,30 +220,6 @@ def test_a_sample_of_exactly_the_limit_passes(tokenizer: Any) -> None:
     length = len(tokenize_sample(given, tokenizer).tokens)
     assert tokenize_samples([given], tokenizer, DataRecipe(train=("t",)), length).examples
     assert problems([given], tokenizer, length - 1) == [("too-long", given.id)]
-
-
-@pytest.mark.parametrize(
-    ("template", "code", "refused"),
-    [
-        (TRIMS, "template-changes-content", ["t:4"]),
-        (DROPS_SYSTEM, "template-drops-message", ["t:2"]),
-        (THINKS_LAST, "template-does-not-nest", ["t:3"]),
-        (NO_END, "template-no-end", ["t:1"]),
-        (NO_SYSTEM_ROLE, "template-refuses", ["t:2"]),
-        ("{{ 1 +", "template-refuses", ["t:1", "t:2", "t:3"]),
-    ],
-)
-def test_a_template_that_does_not_fit_is_refused(template: str, code: str, refused: list[str]) -> None:
-    """One finding for each way it does not fit; t:4 has the shape of t:1."""
-    samples = [chat("q", "a", id="t:1"), chat("q", "a", system="s", id="t:2"), chat("q", "a", "q", "a", id="t:3"),
-               chat("q", "a ", id="t:4")]  # fmt: skip
-    assert problems(samples, with_template(template)) == [(code, where) for where in refused]
-
-
-def test_no_template_no_training() -> None:
-    made = small_tokenizer()
-    made.chat_template = None
-    assert problems([chat("q", "a")], made) == [("no-chat-template", "")]
 
 
 def test_no_samples_are_no_examples(tokenizer: Any) -> None:
