@@ -36,7 +36,6 @@ FREQUENT = frozenset(
 FREQUENT_HANGUL = frozenset(
     "이다는을가에하고지도의한를기은로나사어리서자아시대그인해들라일스만여정보있것요수네안세습니까오"
 )
-SHORT_TEXT = 20  # characters; below this, how frequent they are tells little
 
 
 # Writing ------------------------------------------------------------------------------------------------------------
@@ -253,15 +252,15 @@ def decode_text(raw: bytes) -> tuple[str, Literal["utf-8", "gb18030"]]:
 def reads_like_chinese(text: str, raw: bytes) -> bool:
     """Whether text that was decoded from `raw` as GB18030 is Chinese, simplified or traditional.
 
-    It is where a quarter of its non-ASCII characters are among the most frequent ones. A short text may hold none of
-    them ("定影液显影"): there, four fifths have to be everyday characters, and the bytes must not read like Korean,
-    whose syllables in EUC-KR have the same codes.
+    It is where a quarter of its non-ASCII characters are among the most frequent ones. A short text or a list of nouns
+    may hold none of them ("定影液显影"): there, four fifths have to be everyday characters, and the bytes must not read
+    like Korean, whose syllables have the same codes in EUC-KR.
     """
     foreign = [character for character in text if not character.isascii()]
     if sum(character in FREQUENT for character in foreign) >= max(1, 0.25 * len(foreign)):
         return True
     everyday = sum(map(is_everyday, foreign))
-    return 2 <= len(foreign) < SHORT_TEXT and everyday >= 0.8 * len(foreign) and not reads_like_korean(raw)
+    return len(foreign) >= 2 and everyday >= 0.8 * len(foreign) and not reads_like_korean(raw)
 
 
 def is_everyday(character: str) -> bool:

@@ -157,11 +157,13 @@ class ChatTemplate:
 
 
 def _does_not_nest(index: int) -> Finding:
+    """The finding for a template that changes what it wrote up to message `index` (from 0) when another one follows."""
     what = _("the chat template writes messages 1 to {number} differently when another one follows", number=index + 1)
     why = _("the model would be served with other prompts than it was trained on")
     return Finding("template-does-not-nest", "error", "", what, why, _(FIX))
 
 
 def _no_end(text: str) -> Finding:
+    """The finding for a template that writes `text`, no control token, after an answer."""
     what = _("the chat template ends an answer with {text}, which is not a control token", text=json.dumps(text))
     return Finding("template-no-end", "error", "", what, _("the model would not learn to stop"), _(FIX))

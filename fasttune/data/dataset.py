@@ -152,6 +152,7 @@ def fingerprint(train: Iterable[Sample], held_out: Iterable[Sample]) -> str:
 
 
 def _digest(text: str) -> str:
+    """The sha256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -76,6 +76,7 @@ def read_records(path: str) -> tuple[list[Record], list[Finding]]:
 
 
 def _read_bytes(path: str) -> tuple[bytes | None, list[Finding]]:
+    """A file's bytes, or None and the finding that says why they can't be read."""
     file = Path(path)
     if file.is_dir():
         inside = sorted(entry.name for entry in file.iterdir() if entry.suffix in (".jsonl", ".json"))
@@ -180,6 +181,7 @@ class _StrictDecoder:
         return value, end, [self._finding(code, name, where) for code, name in self.flaws]
 
     def _object(self, items: list[tuple[str, Any]]) -> dict[str, Any]:
+        """A JSON object from its pairs; notes keys that occur twice."""
         record = dict(items)
         if len(record) < len(items):
             names = [name for name, _value in items]
@@ -187,14 +189,17 @@ class _StrictDecoder:
         return record
 
     def _constant(self, name: str) -> None:
+        """None in place of NaN and the infinities, which JSON does not have."""
         self.flaws.append(("json-nan", name))
 
     @staticmethod
     def _integer(digits: str) -> int | float:
+        """A number from its digits; Python limits how many an int may be parsed from."""
         return int(digits) if len(digits) < 100 else float(digits)
 
     @staticmethod
     def _finding(code: str, name: str, where: str) -> Finding:
+        """The finding for a flaw that was noted."""
         if code == "duplicate-key":
             what = _('the key "{name}" occurs twice in one object', name=name)
             why = _("JSON would silently keep the last one and lose the other")

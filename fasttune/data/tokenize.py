@@ -178,6 +178,7 @@ def _outline(sample: Sample, template: ChatTemplate) -> list[tuple[str, Segment]
 
 
 def _roles(sample: Sample) -> tuple[str, ...]:
+    """The shape of a sample: the roles of its messages."""
     return tuple(message.role for message in sample.messages)
 
 
@@ -195,6 +196,7 @@ def _example(id: str, outline: list[tuple[str, Segment]], ids: dict[str, list[in
 
 
 def _too_long(example: Example, limit: int) -> Finding:
+    """The finding for an example of more than `limit` tokens."""
     what = _("{tokens} tokens, but max_seq_length is {limit}", tokens=len(example.tokens), limit=limit)
     why = _("truncated, it would teach an answer without its end")
     fix = _("raise model.max_seq_length or split the sample")

@@ -47,14 +47,17 @@ class Key:
 
     @property
     def required(self) -> bool:
+        """Whether a recipe has to set it."""
         return self.default is MISSING
 
     @property
     def table(self) -> str:
+        """The dotted name of its table; "" at the top of the file."""
         return self.name.rpartition(".")[0]
 
     @property
     def leaf(self) -> str:
+        """The last part of its name, as it is written below the table's line."""
         return self.name.rpartition(".")[2]
 
 
