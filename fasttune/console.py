@@ -1,7 +1,7 @@
-"""How fasttune speaks: findings, the one error class for people, languages, and the one rich console.
+"""Output: findings, the errors that users see, messages in the user's language, and the two rich consoles.
 
-stdout is data, stderr is talk. Everything that can be wrong with a recipe, a data set, a run or a machine is a
-`Finding`; a `FasttuneError` carries one or more of them and is shown without a traceback. Any other exception is a
+Results go to stdout, everything else to stderr. Whatever can be wrong with a recipe, a data set, a run or a machine is
+a `Finding`; a `FasttuneError` carries one or more of them and is shown without a traceback. Any other exception is a
 bug in fasttune and keeps its traceback.
 """
 
@@ -27,7 +27,7 @@ Text = TypeVar("Text", bound=str)
 
 
 def N_(message: Text) -> Text:
-    """The message itself, marked for extraction: for a constant that `_()` translates where it is shown."""
+    """The message unchanged: marks a constant for Babel, so that `_()` can translate it where it is shown."""
     return message
 
 
@@ -35,16 +35,16 @@ Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = (N_("error"), N_("warning"), N_("info"))
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
-talk = Console(stderr=True, highlight=False, emoji=False)
-data = Console(highlight=False, emoji=False)
+stderr_console = Console(stderr=True, highlight=False, emoji=False)
+stdout_console = Console(highlight=False, emoji=False)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing worth saying about a recipe, a sample, a run or a machine.
+    """One diagnostic about a recipe, a sample, a run or a machine.
 
-    `code` is kebab-case and never renamed, `where` is `file:line`, `file: key` or a run id, `what` is the fact, `why`
-    the reason it matters and `fix` what to do about it.
+    `code` is kebab-case and never renamed. `where` is `file:line`, `file: key` or a run's id, `what` states the fact,
+    `why` the reason it matters and `fix` how to mend it; these four are in the user's language.
     """
 
     code: str
@@ -56,7 +56,10 @@ class Finding:
 
 
 class FasttuneError(Exception):
-    """A user's mistake or a condition of the machine: shown as findings with hints, never as a traceback."""
+    """A user's mistake or a condition of the machine, shown as findings with hints and never as a traceback.
+
+    The command ends with `exit_code`.
+    """
 
     exit_code = 1
 
@@ -66,33 +69,33 @@ class FasttuneError(Exception):
 
 
 class UsageError(FasttuneError):
-    """The command or the recipe can't be used as written: exit code 2, nothing was started."""
+    """The command or the recipe can't be used as written; nothing was started."""
 
     exit_code = 2
 
 
 def error(code: str, what: str, *, where: str = "", why: str = "", fix: str = "") -> FasttuneError:
-    """A `FasttuneError` of a single finding, to be raised."""
+    """A `FasttuneError` with a single finding, to be raised by the caller."""
     return FasttuneError(Finding(code, "error", where, what, why, fix))
 
 
 def usage_error(code: str, what: str, *, where: str = "", why: str = "", fix: str = "") -> UsageError:
-    """A `UsageError` of a single finding, to be raised."""
+    """A `UsageError` with a single finding, to be raised by the caller."""
     return UsageError(Finding(code, "error", where, what, why, fix))
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Findings sorted by level, the order within a level kept."""
+    """The findings sorted by level, errors first; those of one level keep their order."""
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """1 where a finding is an error, else 0: the one rule for every verb that reports."""
+    """The exit code of a verb that reports findings: 1 where one of them is an error, else 0."""
     return int(any(finding.level == "error" for finding in findings))
 
 
 def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None:
-    """Findings for people on stderr, or as the JSON document of DESIGN section 9 on stdout."""
+    """Print findings, errors first: as text on stderr, or as `{"findings": [{"code": …}, …]}` on stdout."""
     findings = worst_first(findings)
     if as_json:
         print_json({"findings": [asdict(finding) for finding in findings]})
@@ -100,41 +103,41 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
     for finding in findings:
         where = f"[bold]{escape(finding.where)}[/]: " if finding.where else ""
         label, hint = _(finding.level), _("hint")
-        talk.print(f"[{STYLES[finding.level]}]{label}:[/] {where}{escape(finding.what)}", soft_wrap=True)
+        stderr_console.print(f"[{STYLES[finding.level]}]{label}:[/] {where}{escape(finding.what)}", soft_wrap=True)
         if finding.why:
-            talk.print(f"  {escape(finding.why)}", soft_wrap=True)
+            stderr_console.print(f"  {escape(finding.why)}", soft_wrap=True)
         if finding.fix:
-            talk.print(f"  [green]{hint}:[/] {escape(finding.fix)}", soft_wrap=True)
+            stderr_console.print(f"  [green]{hint}:[/] {escape(finding.fix)}", soft_wrap=True)
 
 
 def can_ask() -> bool:
-    """Whether a person can answer: stdin and stderr are a terminal, and this process is not one of several ranks."""
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    return alone and sys.stdin.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    """Whether a user can answer prompts: stdin and stderr are terminals, and no other rank trains the same run."""
+    one_process = os.environ.get("WORLD_SIZE", "1") == "1"
+    return one_process and sys.stdin.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """No talk: another process says it."""
-    talk.quiet = True
+    """Print nothing to stderr inside the block: for workers, whose rank 0 prints the same."""
+    stderr_console.quiet = True
     try:
         yield
     finally:
-        talk.quiet = False
+        stderr_console.quiet = False
 
 
 def say(text: str) -> None:
-    """A line of talk on stderr, brackets and all."""
-    talk.print(text, markup=False, soft_wrap=True)
+    """Print a line to stderr as it is: no markup, no wrapping."""
+    stderr_console.print(text, markup=False, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout, Chinese readable."""
+    """Print a JSON document to stdout, with Chinese characters as they are."""
     sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
 
 
 def language() -> str:
-    """`zh` or `en`: FASTTUNE_LANG, else the locale of the terminal."""
+    """The user's language, `zh` or `en`: by FASTTUNE_LANG, else by the terminal's locale."""
     chosen = os.environ.get("FASTTUNE_LANG") or os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES")
     chosen = chosen or os.environ.get("LANG") or locale.getlocale()[0] or ""
     return "zh" if chosen.lower().startswith("zh") else "en"
@@ -142,19 +145,19 @@ def language() -> str:
 
 @functools.cache
 def catalog(language: str) -> gettext.NullTranslations:
-    """The compiled messages of a language; English, which has no catalog, shows every message as the code has it."""
+    """The compiled translations of a language; English has none and shows every message as the code has it."""
     return gettext.translation("fasttune", LOCALE, languages=[language], fallback=True)
 
 
 def _(message: str, **values: Any) -> str:
-    """The message in the user's language with its `{placeholders}` filled; English where no translation exists.
+    """The message in the user's language with its `{placeholders}` filled; in English where it has no translation.
 
-    A message without values is shown as it stands, braces too.
+    A message without values is returned as it is, with its braces. Raises KeyError where a placeholder has no value.
     """
     message = catalog(language()).gettext(message)
     return message.format(**values) if values else message
 
 
 def ngettext(singular: str, plural: str, n: int, **values: Any) -> str:
-    """The form of a message that fits the number `n`, with `{n}` and its other `{placeholders}` filled."""
+    """The plural form of a message for the number `n`, with `{n}` and its other `{placeholders}` filled."""
     return catalog(language()).ngettext(singular, plural, n).format(n=n, **values)

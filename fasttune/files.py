@@ -1,11 +1,12 @@
-"""Files that appear whole or not at all, locks, checksums and a full disk: the only writer of fasttune's own files.
+"""Files on disk: atomic writing and removal, locks, checksums, a full disk, and the decoding of text.
 
 Every file and folder is written under a temporary name (NAME.partial), flushed to disk and renamed (invariant E6). A
-folder is removed by renaming it first, so that a removal that is cut short leaves nothing under the old name.
+folder is removed by renaming it first, so that a removal that is interrupted leaves nothing under the old name.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -16,20 +17,32 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from fasttune.console import _, error
 
 PARTIAL, DELETED = ".partial", ".deleted"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-PATIENCE = 1.0  # seconds to wait for a lock: others hold the series' lock, or look at one, for a moment only
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOCK_TIMEOUT = 1.0  # seconds; other processes hold the series' lock, or look at one, for a moment only
+WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE's begins with UTF-16-LE's
+# The commonest characters and punctuation of Chinese: about half of any text; first simplified, then the traditional
+# forms that differ. Of Big5, EUC-JP or EUC-KR bytes that are decoded as GB18030 they are an eighth at most.
+FREQUENT = frozenset(
+    "的一是了我不在人有他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后"
+    "小么心多天能好都然没日于起还发成事只作当想看文无开手用主行方又如前所本见经头面公同三已老从动两长知样"
+    "现分将外但身些与高意进把法此实回二理美点月明其种声全工己话儿，。？！、：；“”"
+    "這來個國說們為時過學對裡後麼於還發當無開見經頭動兩長樣現將與進實點種聲話兒沒會著妳"
+)
+FREQUENT_HANGUL = frozenset(
+    "이다는을가에하고지도의한를기은로나사어리서자아시대그인해들라일스만여정보있것요수네안세습니까오"
+)
 
 
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
 def write_text(path: Path, text: str) -> None:
-    """A file that appears whole or not at all."""
+    """Write a UTF-8 file atomically: it appears complete or not at all. Raises OSError and then leaves nothing."""
     partial = path.with_name(path.name + PARTIAL)
     try:
         with open(partial, "w", encoding="utf-8") as file:
@@ -44,25 +57,27 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """A JSON file that appears whole or not at all, Chinese readable."""
+    """Write a JSON file atomically, with Chinese characters as they are. Raises OSError."""
     write_text(path, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The document in a JSON file of a run."""
+    """The document in a JSON file. Raises OSError, or ValueError where the file holds no JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def append_line(path: Path, document: Any) -> None:
-    """One more line of a JSONL file, handed to the system before this returns."""
+    """Append a document as one line to a JSONL file; the operating system has it when this returns."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(document, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
 def disk_full_as_error(folder: Path, needed: int) -> Iterator[None]:
-    """Where the block fails because the disk has no room, or a quota no more, the error says how many bytes a
-    checkpoint needs."""
+    """Turn a full disk, or an exhausted quota, inside the block into an error that says how much a checkpoint needs.
+
+    `needed` is in bytes. Raises FasttuneError; any other exception passes unchanged.
+    """
     try:
         yield
     except Exception as problem:  # torch and safetensors each have an error of their own for a full disk
@@ -75,24 +90,27 @@ def disk_full_as_error(folder: Path, needed: int) -> Iterator[None]:
             _("no space left: a checkpoint needs {needed:.1f} MB, {free:.1f} MB are free", needed=needed / 1e6,
               free=free / 1e6),
             where=str(folder),
-            why=_("the last whole checkpoint is kept"),
-            fix=_("free some space, or raise the quota, and run the same command again; it goes on from that "
+            why=_("the last complete checkpoint is kept"),
+            fix=_("free some space, or raise the quota, and run the same command again; it resumes from that "
                   "checkpoint"),
         ) from problem  # fmt: skip
 
 
 def is_full(problem: Exception) -> bool:
-    """Whether an error says that a file could not be written for want of room."""
+    """Whether an exception says that the disk is full, a quota exhausted or a file too large."""
     if isinstance(problem, OSError):
-        return problem.errno in NO_ROOM
+        return problem.errno in DISK_FULL
     # safetensors' SafetensorError, and the RuntimeErrors of torch.save, which name no reason
-    signs = [*(f"os error {number}" for number in NO_ROOM), "PytorchStreamWriter", "unexpected pos"]
+    signs = [*(f"os error {number}" for number in DISK_FULL), "PytorchStreamWriter", "unexpected pos"]
     return any(sign in str(problem) for sign in signs)
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that appears under its name only when the block ends well, replacing none."""
+    """Create a folder atomically: the block fills a partial folder, which gets its name when the block has succeeded.
+
+    A folder that has the name already is replaced. Where the block raises, the partial folder is removed.
+    """
     partial = path.with_name(path.name + PARTIAL)
     if partial.exists():
         shutil.rmtree(partial)  # left by a process that died while writing it: never complete, never used
@@ -113,13 +131,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_file(path: Path) -> None:
-    """Makes what was written to this file survive a power cut."""
+    """Flush a file's contents to the disk, so that they survive a power cut."""
     with open(path, "rb") as opened:
         os.fsync(opened.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in this folder survive a power cut."""
+    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -128,16 +146,18 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """A folder's end: at once gone by name, even where removing its files is cut short."""
-    doomed = folder.with_name(f".{folder.name}{DELETED}")
-    shutil.rmtree(doomed, ignore_errors=True)  # left by a removal that was cut short
-    os.replace(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Remove a folder; its name is free at once, even where the removal of its files is interrupted."""
+    renamed = folder.with_name(f".{folder.name}{DELETED}")
+    shutil.rmtree(renamed, ignore_errors=True)  # left by a removal that was interrupted
+    os.replace(folder, renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 def remove_partial(folder: Path, names: str = "*") -> None:
-    """What a process that died while writing or removing left in a folder; the caller holds the lock of those who write
-    there."""
+    """Remove the partial files that a process left in a folder when it died while writing or removing.
+
+    The caller holds the lock under which others write there.
+    """
     for path in (*folder.glob(names + PARTIAL), *folder.glob(f".{names}{DELETED}")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -149,22 +169,22 @@ def remove_partial(folder: Path, names: str = "*") -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, otherwise: str) -> Iterator[None]:
-    """Holds a lock file for this process; the system frees it when the process ends, however it ends.
+def locked(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock file in this process; the operating system frees it when the process ends, however it ends.
 
-    Raises FasttuneError with the message `otherwise` where a live process holds it.
+    Raises FasttuneError with `message` where another live process holds it for longer than LOCK_TIMEOUT.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + LOCK_TIMEOUT
     with open(path, "w", encoding="utf-8") as file:
         while not try_lock(file):
             if time.monotonic() > deadline:
-                raise error("run-is-locked", otherwise, where=str(path), fix=_("wait for it, or stop it first"))
+                raise error("run-is-locked", message, where=str(path), fix=_("wait for it, or stop it first"))
             time.sleep(0.01)
         yield
 
 
 def try_lock(file: IO[str]) -> bool:
-    """Whether the lock of an open file could be taken."""
+    """Take the exclusive lock of an open file, if it is free; returns whether it was."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -185,9 +205,74 @@ def is_locked(path: Path) -> bool:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """The sha256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+# Decoding -----------------------------------------------------------------------------------------------------------
+
+
+class UndecodableText(Exception):
+    """Bytes that are neither UTF-8 nor Chinese text in GB18030.
+
+    `is_wide` is true for UTF-16 and UTF-32. `byte` is the first byte that is not UTF-8, on line `line` (from 1).
+    """
+
+    def __init__(self, *, is_wide: bool = False, line: int = 1, byte: int = 0) -> None:
+        super().__init__("UTF-16 or UTF-32" if is_wide else f"line {line}: byte 0x{byte:02X}")
+        self.is_wide, self.line, self.byte = is_wide, line, byte
+
+
+def decode_text(raw: bytes) -> tuple[str, Literal["utf-8", "gb18030"]]:
+    """The text of a file's bytes and their encoding: UTF-8 with or without BOM, else GB18030 where that is Chinese.
+
+    GB18030, with its subsets GBK and GB2312, is what Windows editors in China write; Big5, Latin-1 and Korean bytes can
+    often be decoded as GB18030 too, and become garbled text. Raises UndecodableText for them and for UTF-16.
+    """
+    if raw.startswith(WIDE_BOMS) or raw[:400].count(0) > len(raw[:400]) // 4:
+        raise UndecodableText(is_wide=True)
+    raw = raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        return raw.decode(), "utf-8"
+    except UnicodeDecodeError as failure:
+        start = failure.start
+    try:
+        text = raw.decode("gb18030")
+    except UnicodeDecodeError:
+        text = ""
+    if not reads_like_chinese(text, raw):
+        raise UndecodableText(line=raw.count(b"\n", 0, start) + 1, byte=raw[start])
+    return text, "gb18030"
+
+
+def reads_like_chinese(text: str, raw: bytes) -> bool:
+    """Whether text that was decoded from `raw` as GB18030 is Chinese, simplified or traditional.
+
+    It is where a quarter of its non-ASCII characters are among the most frequent ones. A short text or a list of nouns
+    may hold none of them ("定影液显影"): there, four fifths have to be everyday characters, and the bytes must not read
+    like Korean, whose syllables have the same codes in EUC-KR.
+    """
+    foreign = [character for character in text if not character.isascii()]
+    if sum(character in FREQUENT for character in foreign) >= max(1, 0.25 * len(foreign)):
+        return True
+    everyday = sum(map(is_everyday, foreign))
+    return len(foreign) >= 2 and everyday >= 0.8 * len(foreign) and not reads_like_korean(raw)
+
+
+def is_everyday(character: str) -> bool:
+    """Whether a character is in the first level of GB2312 (3,755 common characters) or among its punctuation."""
+    lead = character.encode("gb2312", "ignore")[:1]
+    return b"\xb0" <= lead <= b"\xd7" or b"\xa1" <= lead <= b"\xa3" or character in FREQUENT
+
+
+def reads_like_korean(raw: bytes) -> bool:
+    """Whether a fifth of the non-ASCII characters that the bytes are in EUC-KR are the most frequent syllables."""
+    try:
+        foreign = [character for character in raw.decode("euc_kr") if not character.isascii()]
+    except UnicodeDecodeError:
+        return False
+    return sum(character in FREQUENT_HANGUL for character in foreign) >= 0.2 * len(foreign)

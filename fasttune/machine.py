@@ -1,83 +1,79 @@
-"""The machine without torch: its GPU as the driver lists it, free memory, installed package versions.
+"""The machine without torch: its GPUs as the driver lists them, free memory, versions of installed packages.
 
 Standard library and psutil only, so that planning, `fasttune init` and `fasttune --help` load no torch.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+
+import psutil
+
+GIB = 2**30
+WSL_NVIDIA_SMI = "/usr/lib/wsl/lib/nvidia-smi"  # where the driver for Windows puts it; not on every PATH
+# What decides which numbers a training computes.
+TRAINING_PACKAGES = (
+    "torch", "transformers", "peft", "trl", "accelerate", "datasets", "unsloth", "unsloth_zoo", "bitsandbytes",
+    "xformers", "tokenizers", "safetensors", "gguf", "llama-cpp-python",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Free memory in GiB: of the GPU that has the most of it (None without a GPU), and of the computer's RAM."""
+
+    gpu_gib: float | None
+    ram_gib: float
 
 
 def visible_gpu() -> str:
-    """The first NVIDIA card the driver lists; empty where there is none. WSL2 keeps nvidia-smi off PATH at times."""
-    program = shutil.which("nvidia-smi") or shutil.which("/usr/lib/wsl/lib/nvidia-smi")
+    """The first NVIDIA GPU that the driver lists, for example "GPU 0: NVIDIA H100 80GB HBM3"; "" where there is none.
+
+    Raises subprocess.TimeoutExpired where nvidia-smi does not answer within 30 s.
+    """
+    program = shutil.which("nvidia-smi") or shutil.which(WSL_NVIDIA_SMI)
     if program is None:
         return ""
     listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False, timeout=30)
     return listed.stdout.split("(UUID")[0].strip() if listed.returncode == 0 else ""
 
 
-WSL_NVIDIA_SMI = "/usr/lib/wsl/lib/nvidia-smi"  # where Windows' driver puts it; not on every PATH
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Free memory in GiB: of the card with the most of it (None without a card), and of the computer."""
-
-    card: float | None
-    ram: float
-
-
-# The machine --------------------------------------------------------------------------------------------------------
-
-
 def free_memory() -> Machine:
-    """What is free now, by nvidia-smi and the kernel; without loading torch."""
-    return Machine(gpu_memory(), ram_memory(Path("/proc/meminfo")))
+    """The free memory of GPU and computer, by nvidia-smi and the kernel; torch is not loaded."""
+    return Machine(free_gpu_gib(), free_ram_gib())
 
 
-def gpu_memory() -> float | None:
-    """Free GiB of the card with the most of it; None where no card answers."""
+def free_gpu_gib() -> float | None:
+    """Free GiB of the GPU that has the most of it; None where nvidia-smi is missing or lists no GPU."""
     for program in ("nvidia-smi", WSL_NVIDIA_SMI):
         try:
-            told = subprocess.run(
+            listed = subprocess.run(
                 [program, "--query-gpu=memory.free", "--format=csv,noheader,nounits"],
                 capture_output=True, text=True, check=True, timeout=30,
             )  # fmt: skip
         except (OSError, subprocess.SubprocessError):
             continue
-        free = [float(line) for line in told.stdout.split() if line.isdigit()]
+        free = [float(line) for line in listed.stdout.split() if line.isdigit()]  # MiB, a line a GPU
         if free:
             return max(free) / 1024
     return None
 
 
-def ram_memory(meminfo: Path) -> float:
-    """GiB of memory that programs can get without swapping; all there is where the kernel does not say."""
-    if meminfo.is_file():
-        for line in meminfo.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) / 2**20
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+def free_ram_gib() -> float:
+    """GiB of RAM that programs can get without swapping; MemAvailable in Linux' /proc/meminfo."""
+    return float(psutil.virtual_memory().available) / GIB
 
 
-PACKAGES = (
-    "torch", "transformers", "peft", "trl", "accelerate", "datasets", "unsloth", "unsloth_zoo", "bitsandbytes",
-    "xformers", "tokenizers", "safetensors", "gguf", "llama-cpp-python",
-)  # fmt: skip
-
-
-def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that decide what a training computes."""
-    found = {}
-    for name in PACKAGES:
+def package_versions(names: Iterable[str] = TRAINING_PACKAGES) -> dict[str, str]:
+    """{package: version} of those packages that are installed, in the given order."""
+    versions = {}
+    for name in names:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

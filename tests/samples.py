@@ -1,4 +1,4 @@
-"""Random examples with shared beginnings, for the packing and engine tests."""
+"""Random examples with shared prefixes, for the packing and engine tests."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from fasttune.data.tokenize import Example
 
 
 def random_examples(seed: int, count: int, vocabulary: int = 200) -> list[Example]:
-    """Examples that grow from a random tree of prefixes: some equal, some nested, some alone, one to three learned
-    spans."""
+    """Examples on a random tree of prefixes: some equal, some nested, some alone, with one to three supervised spans."""
     rng = random.Random(seed)
     prefixes: list[list[int]] = [[]]
     for _number in range(rng.randint(1, 6)):
@@ -34,7 +33,7 @@ def random_examples(seed: int, count: int, vocabulary: int = 200) -> list[Exampl
 
 
 def merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans that touch become one."""
+    """The spans, those that touch joined."""
     result: list[tuple[int, int]] = []
     for start, end in spans:
         if result and result[-1][1] == start:
@@ -45,8 +44,10 @@ def merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def random_tree(seed: int, count: int, vocabulary: int = 3) -> list[Example]:
-    """Examples over few tokens, so that they share by chance at every depth: nested, equal, of one token, and some that
-    are learned from their second token on (nothing to share)."""
+    """Examples over few tokens, so that they share prefixes by chance at every depth: nested, equal, of one token.
+
+    Some are supervised from their second token on and have nothing to share.
+    """
     rng = random.Random(f"tree {seed}")
     bodies: list[list[int]] = [[]]
     examples: list[Example] = []
@@ -61,8 +62,10 @@ def random_tree(seed: int, count: int, vocabulary: int = 3) -> list[Example]:
 
 
 def random_forest(seed: int, count: int) -> list[Example]:
-    """Examples under deep trees of prefixes, as multi-turn data has: lengths from a few tokens to hundreds, a tenth of
-    them equal to others, some learned from their second token on and some whose shared part is all they have but one."""
+    """Examples under deep trees of prefixes, as multi-turn data has, from a few tokens to hundreds in length.
+
+    A tenth are equal to others; some are supervised from their second token on; some have one token after the prefix.
+    """
     rng = random.Random(f"forest {seed}")
     longest = rng.choice([8, 40, 200])
     nodes: list[list[int]] = [[]]

@@ -1,16 +1,17 @@
-"""Findings, exit codes and languages."""
+"""Findings, errors, exit codes, prompts and languages."""
 
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
 from fasttune import console
-from fasttune.console import Finding
+from fasttune.console import FasttuneError, Finding, UsageError
 
-WARNING = Finding("slow-card", "warning", "machine", "the card is slow", fix="buy another")
-ERROR = Finding("no-card", "error", "machine", "there is no [card]")
+WARNING = Finding("slow-gpu", "warning", "machine", "the GPU is slow", fix="buy another")
+ERROR = Finding("no-gpu", "error", "machine", "there is no [GPU]")
 
 
 @pytest.mark.parametrize(
@@ -68,13 +69,13 @@ def test_worst_first_and_exit_code() -> None:
     assert console.exit_code([WARNING, ERROR]) == 1
 
 
-def test_findings_speak_on_stderr_with_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+def test_findings_go_to_stderr_with_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     console.show_findings([WARNING, ERROR])
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "error: machine: there is no [card]",
-        "warning: machine: the card is slow",
+        "error: machine: there is no [GPU]",
+        "warning: machine: the GPU is slow",
         "  hint: buy another",
     ]
 
@@ -83,3 +84,39 @@ def test_findings_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     console.show_findings([WARNING], as_json=True)
     (finding,) = json.loads(capsys.readouterr().out)["findings"]
     assert set(finding) == {"code", "level", "where", "what", "why", "fix"}
+
+
+def test_an_error_carries_its_findings_and_an_exit_code() -> None:
+    failed = console.error("no-gpu", "there is none", where="machine", why="it is a CPU", fix="rent one")
+    assert failed.findings == (Finding("no-gpu", "error", "machine", "there is none", "it is a CPU", "rent one"),)
+    assert type(failed) is FasttuneError and (failed.exit_code, str(failed)) == (1, "machine: there is none")
+    misused = console.usage_error("bad-flag", "no such flag")
+    assert type(misused) is UsageError and (misused.exit_code, str(misused)) == (2, "no such flag")
+
+
+def test_workers_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.silence():
+        console.say("twice")
+    console.say("once [not markup]")
+    assert capsys.readouterr().err == "once [not markup]\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "terminal", "expected"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"TERM": "dumb"}, True, False),
+        ({"WORLD_SIZE": "1"}, True, True),
+        ({"WORLD_SIZE": "2"}, True, False),
+    ],
+)
+def test_who_can_be_asked(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], terminal: bool, expected: bool
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name, value in {"TERM": "xterm", **variables}.items():
+        monkeypatch.setenv(name, value)
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    assert console.can_ask() is expected

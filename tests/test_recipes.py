@@ -1,4 +1,4 @@
-"""Every shipped recipe loads, plans and opens with the command that runs it."""
+"""Every shipped recipe loads, plans, begins with the command that runs it, and sets no default."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from fasttune import files
 from fasttune.data import dataset
 from fasttune.planning import strategy
 from fasttune.recipe import schema
 from fasttune.recipe.load import flat, load_recipe
 from fasttune.recipe.schema import Recipe
-from fasttune.runs import checkpoints, store
+from fasttune.runs import checkpoints, documents, store
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.toml"))
 EXPECTED = {
@@ -27,11 +26,11 @@ def test_the_recipes_are_there() -> None:
 
 
 def finished_parent(read: Recipe, root: Path, epochs: float) -> store.Run:
-    """A run of the recipe's series as a fresh training leaves it, but for the weights."""
+    """A run of the recipe's series as a fresh training leaves it, without weights."""
     fresh = load_recipe(read.path, ["strategy=fresh", f"train.epochs={epochs}"])
     plan = strategy.decide(fresh, dataset.load_dataset(fresh.data, fresh.train.seed), root)
     run = store.create(root, read.name, "fresh")
-    files.write_json(run.plan, plan.document())
+    documents.write(run.plan, plan.document())
     with checkpoints.writing_checkpoint(run, plan.total_steps) as folder:
         (folder / "weights").write_text("")
     run.adapter.mkdir()
@@ -55,7 +54,7 @@ def test_a_recipe_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_says_only_what_differs_from_the_defaults(path: Path) -> None:
+def test_a_recipe_sets_only_what_differs_from_the_defaults(path: Path) -> None:
     read = load_recipe(path)
     repeated = [
         key for key, source in read.sources.items()

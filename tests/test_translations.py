@@ -17,7 +17,8 @@ from babel.messages import Catalog, Message
 from babel.messages.mofile import read_mo, write_mo
 from babel.messages.pofile import read_po
 
-from fasttune import console, recipe
+from fasttune import console
+from fasttune.recipe.schema import KEYS
 
 PACKAGE = Path(console.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -28,7 +29,7 @@ REMEDY = "`make translations`, then complete fasttune.po by hand"
 THROUGH_EXPRESSIONS: dict[str, Callable[[], tuple[str, ...]]] = {
     "finding.level": lambda: console.LEVELS,
     "warning.level": lambda: console.LEVELS,
-    "key.help": lambda: tuple(key.help for key in recipe.KEYS.values()),
+    "key.help": lambda: tuple(key.help for key in KEYS.values()),
 }
 
 

@@ -20,7 +20,7 @@ def read_recipe(job: Job) -> tuple[Recipe, Dataset]:
     Raises FasttuneError for mistakes in the recipe or in the data.
     """
     recipe = with_values(load_recipe(job.recipe, job.overrides), fixed_values(job.steps), "bench")
-    return recipe, replace(load_dataset(recipe.data, recipe.train.seed), val=())
+    return recipe, replace(load_dataset(recipe.data, recipe.train.seed), held_out=())
 
 
 def fixed_values(steps: int) -> dict[str, Any]:

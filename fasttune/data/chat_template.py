@@ -1,12 +1,13 @@
-"""The model's own chat template, taken apart: what it writes around contents, and which of it an answer is.
+"""The model's own chat template, taken apart: what it writes around contents, and which part of it an answer is.
 
 The template is rendered once for every shape (tuple of roles) with a mark in place of each content:
 
-    <|im_start|>user\\n⟨0⟩<|im_end|>\\n<|im_start|>assistant\\n│⟨1⟩<|im_end|>│\\n        │…│ = learned
+    <|im_start|>user\\n⟨0⟩<|im_end|>\\n<|im_start|>assistant\\n│⟨1⟩<|im_end|>│\\n        │…│ = supervised
 
-and cut at its own control tokens and at the edges of what is learned. Learned is what the model has to say: from the
-end of the generation prompt to the control token that ends the turn. No template is known by name; one that can't be
-taken apart like this (it leaves out a message, or writes a beginning differently once more follows) is refused.
+and cut at its own control tokens and at the edges of the supervised spans. Supervised is what the model has to
+generate: from the end of the generation prompt to the control token that ends the turn. No template is recognized by
+its name; one that can't be taken apart like this is refused: it leaves out a message, or writes a message differently
+when another one follows.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Turns = Sequence[tuple[str, str]]  # (role, content) of each message
 
 
 class Tokenizer(Protocol):
-    """What is needed of transformers' PreTrainedTokenizerFast."""
+    """The part of transformers' PreTrainedTokenizerFast that is used here."""
 
     chat_template: Any
     backend_tokenizer: Any
@@ -38,7 +39,10 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Segment:
-    """Text between two cuts: literal strings and indices of contents. `control` is its id if it is a control token."""
+    """Text between two cuts, as literal strings and indices of contents.
+
+    `control` is the token's id where the text is a control token. `supervised`: the loss is taken on its tokens.
+    """
 
     parts: tuple[str | int, ...]
     control: int | None
@@ -47,7 +51,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """The template's output for one shape: `literals` around the contents, and the same cut into segments."""
+    """The template's output for one shape: the `literals` around the contents, and the whole of it in `segments`.
+
+    n contents have n + 1 literals: before the first, between two, after the last.
+    """
 
     literals: tuple[str, ...]
     segments: tuple[Segment, ...]
@@ -60,14 +67,14 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Raises FasttuneError where the tokenizer has no chat template."""
+        """Take the tokenizer's chat template. Raises FasttuneError where it has none."""
         if not tokenizer.chat_template:
-            why = _("without one nobody knows where a turn begins and ends")
+            why = _("the chat template defines where a turn begins and ends")
             fix = _("use an Instruct model, or put a chat_template.jinja into the base's folder")
             raise error("no-chat-template", _("the base's tokenizer has no chat template"), why=why, fix=fix)
         self.tokenizer = tokenizer
         self.backend = tokenizer.backend_tokenizer
-        self.backend.no_truncation()  # a former call may have left them switched on
+        self.backend.no_truncation()  # an earlier call may have left truncation and padding switched on
         self.backend.no_padding()
         self.plain: Any = None  # the tokenizer without control tokens, made when a text needs it
         added = self.backend.get_added_tokens_decoder()
@@ -77,12 +84,12 @@ class ChatTemplate:
         self.skeletons: dict[tuple[str, ...], Skeleton | Finding] = {}
 
     def text(self, turns: Turns, *, prompt: bool = False) -> str:
-        """The conversation as the template writes it, with `prompt` up to where the next answer begins."""
+        """The conversation as the template writes it; with `prompt`, followed by the generation prompt."""
         conversation = [{"role": role, "content": content} for role, content in turns]
         return str(self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt))
 
     def skeleton(self, roles: tuple[str, ...]) -> Skeleton | Finding:
-        """The skeleton of conversations of these roles, or why there is none (a finding without `where`)."""
+        """The skeleton of conversations of these roles, or the reason why there is none (a finding without `where`)."""
         if roles not in self.skeletons:
             try:
                 self.skeletons[roles] = self._take_apart(roles)
@@ -92,7 +99,7 @@ class ChatTemplate:
         return self.skeletons[roles]
 
     def encode(self, texts: set[str]) -> dict[str, list[int]]:
-        """Ids of each text, none of them a control token's whatever the text holds."""
+        """The token ids of each text; text that looks like a control token is encoded as plain text."""
         alike = [text for text in texts if self.control.search(text)]
         ordinary = list(texts.difference(alike))
         encoded = self.backend.encode_batch_fast(ordinary, add_special_tokens=False)
@@ -105,7 +112,7 @@ class ChatTemplate:
         return {text: encoding.ids for text, encoding in zip(ordinary + alike, encoded, strict=True)}
 
     def default_system(self, roles: tuple[str, ...]) -> str:
-        """The system prompt that the template puts into conversations of these roles, empty where it puts none."""
+        """The system prompt that the template adds to conversations of these roles; empty where it adds none."""
         bare = self.skeleton(roles)
         given = self.skeleton(("system", *roles)) if roles[0] != "system" else bare
         if bare is given or isinstance(bare, Finding) or isinstance(given, Finding):
@@ -115,6 +122,7 @@ class ChatTemplate:
         return text[len(before) : len(text) - len(after)] if inserts else ""
 
     def _take_apart(self, roles: tuple[str, ...]) -> Skeleton | Finding:
+        """Render the template with marks for contents, find the supervised spans and cut. Raises TemplateError."""
         turns = [(role, f"\ue000{index}\ue001") for index, role in enumerate(roles)]
         whole = self.text(turns)
         split = MARK.split(whole)
@@ -139,20 +147,23 @@ class ChatTemplate:
         return Skeleton(tuple(split[0::2]), tuple(self._cut(whole, spans)))
 
     def _cut(self, whole: str, spans: list[tuple[int, int]]) -> Iterator[Segment]:
+        """The segments of rendered text; `spans` are the supervised ones, half-open, in characters."""
         edges = sorted({0, len(whole), *(edge for span in spans for edge in span)})
         for start, end in pairwise(edges):
-            learned = any(first <= start < last for first, last in spans)
+            supervised = any(first <= start < last for first, last in spans)
             for text in filter(None, self.control.split(whole[start:end])):
                 parts = tuple(int(part) if odd % 2 else part for odd, part in enumerate(MARK.split(text)))
-                yield Segment(parts, self.ids.get(text), learned)
+                yield Segment(parts, self.ids.get(text), supervised)
 
 
 def _does_not_nest(index: int) -> Finding:
-    what = _("the chat template writes messages 1 to {number} differently once more follows", number=index + 1)
-    why = _("the model would be trained on other prompts than it is served with")
+    """The finding for a template that changes what it wrote up to message `index` (from 0) when another one follows."""
+    what = _("the chat template writes messages 1 to {number} differently when another one follows", number=index + 1)
+    why = _("the model would be served with other prompts than it was trained on")
     return Finding("template-does-not-nest", "error", "", what, why, _(FIX))
 
 
 def _no_end(text: str) -> Finding:
-    what = _("the chat template ends an answer with {text}, which is no control token", text=json.dumps(text))
+    """The finding for a template that writes `text`, no control token, after an answer."""
+    what = _("the chat template ends an answer with {text}, which is not a control token", text=json.dumps(text))
     return Finding("template-no-end", "error", "", what, _("the model would not learn to stop"), _(FIX))

@@ -1,9 +1,9 @@
-"""From files to a data set: read, check, add the system prompt, split, fingerprint.
+"""From files to a data set: read, check, add the system prompt, hold out, fingerprint.
 
-    records.read_records ──► conversations.conversation ──► Sample ──► split ──► Dataset
+    reader.read_records ──► formats.conversation ──► Sample ──► split ──► Dataset
 
-Every sample counts or is named: one call reports all problems of all files, and nothing is skipped, cut or repaired in
-silence. What is accepted: data/formats/README.md.
+Every sample is used or named in a finding: one call reports all problems of all files, and nothing is skipped, cut or
+repaired silently. What is accepted: data/formats/README.md.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fasttune.console import FasttuneError, Finding, _, error, ngettext
-from fasttune.data.formats import Message, Notes, check_characters, conversation, listed
-from fasttune.data.reader import problem, read_records
+from fasttune.data.formats import conversation
+from fasttune.data.messages import Message, Notes, check_characters, listed
+from fasttune.data.reader import read_records
 from fasttune.recipe.schema import DataRecipe
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
     "conversation_key",
     "fingerprint",
     "load_dataset",
-    "read",
+    "read_samples",
     "split",
 ]
 
@@ -47,7 +48,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one file gave: its good samples in the file's order, and all findings about it."""
+    """What one file holds: its valid samples in the file's order, and all findings about it."""
 
     samples: tuple[Sample, ...]
     findings: tuple[Finding, ...]
@@ -55,38 +56,41 @@ class Reading:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples ready to render, `fingerprint` the sha256 of their contents in order; none of `findings` is an error."""
+    """Samples ready to be tokenized, those to train on and those held out.
+
+    `fingerprint` is the sha256 of their contents in order. None of `findings` is an error.
+    """
 
     train: tuple[Sample, ...]
-    val: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
     fingerprint: str
     findings: tuple[Finding, ...]
 
 
 def load_dataset(recipe: DataRecipe, seed: int) -> Dataset:
-    """The data set that a recipe's [data] table names; `seed` alone decides a fraction's split.
+    """The data set that a recipe's [data] table names; with a fraction in data.val, `seed` decides what is held out.
 
     Raises FasttuneError with every finding of every file, warnings too, where at least one is an error.
     """
     train_paths = list(recipe.train)
-    val_paths = [recipe.val] if isinstance(recipe.val, str) and recipe.val else []
+    held_out_paths = [recipe.val] if isinstance(recipe.val, str) and recipe.val else []
     findings = _listed_twice(train_paths) + _system_problems(recipe.system)
-    readings = {path: read(path) for path in [*train_paths, *val_paths]}
+    readings = {path: read_samples(path) for path in [*train_paths, *held_out_paths]}
     findings += [finding for reading in readings.values() for finding in reading.findings]
     if any(finding.level == "error" for finding in findings):
         raise FasttuneError(*findings)
     train = [sample for path in train_paths for sample in with_system(readings[path].samples, recipe.system)]
-    val = [sample for path in val_paths for sample in with_system(readings[path].samples, recipe.system)]
+    held_out = [sample for path in held_out_paths for sample in with_system(readings[path].samples, recipe.system)]
     findings += _duplicates(train)
     if isinstance(recipe.val, float) and recipe.val > 0:
-        train, val = split(train, recipe.val, seed)
+        train, held_out = split(train, recipe.val, seed)
     else:
-        findings += _leaks(train, val)
-    return Dataset(tuple(train), tuple(val), fingerprint(train, val), tuple(findings))
+        findings += _leaks(train, held_out)
+    return Dataset(tuple(train), tuple(held_out), fingerprint(train, held_out), tuple(findings))
 
 
-def read(path: str) -> Reading:
-    """The samples of one file and everything that is wrong with it, syntax to meaning; raises nothing."""
+def read_samples(path: str) -> Reading:
+    """The samples of one file and all findings about it, from its encoding to its conversations; raises nothing."""
     records, findings = read_records(path)
     notes = Notes(findings=findings)
     samples: list[Sample] = []
@@ -100,32 +104,30 @@ def read(path: str) -> Reading:
             samples.append(Sample(notes.where, messages))
     _file_findings(path, notes, first_lines)
     if not records and not notes.findings:
-        notes.findings.append(problem("no-samples", path, _("the file holds no sample")))
+        notes.findings.append(Finding("no-samples", "error", path, _("the file holds no sample")))
     return Reading(tuple(samples), tuple(notes.findings))
 
 
 def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(train, val) with about `fraction` of the samples in val, both in their old order, at least one on each side.
+    """(train, held out) with about `fraction` of the samples held out, each in the given order and not empty.
 
-    Samples of equal conversation stay on one side. Groups are ranked by a hash of seed and content, so the choice
-    doesn't depend on their order in the file and hardly moves when samples are added.
+    Samples of the same conversation stay on one side. They are ranked by a hash of seed and content, so that the choice
+    does not depend on their order in the file and changes little when samples are added. Raises FasttuneError where
+    there are fewer than two different samples.
     """
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         groups[conversation_key(sample)].append(sample)
     if len(groups) < 2:
-        what = _(
-            "a fraction of {fraction} needs at least two different samples; there are {count}",
-            fraction=fraction,
-            count=len(groups),
-        )
-        why = _("copies of one sample on both sides would make validation measure memory")
+        what = _("a fraction of {fraction} needs at least two different samples; there are {count}", fraction=fraction,
+                 count=len(groups))  # fmt: skip
+        why = _("with copies of one sample on both sides, the held-out loss would only measure memorizing")
         raise error("cannot-split", what, where="data.val", why=why, fix=_("add samples, or set data.val to a file"))
     ranked = sorted(groups.values(), key=lambda group: _digest(f"{seed}:{conversation_key(group[0])}"))
-    wanted = max(1, round(fraction * len(samples)))
+    most = max(1, round(fraction * len(samples)))
     chosen: set[str] = set()
     for group in ranked[:-1]:
-        if len(chosen) + len(group) <= wanted:
+        if len(chosen) + len(group) <= most:
             chosen.update(sample.id for sample in group)
     if not chosen:  # each group alone is larger than the fraction
         chosen.update(sample.id for sample in min(ranked, key=len))
@@ -134,15 +136,15 @@ def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[S
 
 
 def conversation_key(sample: Sample) -> str:
-    """A digest that is equal for samples whose turns differ in white space or the system message only."""
+    """A digest of the user's and the assistant's turns, white space collapsed: equal for the same conversation."""
     turns = [(m.role, " ".join(m.content.split())) for m in sample.messages if m.role != "system"]
     return _digest(json.dumps(turns))
 
 
-def fingerprint(train: Iterable[Sample], val: Iterable[Sample]) -> str:
-    """sha256 over roles and contents of train, in order, and val: equal if and only if the model would see the same."""
+def fingerprint(train: Iterable[Sample], held_out: Iterable[Sample]) -> str:
+    """The sha256 of roles and contents in order: equal if and only if the model would see the same samples."""
     digest = hashlib.sha256()
-    for name, samples in (("train", train), ("val", val)):
+    for name, samples in (("train", train), ("val", held_out)):
         digest.update(name.encode())
         for sample in samples:
             digest.update(json.dumps([(m.role, m.content) for m in sample.messages]).encode())
@@ -150,6 +152,7 @@ def fingerprint(train: Iterable[Sample], val: Iterable[Sample]) -> str:
 
 
 def _digest(text: str) -> str:
+    """The sha256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -157,22 +160,16 @@ def _digest(text: str) -> str:
 
 
 def _file_findings(path: str, notes: Notes, first_lines: dict[str, int]) -> None:
+    """Add the findings about a file as a whole; `first_lines` is {format: line of its first record}."""
     if len(first_lines) > 1:
         (one, first), (other, line) = list(first_lines.items())[:2]
         what = _("line {first} is {one}, line {line} is {other}", first=first, one=one, line=line, other=other)
-        notes.findings.append(
-            problem(
-                "mixed-formats",
-                f"{path}:{line}",
-                what,
-                why=_("one of them may be a mistake"),
-                fix=_("put each format into a file of its own"),
-            )
-        )
+        why, fix = _("one of them may be a mistake"), _("put each format into a file of its own")
+        notes.findings.append(Finding("mixed-formats", "error", f"{path}:{line}", what, why, fix))
     if notes.ignored:
         keys = listed([f"{key} ({count})" for key, count in sorted(notes.ignored.items())])
         what = _("keys without a meaning here: {keys}", keys=keys)
-        notes.findings.append(problem("ignored-keys", path, what, level="info"))
+        notes.findings.append(Finding("ignored-keys", "info", path, what))
     if notes.normalised:
         what = ngettext(
             "{n} content was changed to Unicode form NFC, at {where}",
@@ -180,18 +177,20 @@ def _file_findings(path: str, notes: Notes, first_lines: dict[str, int]) -> None
             len(notes.normalised),
             where=notes.normalised[0],
         )
-        why = _("llama.cpp and Ollama read other forms as other tokens than in training")
-        notes.findings.append(problem("normalised", path, what, why=why, level="info"))
+        why = _("llama.cpp and Ollama would tokenize other forms differently from training")
+        notes.findings.append(Finding("normalised", "info", path, what, why=why))
 
 
 def _listed_twice(paths: list[str]) -> list[Finding]:
+    """The finding for training files that are listed more than once, under the same or another name."""
     real = Counter(os.path.realpath(path) for path in paths)
     twice = [path for path in paths if real[os.path.realpath(path)] > 1]
     what = _("listed more than once: {paths}", paths=listed(twice))
-    return [problem("file-twice", "data.train", what)] if twice else []
+    return [Finding("file-twice", "error", "data.train", what)] if twice else []
 
 
 def _system_problems(system: str | None) -> list[Finding]:
+    """Findings about the characters of data.system."""
     notes = Notes(where="data.system")
     if system is not None:
         check_characters("data.system", system, notes)
@@ -199,7 +198,7 @@ def _system_problems(system: str | None) -> list[Finding]:
 
 
 def with_system(samples: Sequence[Sample], system: str | None) -> list[Sample]:
-    """The samples, `system` put before those that have no system message of their own; None leaves them alone."""
+    """The samples, those without a system message with `system` as theirs; with None all of them unchanged."""
     if system is None:
         return list(samples)
     message = Message("system", unicodedata.normalize("NFC", system))
@@ -210,6 +209,7 @@ def with_system(samples: Sequence[Sample], system: str | None) -> list[Sample]:
 
 
 def _duplicates(samples: Sequence[Sample]) -> list[Finding]:
+    """The warning about samples whose messages are all equal."""
     seen: dict[tuple[Message, ...], list[str]] = defaultdict(list)
     for sample in samples:
         seen[sample.messages].append(sample.id)
@@ -219,39 +219,21 @@ def _duplicates(samples: Sequence[Sample]) -> list[Finding]:
     count = sum(len(ids) - 1 for ids in copies)
     ids = listed([" = ".join(ids) for ids in copies], "; ")
     what = ngettext("{n} sample repeats another one: {ids}", "{n} samples repeat another one: {ids}", count, ids=ids)
-    return [
-        problem(
-            "duplicate-sample",
-            copies[0][1],
-            what,
-            why=_("a copy is learned as often again; all are kept"),
-            fix=_("remove them unless that is meant"),
-            level="warning",
-        )
-    ]
+    why, fix = _("each copy is trained on in every epoch; all are kept"), _("remove them unless that is meant")
+    return [Finding("duplicate-sample", "warning", copies[0][1], what, why, fix)]
 
 
-def _leaks(train: Sequence[Sample], val: Sequence[Sample]) -> list[Finding]:
-    home: dict[str, str] = {}
+def _leaks(train: Sequence[Sample], held_out: Sequence[Sample]) -> list[Finding]:
+    """The warning about held-out samples whose conversation is trained on too."""
+    first: dict[str, str] = {}
     for sample in train:
-        home.setdefault(conversation_key(sample), sample.id)
-    pairs = [f"{sample.id} = {home[key]}" for sample in val if (key := conversation_key(sample)) in home]
+        first.setdefault(conversation_key(sample), sample.id)
+    pairs = [f"{sample.id} = {first[key]}" for sample in held_out if (key := conversation_key(sample)) in first]
     if not pairs:
         return []
-    what = ngettext(
-        "{n} of {all} validation samples is in train too: {ids}",
-        "{n} of {all} validation samples are in train too: {ids}",
-        len(pairs),
-        all=len(val),
-        ids=listed(pairs, "; "),
-    )
-    return [
-        problem(
-            "val-in-train",
-            pairs[0].split(" = ")[0],
-            what,
-            level="warning",
-            why=_("the validation loss will look better than the model is"),
-            fix=_("remove them from one side"),
-        )
-    ]
+    what = ngettext("{n} of {all} held-out samples is in train too: {ids}",
+                    "{n} of {all} held-out samples are in train too: {ids}",
+                    len(pairs), all=len(held_out), ids=listed(pairs, "; "))  # fmt: skip
+    why = _("the held-out loss will look better than the model is")
+    fix = _("remove them from one side")
+    return [Finding("val-in-train", "warning", pairs[0].split(" = ")[0], what, why, fix)]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fasttune.console import Finding, _
 from fasttune.data.dataset import Dataset
+from fasttune.data.tokenize import estimate_tokens
 from fasttune.planning.strategy import Plan, band, band_epochs, differences
 from fasttune.runs import documents, store, summary
 from fasttune.runs.store import Run
@@ -127,7 +128,7 @@ def larger_base(plan: Plan) -> list[Finding]:
     """A small base for a persona that asks much: a long system prompt, or long answers."""
     size = re.search(r"(\d+(?:\.\d+)?)b\b", plan.recipe.model.base.lower())
     small = plan.recipe.model.base == "builtin:tiny" or (size is not None and float(size[1]) < SMALL_BASE)
-    system, answer = rough_tokens(plan.system or ""), answer_tokens(plan.dataset)
+    system, answer = estimate_tokens(plan.system or ""), answer_tokens(plan.dataset)
     if not small or (system < LONG_SYSTEM and answer < LONG_ANSWER):
         return []
     what = _("a small base for this persona: its system prompt has about {system:.0f} tokens, an answer about "
@@ -162,12 +163,7 @@ def not_shared(plan: Plan) -> list[Finding]:
 def answer_tokens(dataset: Dataset) -> float:
     """Roughly the tokens of an average answer."""
     answers = [m.content for sample in dataset.train for m in sample.messages if m.role == "assistant"]
-    return sum(map(rough_tokens, answers)) / max(1, len(answers))
-
-
-def rough_tokens(text: str) -> float:
-    """About how many tokens a text has: one a Chinese character, one every four of other letters."""
-    return sum(1.0 if ord(character) > 0x2E7F else 0.25 for character in text)
+    return sum(map(estimate_tokens, answers)) / max(1, len(answers))
 
 
 def one_at_a_time(plan: Plan, parent: Run) -> list[Finding]:

@@ -9,6 +9,7 @@ Only what differs from the defaults is written, each line with its reason. A fil
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ from typing import Any
 from fasttune.console import UsageError, _, ngettext, show_findings, usage_error
 from fasttune.data import dataset
 from fasttune.data.dataset import Sample
+from fasttune.data.tokenize import estimate_tokens
 from fasttune.machine import Machine, free_memory
 from fasttune.planning.strategy import band, band_epochs
-from fasttune.recipe.load import check as check_setting
+from fasttune.recipe.load import check_entry
 from fasttune.recipe.schema import KEYS, DataRecipe
 from fasttune.recipe.values import Entry, as_toml
 
 GIB = 2**30
+ESTIMATE_MARGIN = 4 / 3  # how far a sample's tokens may exceed their estimate
+TEMPLATE_TOKENS = 8  # at most, that a chat template writes around a message; ChatML has 5
 BASES = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B")}
 # Free GiB on the card from which a base fits with room to train: 16-bit weights (1.0, 3.1, 6.2 GB; in 4 bits 0.5, 1.2,
 # 2.0 GB), the driver's and torch's own 1.4 GiB, adapter, optimizer and activations.
@@ -75,7 +79,7 @@ def init(name: str, files: Sequence[str], base: str | None, out: Path | None) ->
 
 def check(given: Mapping[str, Any]) -> None:
     """Raises UsageError, in the recipe's own words, for what can't stand in one."""
-    found = [check_setting(Entry(key, value, key, "override"))[0] for key, value in given.items()]
+    found = [check_entry(Entry(key, value, key, "override"))[0] for key, value in given.items()]
     if problems := [problem for problem in found if problem]:
         raise UsageError(*problems)
 
@@ -116,18 +120,22 @@ def settings(
 
 def base_lines(base: str | None, machine: Machine) -> list[Line]:
     """The base that fits into the free memory, or the one that was named; in 4 bits where only those fit."""
-    quantized = _("holds the base in 4 bits: {free:.1f} GiB of card memory are little for 16", free=machine.card or 0)
+    quantized = _(
+        "holds the base in 4 bits: {free:.1f} GiB of card memory are little for 16", free=machine.gpu_gib or 0
+    )
     if base is not None:
         needed = next((free for free, size, small in CARD if not small and size.lower() in base.lower()), 0.0)
-        small = machine.card is not None and machine.card < needed
+        small = machine.gpu_gib is not None and machine.gpu_gib < needed
         return [Line("model.base", base, ""), Line("model.load_in_4bit", small, quantized)]
-    if machine.card is None:
+    if machine.gpu_gib is None:
         why = _("no card: a larger one takes minutes a step on a CPU")
-        if machine.ram < RAM_FOR_HALF_B:
-            why = _("it wants {needed:.0f} GiB of memory, {free:.1f} are free", needed=RAM_FOR_HALF_B, free=machine.ram)
+        if machine.ram_gib < RAM_FOR_HALF_B:
+            why = _(
+                "it wants {needed:.0f} GiB of memory, {free:.1f} are free", needed=RAM_FOR_HALF_B, free=machine.ram_gib
+            )
         return [Line("model.base", BASES["0.5B"], why)]
-    size, small = next((size, small) for needed, size, small in CARD if machine.card >= needed)
-    why = _("the largest that {free:.1f} GiB of card memory train", free=machine.card)
+    size, small = next((size, small) for needed, size, small in CARD if machine.gpu_gib >= needed)
+    why = _("the largest that {free:.1f} GiB of card memory train", free=machine.gpu_gib)
     if size == "3B":
         why = _("{why}; its licence excludes commercial use, that of 1.5B does not", why=why)
     return [Line("model.base", BASES[size], why), Line("model.load_in_4bit", small, quantized)]
@@ -146,18 +154,9 @@ def length_line(samples: Sequence[Sample], base: str | None) -> Line:
 
 
 def tokens_at_most(sample: Sample) -> int:
-    """How many tokens a sample can come to, estimated without a tokenizer and rather too high.
-
-    Qwen2.5 makes about 0.7 tokens of a Chinese character and 0.25 of an English one, and one of each digit.
-    """
-    return sum(8 + sum(map(weight, message.content)) // 2 for message in sample.messages)
-
-
-def weight(character: str) -> int:
-    """Half tokens of a character: one for a letter or space, two for all else, four beyond the basic plane (emoji)."""
-    if character.isascii():
-        return 1 if character.isalpha() or character == " " else 2
-    return 2 if character <= "\uffff" else 4
+    """An upper bound of a sample's tokens: the estimate with a margin, and the chat template's tokens."""
+    estimate = sum(estimate_tokens(message.content) for message in sample.messages)
+    return math.ceil(ESTIMATE_MARGIN * estimate) + TEMPLATE_TOKENS * len(sample.messages)
 
 
 def val_line(files: Sequence[str], samples: int) -> Line:
@@ -228,10 +227,10 @@ def written(
     path: Path, samples: Sequence[Sample], files: Sequence[str], machine: Machine, lines: Iterable[Line]
 ) -> str:
     """The recipe's text: the command that runs it, what it was chosen from, the settings table by table."""
-    if machine.card is None:
-        where = _("{free:.1f} GiB of memory free, no card", free=machine.ram)
+    if machine.gpu_gib is None:
+        where = _("{free:.1f} GiB of memory free, no card", free=machine.ram_gib)
     else:
-        where = _("a card with {free:.1f} GiB free", free=machine.card)
+        where = _("a card with {free:.1f} GiB free", free=machine.gpu_gib)
     chosen_from = ngettext("Chosen for {n} sample of {files} and {machine}.",
                            "Chosen for {n} samples of {files} and {machine}.", len(samples),
                            files=", ".join(files), machine=where)  # fmt: skip

@@ -104,7 +104,7 @@ class Plan:
             system=self.system,
             data_fingerprint=self.dataset.fingerprint,
             train_samples=len(self.dataset.train),
-            val_samples=len(self.dataset.val),
+            val_samples=len(self.dataset.held_out),
             steps_per_epoch=self.steps_per_epoch,
             total_steps=self.total_steps,
             epochs=self.epochs,

@@ -1,7 +1,7 @@
-"""What Unsloth, TRL, PEFT, LLaMA-Factory, Axolotl, ms-swift, torchtune and mlx-lm call the settings of a recipe.
+"""The names that Unsloth, TRL, PEFT, LLaMA-Factory, Axolotl, ms-swift, torchtune and mlx-lm have for the settings.
 
-`recipe.py` refuses these names with the one that is right here. Nothing is translated silently: `batch_size`, for one,
-counts something else in every trainer.
+load.py refuses them and names the setting to use. Nothing is translated silently: `batch_size`, for example, counts
+something else in every trainer.
 """
 
 from __future__ import annotations
@@ -60,24 +60,24 @@ RENAMED_TABLES = {alias: table for table, names in TABLE_ALIASES.items() for ali
 
 
 def notes() -> dict[str, str]:
-    """{setting: what has to be known besides its name}."""
+    """{setting: how its values differ from those of other trainers}."""
     return {
         "train.batch_size": _("it counts the samples of one optimizer step: per-device batch × accumulation × GPUs"),
         "train.warmup_steps": _("a number below 1 is the share of all steps"),
-        "train.tokens_per_row": _('rows are packed without padding unless it is 0; "auto" suits almost always'),
+        "train.tokens_per_row": _('rows are packed without padding unless it is 0; "auto" is almost always right'),
         "train.eval_steps": _("0 evaluates once an epoch"),
         "train.save_steps": _("0 saves once an epoch"),
-        "data.learn": _('"assistant" learns the answers only, "all" everything'),
+        "data.learn": _('"assistant" trains on the answers only, "all" on every token'),
         "data.val": _("a file, or a fraction such as 0.1"),
         "lora.target_modules": _("left out, all linear layers get an adapter"),
-        "continue.parent": _("a run that was stopped goes on by itself when it is run again"),
+        "continue.parent": _("a stopped run resumes when the same command is run again"),
     }
 
 
 def without_counterpart() -> dict[str, str]:
-    """{name that no setting here stands for: why, and what to do}."""
+    """{another trainer's setting that has none here: why, and what to do}."""
     reasons = {
-        _("a run lies in runs/NAME/, and --runs DIR or FASTTUNE_RUNS moves runs/: leave this out"): (
+        _("runs are written to runs/NAME/, or below the folder in --runs or FASTTUNE_RUNS: leave this out"): (
             "output_dir run_name export_dir adapter_path logging_path"
         ),
         _("a run is never overwritten: leave this out"): "overwrite_output_dir",

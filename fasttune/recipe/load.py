@@ -1,13 +1,13 @@
 """A recipe from a TOML file and `--set` overrides, checked, with the source of each value.
 
-    name = "linzhi"                    # the series; its runs lie in runs/linzhi/
+    name = "linzhi"                    # the series; its runs are in runs/linzhi/
     [model]
     base = "Qwen/Qwen2.5-0.5B-Instruct"
     [data]
     train = "data/linzhi/train.jsonl"
 
-An unknown key is an error that says which one was meant, also where another trainer's name was used (aliases.py);
-values are taken as values.py says; all problems of the file and the overrides come in one `UsageError`.
+An unknown key is an error that names the right one, also where it is another trainer's name (aliases.py). Values are
+checked by values.py. All findings about the file and the overrides come in one `UsageError`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from fasttune.console import Finding, UsageError, _
 from fasttune.recipe import aliases
 from fasttune.recipe.schema import KEYS, LEAVES, TABLES, Recipe, Setting
 from fasttune.recipe.toml_file import REFUSED, read_toml, toml_value
-from fasttune.recipe.values import Entry, as_toml, convert, near_name, refusal, sample
+from fasttune.recipe.values import Entry, as_toml, convert, example_line, near_name, refusal
 
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe file as it was read: its TOML document, and the line of each key in it."""
+    """A recipe file as it was read: its TOML document, and the line (from 1) of each key in it."""
 
     path: Path
     document: Mapping[str, Any]
@@ -34,37 +34,39 @@ class RecipeFile:
 
 
 def read_recipe_file(path: Path | str) -> RecipeFile:
-    """Read a recipe file once; `resolve` makes recipes of it.
+    """Read a recipe file; `resolve` makes recipes of it, with different overrides if need be.
 
-    Raises UsageError where the file is missing, is no text or is no TOML.
+    Raises UsageError where the file is missing, no text or no TOML.
     """
     return RecipeFile(Path(path), *read_toml(Path(path)))
 
 
 def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe in a TOML file with `key=value` overrides, the last one of a key winning; see `resolve`."""
+    """The recipe in a TOML file with `key=value` overrides; raises what `read_recipe_file` and `resolve` raise."""
     return resolve(read_recipe_file(path), overrides)
 
 
 def resolve(file: RecipeFile, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of a file with `key=value` overrides, the last one of a key winning.
+    """The recipe of a file with `key=value` overrides; of several for one key the last one counts.
 
-    Raises UsageError with one finding for every problem of the file and the overrides.
+    Raises UsageError with one finding for each fault of the file and the overrides.
     """
     path, document, lines = file.path, file.document, file.lines
     overriding, findings = override_entries(overrides)
-    written = [Entry(key, value, place(path, lines, name), "recipe") for name, key, value in leaves("", "", document)]
+    written = [
+        Entry(key, value, location(path, lines, name), "recipe") for name, key, value in leaves("", "", document)
+    ]
     entries = {entry.key: entry for entry in [*written, *overriding]}
     refused: set[str] = set()  # what was meant by entries that were refused: not missing, nor ground for contradictions
     for entry in entries.values():
-        problem, meant = check(entry)
+        problem, meant = check_entry(entry)
         if problem:
             findings.append(problem)
             refused.add(meant)
     for key in KEYS.values():
         if key.required and key.name not in entries and not covered(key.name, refused):
-            where, what = place(path, lines, key.name), _("{key} is missing", key=key.name)
-            findings.append(Finding("missing-key", "error", where, what, _(key.help), sample(key)))
+            where, what = location(path, lines, key.name), _("{key} is missing", key=key.name)
+            findings.append(Finding("missing-key", "error", where, what, _(key.help), example_line(key)))
     values = {key.name: key.default for key in KEYS.values()}
     values |= {key: convert(KEYS[key].hint, entry.value) for key, entry in entries.items() if key in KEYS}
     findings += contradictions({key: value for key, value in values.items() if not covered(key, refused)}, entries)
@@ -74,16 +76,17 @@ def resolve(file: RecipeFile, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def settings(recipe: Recipe) -> list[Setting]:
-    """Every value with its source, in order of declaration."""
+    """Every setting with its value and source, in order of declaration."""
     values = flat(vars(recipe))
     return [Setting(key, values[key], recipe.sources[key]) for key in KEYS]
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
-    """A new recipe with some dotted keys replaced and their source noted: how a strategy inherits from a parent run.
+    """A new recipe with other values for some dotted keys: how a run inherits settings from its parent.
 
-    Lists from JSON are fine. Defaults that follow from other settings (alpha = 2 × r) are worked out again. Raises
-    UsageError where a value or the outcome is not valid, KeyError for a key that is no setting.
+    `source` is noted as the source of these values. They may come from JSON, with lists for tuples. Defaults that
+    follow from other settings (alpha = 2 × r) are computed again. Raises UsageError where a value, or the recipe that
+    results, is not valid, and KeyError for a key that is no setting.
     """
     derived = {key.name: key.default for key in KEYS.values() if recipe.sources[key.name].startswith("default")}
     entries = {key: Entry(key, value, f"{source}: {key}", source) for key, value in values.items()}
@@ -99,17 +102,17 @@ def with_values(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recip
 
 
 def build(path: Path, values: Mapping[str, Any], sources: Mapping[str, str]) -> Recipe:
-    """The recipe of checked values; settings whose default follows from another one are resolved here."""
+    """The recipe of checked values, with the defaults that follow from other settings filled in."""
     new, origin = dict(values), dict(sources)
     if new["lora.alpha"] == 0:
         new["lora.alpha"], origin["lora.alpha"] = 2 * new["lora.r"], "default (2 × r)"
     if new["train.lr_scheduler_type"] == "constant" and origin["train.warmup_steps"] == "default":
-        new["train.warmup_steps"], origin["train.warmup_steps"] = 0.0, "default (constant has no warm-up)"
+        new["train.warmup_steps"], origin["train.warmup_steps"] = 0.0, "default (constant has no warmup)"
     return Recipe(**assemble(Recipe, "", new), path=path, sources=origin)
 
 
 def assemble(table: type, prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a table's dataclass, its sub-tables built."""
+    """The arguments of a table's dataclass from {dotted key: value}, sub-tables included."""
     arguments: dict[str, Any] = {}
     for each in fields(table):
         key = prefix + each.name.rstrip("_")
@@ -129,8 +132,8 @@ def flat(attributes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def place(path: Path, lines: Mapping[str, int], name: str) -> str:
-    """`recipes/x.toml:7: train.lr`: the line of the key, else of its table, else none."""
+def location(path: Path, lines: Mapping[str, int], name: str) -> str:
+    """Where a key stands, as `recipes/x.toml:7: train.lr`: its line, else its table's, else no line."""
     known = name
     while known and known not in lines:
         known = known.rpartition(".")[0]
@@ -138,10 +141,10 @@ def place(path: Path, lines: Mapping[str, int], name: str) -> str:
 
 
 def leaves(name: str, key: str, value: Any) -> Iterator[tuple[str, str, Any]]:
-    """(name as written, key, value) of everything in a table.
+    """(name as written, dotted key, value) of every setting in a table.
 
-    A table of another name is yielded whole, to be refused, and then read as the one that was meant, so that its
-    contents are checked too.
+    A table whose name is another trainer's or mistyped is yielded as a value, to be refused, and its contents are
+    yielded under the right name, to be checked too.
     """
     if not isinstance(value, dict) or (key and (key not in TABLES or not value)):
         yield name, key, value
@@ -155,7 +158,7 @@ def leaves(name: str, key: str, value: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def override_entries(overrides: Iterable[str]) -> tuple[list[Entry], list[Finding]]:
-    """The entries of `key=value` texts, and findings about texts that are no such thing."""
+    """The entries of `key=value` texts, and findings about those that are not of this form."""
     entries: list[Entry] = []
     findings: list[Finding] = []
     for override in overrides:
@@ -171,15 +174,15 @@ def override_entries(overrides: Iterable[str]) -> tuple[list[Entry], list[Findin
 
 
 def override_value(key: str, text: str) -> Any:
-    """A TOML value; the text itself where it is none, or where the setting takes this text but no such value."""
+    """The text as a TOML value; the text itself where it is none, or where its setting takes only the text."""
     value = toml_value(text)
     hint = KEYS[key].hint if key in KEYS else None
     is_text = value is REFUSED or (hint and convert(hint, value) is REFUSED and convert(hint, text) is not REFUSED)
     return text if is_text else value
 
 
-def check(entry: Entry) -> tuple[Finding | None, str]:
-    """What is wrong with an entry, if anything, and the setting or table that was meant ("" where nobody knows)."""
+def check_entry(entry: Entry) -> tuple[Finding | None, str]:
+    """The finding about an entry, if there is one, and the setting or table that was meant ("" where it is unknown)."""
     if entry.key in TABLES:
         return table_problem(entry)
     if entry.key not in KEYS:
@@ -190,12 +193,12 @@ def check(entry: Entry) -> tuple[Finding | None, str]:
             "use up to 64 letters (Chinese ones too), digits, - _ and . ; begin with a letter or digit, end with no "
             'dot; "current" and the device names of Windows (con, nul, com1 …) are taken'
         )
-        problem = entry.refuse("bad-name", _("{name} can't name a series", name=as_toml(entry.value)), fix)
+        problem = entry.refuse("bad-name", _("{name} can't be the name of a series", name=as_toml(entry.value)), fix)
     return problem, entry.key
 
 
 def names_a_folder(name: str) -> bool:
-    """Whether a series of that name gets a safe folder, on Linux and on Windows drives."""
+    """Whether a name is valid for a folder on Linux and on Windows drives, and is not `current`."""
     taken = {"current", "con", "prn", "aux", "nul"} | {
         port + digit for port in ("com", "lpt") for digit in "0123456789"
     }
@@ -205,7 +208,7 @@ def names_a_folder(name: str) -> bool:
 
 
 def table_problem(entry: Entry) -> tuple[Finding | None, str]:
-    """A table that is no table, or [train.until] with nothing in it."""
+    """The finding for a value where a table belongs, or for [train.until] without a setting."""
     if entry.value == {}:
         fix = _("give it loss, token_accuracy or both, or leave it out")
         empty = entry.refuse("empty-value", _("{key} is empty", key=entry.key), fix)
@@ -218,7 +221,7 @@ def table_problem(entry: Entry) -> tuple[Finding | None, str]:
 
 
 def unknown_table(entry: Entry) -> tuple[Finding, str]:
-    """A table that there is not; what stands in it is read as if it had the right name."""
+    """The finding for a table of an unknown name."""
     meant = meant_table(entry.key)
     tables = ", ".join(f"[{name}]" for name in TABLES)
     fix = _("did you mean [{name}]?", name=meant) if meant else _("the tables are {names}", names=tables)
@@ -226,7 +229,7 @@ def unknown_table(entry: Entry) -> tuple[Finding, str]:
 
 
 def unknown_key(entry: Entry) -> tuple[Finding, str]:
-    """A setting that there is not: another trainer's name, one of another table, or a slip."""
+    """The finding for an unknown setting: another trainer's name, one of another table, or a typing mistake."""
     table, _dot, leaf = entry.key.rpartition(".")
     leaf = leaf.lower().replace("-", "_")
     here = [key.leaf for key in KEYS.values() if key.table == table]
@@ -246,7 +249,7 @@ def unknown_key(entry: Entry) -> tuple[Finding, str]:
 
 
 def how_to_write(entry: Entry, meant: str) -> str:
-    """The hint that leads from a wrong key to the right one."""
+    """The hint that says where the right key is to be written."""
     key = KEYS[meant]
     if entry.source == "override":
         return _("write --set {key}=…", key=meant)
@@ -256,18 +259,18 @@ def how_to_write(entry: Entry, meant: str) -> str:
 
 
 def meant_table(name: str) -> str:
-    """The table that another name stands for or comes close to, or ""."""
+    """The table that is meant by another trainer's or a mistyped name, or "" where none is."""
     inner = {table.rpartition(".")[2]: table for table in TABLES}
     return aliases.RENAMED_TABLES.get(name.lower()) or inner.get(name.lower()) or near_name(name, TABLES)
 
 
 def covered(key: str, names: Iterable[str]) -> bool:
-    """Whether a key or a table around it is among the names."""
+    """Whether a key, or a table that it is in, is among the names."""
     return any(key == name or key.startswith(name + ".") for name in names if name)
 
 
 def contradictions(values: Mapping[str, Any], entries: Mapping[str, Entry]) -> list[Finding]:
-    """Settings that are good alone and not together. A refused setting is not in `values` and raises nothing more."""
+    """Findings about settings that exclude each other; `values` holds no setting that was refused already."""
     found: list[Finding] = []
 
     def refuse(key: str, what: str, fix: str) -> None:
@@ -276,9 +279,8 @@ def contradictions(values: Mapping[str, Any], entries: Mapping[str, Entry]) -> l
     if values.get("data.val") == "":
         fix = _("set data.val to a file or a fraction such as 0.1, or leave this out")
         if values.get("train.early_stopping_patience"):
-            refuse(
-                "train.early_stopping_patience", _("early stopping watches the loss on data.val: there is none"), fix
-            )
+            what = _("early stopping needs the held-out loss, but there is no data.val")
+            refuse("train.early_stopping_patience", what, fix)
         if values.get("train.eval_steps"):
             refuse("train.eval_steps", _("there is no data.val to evaluate on"), fix)
     warmup, reports = values.get("train.warmup_steps", 0.0), values.get("train.report_to", ())
@@ -287,9 +289,9 @@ def contradictions(values: Mapping[str, Any], entries: Mapping[str, Entry]) -> l
         refuse("train.warmup_steps", what, _("write {whole} for that many steps", whole=round(warmup)))
     if values.get("train.lr_scheduler_type") == "constant" and warmup and "train.warmup_steps" in entries:
         fix = _('use "constant_with_warmup", or leave warmup_steps out')
-        refuse("train.warmup_steps", _('lr_scheduler_type "constant" has no warm-up'), fix)
+        refuse("train.warmup_steps", _('lr_scheduler_type "constant" has no warmup'), fix)
     if "none" in reports and len(reports) > 1:
-        refuse("train.report_to", _('"none" and a place to report to exclude each other'), _("keep one of them"))
+        refuse("train.report_to", _('"none" excludes every other value'), _("keep one of them"))
     if values.get("model.base") == "builtin:tiny" and values.get("model.load_in_4bit"):
         what = _("builtin:tiny is too small to be held in 4 bits")
         refuse("model.load_in_4bit", what, _("leave load_in_4bit out"))

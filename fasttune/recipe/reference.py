@@ -1,6 +1,6 @@
-"""The reference of all settings in docs/recipe.md, made from their declarations.
+"""The reference of all settings in docs/recipe.md, generated from their declarations.
 
-`python -m fasttune.recipe.reference docs/recipe.md` writes the settings into that page.
+`python -m fasttune.recipe.reference docs/recipe.md` writes it into that page; a test compares the two.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def reference() -> str:
 
 
 def row(key: Key) -> str:
-    """One line of the reference."""
+    """The row of the reference's table for a setting."""
     default = "unset" if key.default is None else f"`{as_toml(key.default)}`"
     takes = ", ".join([describe(key.hint), *(f"{sign} {bound}" for sign, bound in key.bounds.items())])
     return f"| `{key.leaf}` | {takes} | {'**required**' if key.required else default} | {key.help} |"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Prints the reference, or puts it below the heading "All settings" of a page."""
+    """Print the reference, or replace the section "All settings" of the page that is named."""
     os.environ["FASTTUNE_LANG"] = "en"
     if not arguments:
         sys.stdout.write(reference())

@@ -1,7 +1,8 @@
-"""Every setting there is, declared once.
+"""The declaration of every setting of a recipe.
 
 A setting is a field of a frozen dataclass, one dataclass a table, with its type, default, bounds and one line of help.
-Loading (load.py), `--set key=value`, `fasttune plan` and the reference in docs/recipe.md follow from it.
+Loading (load.py), `--set key=value`, `fasttune plan` and the reference in docs/recipe.md follow from these
+declarations.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def setting(
 ) -> Any:
     """A dataclass field that is a setting.
 
-    `default` is MISSING where the setting is required, and then `example` is a value for hints. Bounds hold for
-    numbers. `prose` text may hold tabs and line breaks.
+    `default` is MISSING where the setting is required; then `example` is a value for hints. The bounds (≥, >, ≤, <) are
+    for numbers. A text of `prose` may hold tabs and line breaks.
     """
     bounds = {sign: bound for sign, bound in (("≥", ge), (">", gt), ("≤", le), ("<", lt)) if bound is not None}
     return field(default=default, metadata={"help": help, "bounds": bounds, "prose": prose, "example": example})
@@ -34,7 +35,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Key:
-    """A setting as declared: dotted name, type, default (MISSING: required), and what else `setting` was told."""
+    """A setting as declared: dotted name, type, default (MISSING: required) and the other arguments of `setting`."""
 
     name: str
     hint: Any
@@ -46,19 +47,22 @@ class Key:
 
     @property
     def required(self) -> bool:
+        """Whether a recipe has to set it."""
         return self.default is MISSING
 
     @property
     def table(self) -> str:
+        """The dotted name of its table; "" at the top of the file."""
         return self.name.rpartition(".")[0]
 
     @property
     def leaf(self) -> str:
+        """The last part of its name, as it is written below the table's line."""
         return self.name.rpartition(".")[2]
 
 
 def declared(table: type, prefix: str = "") -> Iterator[Key | tuple[str, type]]:
-    """The settings, and the (name, dataclass) of each sub-table, of a dataclass, in order of declaration."""
+    """The settings of a dataclass and the (name, dataclass) of its sub-tables, recursively, in order of declaration."""
     hints = get_type_hints(table)
     for each in fields(table):
         name, hint = prefix + each.name.rstrip("_"), hints[each.name]
@@ -83,10 +87,11 @@ class ModelRecipe:
         'hub name ("Qwen/Qwen2.5-0.5B-Instruct"), local folder, or "builtin:tiny"',
         example="Qwen/Qwen2.5-0.5B-Instruct",
     )
-    load_in_4bit: bool = setting(False, "QLoRA: hold the base in 4 bits (NF4); needs a CUDA card")
-    max_seq_length: int = setting(2048, "longest sample in tokens; a longer one is an error, never cut", ge=16)
+    load_in_4bit: bool = setting(False, "QLoRA: hold the base in 4 bits (NF4); needs a CUDA GPU")
+    max_seq_length: int = setting(2048, "longest sample in tokens; a longer one is an error and never truncated", ge=16)
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "what the model computes in; auto: 16 bit on a card, float32 without one; bfloat16 on a CPU wants AMX"
+        "auto",
+        "number type to compute in; auto: 16 bits on a GPU, float32 on a CPU; on a CPU, bfloat16 needs AMX",
     )
     revision: str = setting("", "branch, tag or commit of the hub repository; empty: its main branch")
     mirror: Literal["hf", "modelscope"] = setting("hf", "hub that the base is fetched from")
@@ -100,8 +105,8 @@ class DataRecipe:
     val: str | float = setting("", "file of held-out samples, or the share to hold out; empty: none", gt=0, lt=1)
     system: str | None = setting(
         None,
-        "system prompt of every sample that has none; unset: samples stay as they are; empty: an empty one, which "
-        "keeps the chat template's own default out",
+        "system prompt of every sample that has none; unset: samples stay as they are; empty: an empty one, so that "
+        "the chat template does not add its own",
         prose=True,
     )
     learn: Literal["assistant", "all"] = setting("assistant", "train on the assistant's turns, or on every token")
@@ -112,18 +117,18 @@ class LoraRecipe:
     """The adapter."""
 
     r: int = setting(8, "rank of the adapter", ge=1)
-    alpha: int = setting(0, "scale: what the adapter adds counts alpha / r times; 0: 2 × r", ge=0)
-    dropout: float = setting(0.0, "dropout before the adapter; above 0, no prefix can be shared", ge=0, lt=1)
+    alpha: int = setting(0, "the adapter's product is scaled by alpha / r; 0: 2 × r", ge=0)
+    dropout: float = setting(0.0, "dropout on the adapter's input; above 0, no prefix can be shared", ge=0, lt=1)
     target_modules: tuple[Module, ...] = setting(get_args(Module), "linear layers that get an adapter")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Until:
-    """Stop once an epoch of training was this good; where both are given, once both are reached."""
+    """Stop after an epoch that reached these values: both of them, where both are given."""
 
-    loss: float | None = setting(None, "stop at this training loss, the mean of an epoch", gt=0)
+    loss: float | None = setting(None, "stop at this training loss, the mean over an epoch", gt=0)
     token_accuracy: float | None = setting(
-        None, "stop once this share of an epoch's supervised tokens is predicted right", gt=0, le=1
+        None, "stop once the model ranks this share of an epoch's supervised tokens first", gt=0, le=1
     )
 
 
@@ -132,44 +137,48 @@ class TrainRecipe:
     """The training."""
 
     epochs: float = setting(3.0, "passes over the training data", gt=0)
-    max_steps: int = setting(0, "stop after this many optimizer steps; 0: as epochs says", ge=0)
+    max_steps: int = setting(0, "stop after this many optimizer steps; 0: after `epochs`", ge=0)
     learning_rate: float = setting(2e-4, "peak learning rate", gt=0, le=1)
     batch_size: int = setting(16, "samples per optimizer step, over all GPUs; memory never changes it", ge=1)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = setting(
-        "linear", "course of the learning rate after its warm-up"
+        "linear", "learning rate schedule after the warmup"
     )
-    warmup_steps: float = setting(0.05, "below 1: share of all steps; 1 and above: number of steps", ge=0)
+    warmup_steps: float = setting(0.05, "warmup: below 1 a share of all steps, else a number of steps", ge=0)
     weight_decay: float = setting(0.0, "decoupled weight decay of the optimizer", ge=0, le=1)
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm; 0: never", ge=0)
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "sgd"] = setting(
-        "adamw_torch_fused", "optimizer; adamw_8bit needs a CUDA card"
+        "adamw_torch_fused", "optimizer; adamw_8bit needs a CUDA GPU"
     )
     seed: int = setting(3407, "seed of the adapter's first weights, the sample order and dropout", ge=0, le=2**32 - 1)
     tokens_per_row: int | Literal["auto"] = setting(
-        "auto", "tokens of a packed row; auto: by free memory; 0: one sample a row; never changes the result", ge=0
+        "auto", "token budget of a row; auto: by free memory; 0: one sample a row; never changes the result", ge=0
     )
-    shared_prefix: bool = setting(True, "compute a beginning that samples share once per row; never changes the result")
-    gradient_checkpointing: bool | Literal["auto"] = setting("auto", "recompute activations: less memory, more time")
+    shared_prefix: bool = setting(True, "compute a prefix that samples share once a row; never changes the result")
+    gradient_checkpointing: bool | Literal["auto"] = setting(
+        "auto", "drop activations and compute them again: less memory, more time"
+    )
     logging_steps: int = setting(1, "steps between two lines of history.jsonl", ge=1)
     eval_steps: int = setting(0, "steps between two evaluations on data.val; 0: once an epoch", ge=0)
     save_steps: int = setting(0, "steps between two checkpoints; 0: once an epoch", ge=0)
     save_total_limit: int = setting(2, "how many of the newest checkpoints are kept", ge=1)
     until: Until = field(default_factory=Until)
-    early_stopping_patience: int = setting(0, "stop after this many evaluations without a better loss; 0: never", ge=0)
+    early_stopping_patience: int = setting(
+        0, "stop after so many evaluations without a better held-out loss; 0: never", ge=0
+    )
     report_to: tuple[Literal["tensorboard", "wandb", "none"], ...] = setting(
-        ("tensorboard",), "where curves go besides history.jsonl"
+        ("tensorboard",), "where metrics are reported besides history.jsonl"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContinueRecipe:
-    """What a continuation continues from; for every strategy but fresh."""
+    """Where a run that continues begins; for every strategy but fresh."""
 
     parent: str = setting("latest", 'run to continue from: "latest" of the series, or an id as "linzhi/001-fresh"')
     start: Literal["checkpoint", "adapter", "base"] = setting(
-        "checkpoint", "begin with all state of the parent's last checkpoint, with its adapter alone, or with the base"
+        "checkpoint", "begin with the parent's last checkpoint (all state), with its adapter alone, or with the base"
     )
-    add_epochs: float = setting(0.0, "epochs on top of the parent's", ge=0)
+    add_epochs: float = setting(0.0, "epochs to train beyond the parent's", ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,27 +187,27 @@ class ExportRecipe:
 
     gguf: tuple[Quantization, ...] = setting(("q8_0",), "GGUF files to write; [] for none")
     ollama: str = setting("", "name of the model in Ollama; empty: no import")
-    num_ctx: int = setting(4096, "context length that the Modelfile asks for, in tokens", ge=16)
+    num_ctx: int = setting(4096, "context length in tokens, written into the Modelfile", ge=16)
     keep_merged: bool = setting(False, "keep the merged 16-bit model in Hugging Face layout")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRecipe:
-    """Questions that the base and the trained model both answer, for the eye."""
+    """Questions that the base and the trained model both answer, to be compared by eye."""
 
-    questions: tuple[str, ...] = setting((), "what to ask", prose=True)
+    questions: tuple[str, ...] = setting((), "questions to ask", prose=True)
     max_new_tokens: int = setting(256, "longest answer in tokens", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What stands before the first [table].
+    """The settings before the first [table].
 
-    `path` is the file as it was named. `sources` says for each dotted key where its value came from: "recipe",
-    "override", "default", "default (2 × r)" and the like, or what `with_values` was told.
+    `path` is the file as the user named it. `sources` is {dotted key: where its value comes from}: "recipe",
+    "override", "default", "default (2 × r)" and the like, or the source given to `with_values`.
     """
 
-    name: str = setting(MISSING, "the series; its runs lie in runs/NAME/", example="linzhi")
+    name: str = setting(MISSING, "the series; its runs are in runs/NAME/", example="linzhi")
     strategy: Literal["fresh", "incremental", "retune", "augment", "custom"] = setting(
         "fresh", "how this run relates to earlier runs of the series"
     )
@@ -215,7 +224,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Setting:
-    """One resolved value and where it came from: a line of `fasttune plan` and of plan.json."""
+    """A resolved value and where it comes from: a line of `fasttune plan` and of plan.json."""
 
     key: str
     value: Any
@@ -224,4 +233,4 @@ class Setting:
 
 KEYS: dict[str, Key] = {key.name: key for key in declared(Recipe) if isinstance(key, Key)}
 TABLES: dict[str, type] = {table[0]: table[1] for table in declared(Recipe) if not isinstance(table, Key)}
-LEAVES: dict[str, str] = {key.leaf: key.name for key in KEYS.values()}  # no two settings share their last name
+LEAVES: dict[str, str] = {key.leaf: key.name for key in KEYS.values()}  # the last part of each key is unique

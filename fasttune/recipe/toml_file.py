@@ -1,4 +1,8 @@
-"""A TOML file read strictly: text, document, the line of each key, and a hint for what tomllib can't read."""
+"""A TOML file read strictly: its text, its document, the line of each key, and a hint where tomllib refuses it.
+
+The standard library's tomllib parses. It tells neither the lines of keys, which findings name, nor how to mend a
+syntax error.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.console import UsageError, _, usage_error
+from fasttune.files import UndecodableText, decode_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -16,19 +21,16 @@ else:
     import tomli as tomllib
 
 
-REFUSED = object()
+REFUSED = object()  # in place of a value: it can't be read, or is not of the type that its setting takes
 # A string or a comment of TOML, from its first to its last character.
 TEXT = re.compile(r'"""(?:\\.|[^\\])*?"{3,5}|' r"'''.*?'{3,5}|" r'"(?:\\.|[^"\\\n])*"' r"|'[^'\n]*'|#[^\n]*", re.DOTALL)
 FULL_WIDTH = dict(zip("“”„＂‘’＝，：［］【】｛｝＃．。　\xa0", '""""""=,:[][]{}#..  ', strict=True))
 
 
-# Reading
-
-
 def read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The document, and the line of each key and table in it.
+    """The document, and the line (from 1) of each key and table in it.
 
-    Raises UsageError with one finding where the file is missing, is no text or is no TOML.
+    Raises UsageError with one finding where the file is missing, no text in UTF-8 or GB18030, or no TOML.
     """
     text = read_text(path)
     try:
@@ -47,43 +49,37 @@ def read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def read_text(path: Path) -> str:
-    """UTF-8 with or without BOM, else GB18030 (what Windows editors in China write) where it reads like Chinese."""
+    """The text of a file in UTF-8 or GB18030, its line ends as \\n.
+
+    Raises UsageError where the file is missing, can't be read or has another encoding.
+    """
     try:
-        raw = path.read_bytes()
+        text, _encoding = decode_text(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise not_found(path) from None
     except OSError as failure:
         what = _("the file can't be read: {reason}", reason=failure.strerror or str(failure))
         raise usage_error("recipe-unreadable", what, where=str(path)) from None
-    for encoding in ("utf-8-sig", "gb18030"):
-        try:
-            text = raw.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if encoding == "utf-8-sig" or reads_like_chinese(text):
-            return text.replace("\r\n", "\n")
-    what = _("this is neither UTF-8 nor GB18030 text")
-    raise usage_error("recipe-encoding", what, where=str(path), fix=_("save the file as UTF-8"))
-
-
-def reads_like_chinese(text: str) -> bool:
-    """Whether most of what is not ASCII is common Chinese; Big5 or Latin-1 bytes read as GB18030 are not."""
-    foreign = [character.encode("gb2312", "ignore") for character in text if not character.isascii()]
-    return sum(b"\xa1" <= code[:1] <= b"\xd7" for code in foreign) >= 0.8 * len(foreign)
+    except UndecodableText as failure:
+        what = _("this is neither UTF-8 nor GB18030 text")
+        if failure.is_wide:
+            what = _("the file is UTF-16 or UTF-32 (Notepad calls it 'Unicode'), not UTF-8")
+        raise usage_error("recipe-encoding", what, where=str(path), fix=_("save the file as UTF-8")) from None
+    return text.replace("\r\n", "\n")
 
 
 def not_found(path: Path) -> UsageError:
-    """The error for a recipe that is not there, naming those near it."""
+    """The error for a recipe that does not exist; its hint names recipes with a similar name."""
     folders = dict.fromkeys([path if path.is_dir() else path.parent, Path("recipes")])
     nearby = {found.stem: found.as_posix() for folder in folders for found in sorted(folder.glob("*.toml"))}
     likely = [nearby[stem] for stem in get_close_matches(path.stem, nearby)] or list(nearby.values())[:5]
     what = _("this is a folder, not a recipe") if path.is_dir() else _("there is no such file")
-    fix = _("did you mean {paths}?", paths=", ".join(likely)) if likely else _("make a recipe with: fasttune init")
+    fix = _("did you mean {paths}?", paths=", ".join(likely)) if likely else _("make a recipe with `fasttune init`")
     return usage_error("recipe-not-found", what, where=str(path), fix=fix)
 
 
 def syntax_fix(message: str, line: str) -> str:
-    """What to change in a line that tomllib could not read, from its message and the usual slips."""
+    """What to change in a line that tomllib can't parse, by its message and the usual mistakes."""
     bare = TEXT.sub("", line)
     wide = [character for character in bare if character in FULL_WIDTH]
     if wide:
@@ -91,7 +87,7 @@ def syntax_fix(message: str, line: str) -> str:
     if "hex value" in message or "'\\\\'" in message:
         return _("write a path with / or in 'single quotes': a backslash in double quotes starts an escape")
     if "Cannot" in message:
-        return _("the same key or [table] stands twice in the file: keep one")
+        return _("the same key or [table] occurs twice in the file: keep one")
     if re.search(r"Unclosed|Unterminated|Illegal character '\\n'|Expected ']'", message):
         return _("close what was opened here or above: a quote, [ or {bracket} has no partner", bracket="{")
     if re.search(r"=\s*(True|TRUE|False|FALSE|yes|no|on|off)\s*$", bare):
@@ -106,7 +102,7 @@ def syntax_fix(message: str, line: str) -> str:
 
 
 def key_lines(text: str) -> dict[str, int]:
-    """{dotted key or table: line number} of valid TOML, which tomllib doesn't tell; nothing of inline tables."""
+    """{dotted key or table: line number} of valid TOML, without the keys inside inline tables."""
     plain = TEXT.sub(lambda found: "" if found[0][0] == "#" else re.sub(r"[^\n]", "_", found[0]), text)
     lines: dict[str, int] = {}
     table, depth = "", 0
@@ -130,7 +126,7 @@ def bare_key(written: str) -> str:
 
 
 def toml_value(text: str) -> Any:
-    """The one value that a text is in TOML, or REFUSED."""
+    """The value that a text stands for in TOML, or REFUSED where it is not exactly one value."""
     try:
         document = tomllib.loads("value = " + text)
     except tomllib.TOMLDecodeError:

@@ -1,8 +1,8 @@
-"""Values of a recipe held against the type and the bounds of their setting. Knows no particular setting.
+"""Values of a recipe checked against the type and the bounds of their setting; no setting is known here by name.
 
 A field made by `setting(default, help, bounds…)` is a setting; its type annotation says what it takes: str, int, float,
-bool, Literal["a", "b"], tuple[one of these, ...] or a union of them. A value is never coerced, except that a whole
-number may stand for a number and a single text for a list of one.
+bool, Literal["a", "b"], tuple[one of these, ...] or a union of them. A value is never coerced, except that an integer
+may stand for a float and a text for a list of one text.
 """
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ from fasttune.recipe.toml_file import REFUSED, toml_value
 BOUNDS: dict[str, Callable[[Any, Any], bool]] = {"≥": operator.ge, ">": operator.gt, "≤": operator.le, "<": operator.lt}
 
 
-# Checking
-
-
 @dataclass(frozen=True)
 class Entry:
-    """One value as somebody wrote it: its dotted key, its place for messages, and "recipe" or "override"."""
+    """A value as written: its dotted key, its location for findings, and its source, "recipe" or "override"."""
 
     key: str
     value: Any
@@ -36,11 +33,12 @@ class Entry:
     source: str
 
     def refuse(self, code: str, what: str, fix: str, why: str = "") -> Finding:
+        """The finding that this value is refused with."""
         return Finding(code, "error", self.where, what, why, fix)
 
 
 def convert(hint: Any, value: Any) -> Any:
-    """The value as the type has it, or REFUSED. True is no number; NaN and infinity are none either."""
+    """The value converted to the type, or REFUSED. True, NaN and infinity are not numbers."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return next((got for part in parts if (got := convert(part, value)) is not REFUSED), REFUSED)
@@ -56,20 +54,20 @@ def convert(hint: Any, value: Any) -> Any:
 
 
 def refusal(entry: Entry, key: Key) -> Finding | None:
-    """What is wrong with a value for its setting, if anything."""
+    """The finding about a value that its setting does not take, if it does not."""
     value = convert(key.hint, entry.value)
     if value is REFUSED:
         return wrong_type(entry, key)
     if isinstance(value, (int, float)) and not all(BOUNDS[sign](value, bound) for sign, bound in key.bounds.items()):
         bounds = ", ".join(f"{sign} {bound}" for sign, bound in key.bounds.items())
         what = _("{key} must be {bounds}, not {value}", key=key.name, bounds=bounds, value=as_toml(entry.value))
-        return entry.refuse("out-of-range", what, sample(key), _(key.help))
+        return entry.refuse("out-of-range", what, example_line(key), _(key.help))
     texts = [value] if isinstance(value, str) else value if isinstance(value, tuple) else ()
     blank = not all(text.strip() for text in texts)
     if (key.required and (blank or not texts)) or (blank and isinstance(value, tuple)):
         full = any(text.strip() for text in texts)
         what = _("{key} holds an empty text", key=key.name) if full else _("{key} is empty", key=key.name)
-        return entry.refuse("empty-value", what, sample(key), _(key.help))
+        return entry.refuse("empty-value", what, example_line(key), _(key.help))
     if len(set(texts)) < len(texts):
         return entry.refuse(
             "repeated-value", _("{key} lists the same thing twice", key=key.name), _("keep one of them")
@@ -81,7 +79,7 @@ def refusal(entry: Entry, key: Key) -> Finding | None:
 
 
 def wrong_type(entry: Entry, key: Key) -> Finding:
-    """The finding for a value of another type, or one that is none of the choices."""
+    """The finding for a value of another type, or a text that is none of the choices."""
     value, allowed = entry.value, choices(key.hint)
     items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
     stray = [item for item in items if item not in allowed]
@@ -96,21 +94,18 @@ def wrong_type(entry: Entry, key: Key) -> Finding:
     elif not isinstance(value, (list, dict)) and convert(key.hint, str(value)) is not REFUSED:
         fix = _("write it in quotes: {line}", line=f'{key.leaf} = "{value}"')
     else:
-        fix = sample(key)
-    what = _("{key} takes {wanted}, not {value}", key=key.name, wanted=describe(key.hint), value=as_toml(value))
+        fix = example_line(key)
+    what = _("{key} takes {type}, not {value}", key=key.name, type=describe(key.hint), value=as_toml(value))
     return entry.refuse("unknown-choice" if stray and allowed else "wrong-type", what, fix, _(key.help))
 
 
-# Words
-
-
 def near_name(word: str, names: Iterable[str]) -> str:
-    """The name that a mistyped word comes closest to, or ""."""
+    """The name that is most similar to a mistyped word, or "" where none is similar."""
     return next(iter(get_close_matches(word.lower(), list(names), 1, 0.7)), "")
 
 
 def choices(hint: Any) -> list[str]:
-    """The texts that a type lists."""
+    """The texts of a type's Literals."""
     if get_origin(hint) is Literal:
         return list(get_args(hint))
     return [choice for part in get_args(hint) for choice in choices(part)]
@@ -131,7 +126,7 @@ def describe(hint: Any) -> str:
 
 
 def as_toml(value: Any) -> str:
-    """A value as one would write it in a recipe."""
+    """A value as it is written in a recipe."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         return _("a list of tables")
     if isinstance(value, (list, tuple)):
@@ -141,8 +136,8 @@ def as_toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool)) else str(value)
 
 
-def sample(key: Key) -> str:
-    """A hint with a line that works."""
+def example_line(key: Key) -> str:
+    """A hint with a valid line for this setting, or with its default."""
     if key.required:
         return _("for example {line}", line=f"{key.leaf} = {as_toml(key.example)}")
     if key.default is None:

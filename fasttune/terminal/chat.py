@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fasttune.console import _, error, say, talk, usage_error
+from fasttune.console import _, error, say, stderr_console, usage_error
 from fasttune.data.dataset import Message
 from fasttune.data.tokenize import chat_tokens
 from fasttune.export.llama import Sampling, open_gguf, stream
@@ -74,7 +74,7 @@ def newest_gguf(run: Run) -> Path:
 def ask() -> str:
     """The next line of the user; empty when the talk is over."""
     if sys.stdin.isatty():
-        talk.print("> ", end="")
+        stderr_console.print("> ", end="")
     return sys.stdin.readline().strip()
 
 

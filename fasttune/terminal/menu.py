@@ -219,7 +219,7 @@ def brief(plan: Plan) -> list[str]:
             "{n} step, up to step {total}: {epochs:.3g} epochs of {samples} samples, {val} held out",
             "{n} steps, up to step {total}: {epochs:.3g} epochs of {samples} samples, {val} held out",
             plan.total_steps - step, total=plan.total_steps, epochs=plan.epochs,
-            samples=len(plan.dataset.train), val=len(plan.dataset.val),
+            samples=len(plan.dataset.train), val=len(plan.dataset.held_out),
         ),
     ]  # fmt: skip
     if parent is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from fasttune.console import _, data, print_json, say, usage_error
+from fasttune.console import _, print_json, say, stdout_console, usage_error
 from fasttune.recipe.values import as_toml
 from fasttune.runs import store
 from fasttune.runs.summary import NOT_ENOUGH, OVER_FITTING, Change, Figures, read_figures, read_series
@@ -32,7 +32,7 @@ def runs_tree(root: Path, series: str | None, *, as_json: bool) -> None:
     if not every:
         say(_("no runs in {root} yet", root=root))
     for name, figures in every.items():
-        data.print(tree(name, figures))
+        stdout_console.print(tree(name, figures))
 
 
 def tree(name: str, figures: Sequence[Figures]) -> Tree:
@@ -143,7 +143,7 @@ def what_is_there(root: Path, name: str, *, as_json: bool) -> None:
         print_json(asdict(figures) | {"run": run.id, "skipped": True})
         return
     say(_("nothing is trained; this is what is there"))
-    data.print(label(figures))
+    stdout_console.print(label(figures))
     use = _("talk to it: fasttune chat {series}", series=name) if figures.exports else ""
     make = _("make a GGUF file: fasttune export {series} --gguf q8_0", series=name)
-    data.print(use or make, markup=False, soft_wrap=True)
+    stdout_console.print(use or make, markup=False, soft_wrap=True)

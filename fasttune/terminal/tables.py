@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fasttune.console import FasttuneError, _, data, ngettext, print_json, say, show_findings, usage_error
+from fasttune.console import FasttuneError, _, ngettext, print_json, say, show_findings, stdout_console, usage_error
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
 from fasttune.runs import documents
@@ -18,7 +18,7 @@ from fasttune.runs import documents
 
 def line(text: str) -> None:
     """A line of data on stdout, brackets and all."""
-    data.print(text, markup=False, soft_wrap=True)
+    stdout_console.print(text, markup=False, soft_wrap=True)
 
 
 def plan(todo: Plan, *, as_json: bool) -> None:
@@ -34,13 +34,13 @@ def plan(todo: Plan, *, as_json: bool) -> None:
     table.add_column(_("from"))
     for entry in document["settings"]:
         table.add_row(entry["key"], escape("" if entry["value"] is None else as_toml(entry["value"])), entry["source"])
-    data.print(table)
+    stdout_console.print(table)
     line(
         _(
             "{train} samples to train on, {val} held out; "
             "{per_epoch} steps an epoch, {total} steps ({epochs:.2f} epochs)",
             train=len(todo.dataset.train),
-            val=len(todo.dataset.val),
+            val=len(todo.dataset.held_out),
             per_epoch=todo.steps_per_epoch,
             total=todo.total_steps,
             epochs=todo.epochs,
@@ -67,7 +67,7 @@ def sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[
     chosen = load_recipe(recipe_file, overrides) if recipe_file else None
     of_data = chosen.data if chosen else DataRecipe(train=(path,))
     of_model = chosen.model if chosen else ModelRecipe(base=base)
-    reading = files.read(path)
+    reading = files.read_samples(path)
     found = [one for one in files.with_system(reading.samples, of_data.system) if one.id == where]
     if not found:
         problems = [finding for finding in reading.findings if finding.where == where]
@@ -95,7 +95,7 @@ def sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[
     for piece in shown:
         body = escape(piece.text)
         text += f"[bold green]⟦{body}⟧[/]" if piece.supervised else f"[dim]{body}[/]"
-    data.print(text.replace("⟧[/][bold green]⟦", "│"), soft_wrap=True)
+    stdout_console.print(text.replace("⟧[/][bold green]⟦", "│"), soft_wrap=True)
     say(
         _("{tokens} tokens, {learned} learned (between ⟦ and ⟧, cut by │)", tokens=len(example.tokens), learned=learned)
     )
@@ -129,7 +129,7 @@ def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_j
             table.add_column(heading, overflow="fold")  # Chinese has no spaces to wrap at
         for probe in probes:
             table.add_row(escape(probe.question), escape(probe.base), escape(probe.trained))
-        data.print(table)
+        stdout_console.print(table)
     line(
         ngettext(
             "loss {first:.3f} -> {last:.3f}, accuracy {accuracy:.1%} (last epoch), {n} step in {seconds:.0f} s",
@@ -182,8 +182,8 @@ def arms_table(headings: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -
         table.add_column(heading, justify="right", no_wrap=True)
     for name, cells in rows:
         table.add_row(escape(name), *cells)
-    data.print(table)
-    data.print()
+    stdout_console.print(table)
+    stdout_console.print()
 
 
 def speed_cells(arm: dict[str, Any]) -> list[str]:

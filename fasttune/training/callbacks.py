@@ -56,7 +56,7 @@ class RunCallback(TrainerCallback):
             files.append_line(self.trainer.run.history, {"step": state.global_step, **logs})
         self.trainer.live.show(state.global_step, logs)
         if "loss" in logs and self.reached_target(state):
-            control.should_evaluate = bool(self.plan.dataset.val)
+            control.should_evaluate = bool(self.plan.dataset.held_out)
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:

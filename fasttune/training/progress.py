@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fasttune.console import _, say, talk
+from fasttune.console import _, say, stderr_console
 
 PLAIN_LINE_EVERY = 10.0  # seconds between lines where stderr is no terminal
 
@@ -25,7 +25,7 @@ class Phases:
     @contextlib.contextmanager
     def __call__(self, key: str, name: str) -> Iterator[None]:
         started = time.monotonic()
-        with talk.status(name):
+        with stderr_console.status(name):
             yield
         self.took(key, name, time.monotonic() - started)
 
@@ -45,8 +45,8 @@ class LiveLine:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            console=talk,
-            disable=not talk.is_terminal,
+            console=stderr_console,
+            disable=not stderr_console.is_terminal,
         )
         self.task: TaskID | None = None
         self.last_line = 0.0
@@ -78,7 +78,7 @@ class LiveLine:
         self.progress.update(self.task, completed=step, description=text)
         now = time.monotonic()
         last = step == self.total
-        if not talk.is_terminal and (last or now - self.last_line >= PLAIN_LINE_EVERY):
+        if not stderr_console.is_terminal and (last or now - self.last_line >= PLAIN_LINE_EVERY):
             self.last_line = now
             say(_("step {step}/{total}  {text}", step=step, total=self.total, text=text))
 

@@ -67,7 +67,7 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None, phases:
     recipe, phases, cache = plan.recipe, phases or Phases(), token_cache.Cache()
     with phases("render", _("tokenizing")):
         tokenizer = models.load_tokenizer(base)
-        samples = (*plan.dataset.train, *plan.dataset.val)  # together, so that their problems are named together
+        samples = (*plan.dataset.train, *plan.dataset.held_out)  # together, so that their problems are named together
         rendered = tokenize_samples(samples, tokenizer, recipe.data, recipe.model.max_seq_length, cache)
         training = rendered.examples[: len(plan.dataset.train)]
         held_out = rendered.examples[len(plan.dataset.train) :]
@@ -209,7 +209,7 @@ def arguments(plan: Plan, run: Run) -> TrainingArguments:
     """The recipe in the Trainer's words."""
     settings = plan.recipe.train
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)  # the callback's only way to be told
-    evaluates = bool(plan.dataset.val)
+    evaluates = bool(plan.dataset.held_out)
     return TrainingArguments(
         output_dir=str(run.folder),
         max_steps=plan.total_steps,

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Cli
 
-from fasttune import machine
 from fasttune.data import dataset
 from fasttune.data.dataset import Message, Sample
-from fasttune.machine import Machine, free_memory, gpu_memory, ram_memory
+from fasttune.machine import Machine
 from fasttune.planning import init, strategy
-from fasttune.planning.init import GIB
 from fasttune.recipe.load import load_recipe, settings
 from fasttune.recipe.schema import KEYS
 
@@ -37,7 +33,10 @@ def chosen(
 ) -> dict[str, Any]:
     """{key: value} of the settings that are written for so many samples."""
     file = write_samples(tmp_path / "chats.jsonl", count, **more)
-    return {line.key: line.value for line in init.settings("mine", [file], dataset.read(file).samples, base, machine)}
+    return {
+        line.key: line.value
+        for line in init.settings("mine", [file], dataset.read_samples(file).samples, base, machine)
+    }
 
 
 @pytest.mark.parametrize(
@@ -113,7 +112,7 @@ def test_nothing_is_written_over(tmp_path: Path, fasttune: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["init", "a/b", "--data", "data/quickstart/train.jsonl"], 2, "can't name a series"),
+        (["init", "a/b", "--data", "data/quickstart/train.jsonl"], 2, "can't be the name of a series"),
         (["init", "x", "--data", "data/quickstart/train.jsonl", "--base", " "], 2, "model.base"),
         (["init", "x", "--data", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["init", "x"], 2, "--data"),
@@ -155,31 +154,6 @@ def test_a_named_base_that_is_large_for_the_card_is_held_in_4_bits(
     assert values.get("model.load_in_4bit", False) is small
 
 
-def test_memory_of_the_card_is_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text(
-        f"#!{sys.executable}\nimport sys\nassert '--query-gpu=memory.free' in sys.argv\nprint('2048\\n7168')\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(machine, "WSL_NVIDIA_SMI", str(tmp_path / "none"))
-    assert gpu_memory() == 7.0
-    program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
-    assert gpu_memory() is None
-    program.unlink()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu_memory() is None
-
-
-def test_memory_of_the_computer(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:       24563412 kB\nMemAvailable:   12582912 kB\n")
-    assert ram_memory(meminfo) == 12.0
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
-    assert ram_memory(tmp_path / "none") == whole
-    assert 0 < free_memory().ram <= whole
-
-
 # Lengths and words ---------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +170,7 @@ def test_the_estimate_of_length_is_never_below_the_tokens_of_real_data() -> None
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "fasttune" / "tiny")
-    samples = dataset.read(str(REPOSITORY / "data/quickstart/train.jsonl")).samples
+    samples = dataset.read_samples(str(REPOSITORY / "data/quickstart/train.jsonl")).samples
     for sample in samples:
         tokens = sum(len(tokenizer(message.content)["input_ids"]) for message in sample.messages)
         assert tokens <= init.tokens_at_most(sample), sample.id

@@ -1,107 +1,19 @@
-"""The recipe: strict loading, overrides, sources, inheritance, and the messages for everything that can be wrong."""
+"""Loading a recipe: defaults, overrides, sources, inheritance, and the finding for every broken recipe."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import subprocess
-import sys
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
+from recipe_files import BROKEN, EXPECTED, FULL, MINIMAL, refused, tomllib, written
 
-from fasttune.console import Finding, UsageError
-from fasttune.recipe import aliases
-from fasttune.recipe.load import load_recipe, names_a_folder, settings, with_values
-from fasttune.recipe.reference import reference
-from fasttune.recipe.schema import KEYS, TABLES, Recipe
-from fasttune.recipe.toml_file import key_lines, syntax_fix
+from fasttune.console import UsageError
+from fasttune.recipe.load import load_recipe, names_a_folder, read_recipe_file, resolve, settings, with_values
+from fasttune.recipe.schema import KEYS
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-REPOSITORY = Path(__file__).parents[2]
-BROKEN = Path(__file__).parent / "broken_recipes"
-EXPECTED = tomllib.loads((BROKEN / "expected.toml").read_text(encoding="utf-8"))
-MINIMAL = 'name = "linzhi"\nmodel.base = "builtin:tiny"\ndata.train = "train.jsonl"\n'
-FULL = """\
-name     = "林芝_2.5-a"
-strategy = "custom"
-[model]
-base = "Qwen/Qwen2.5-0.5B-Instruct"
-load_in_4bit = true
-max_seq_length = 1024
-dtype = "float32"
-revision = "main"
-mirror = "modelscope"
-[data]
-train = ["a.jsonl", "b.jsonl"]
-val = 0.1
-system = ""
-learn = "all"
-[lora]
-r = 16
-alpha = 20
-dropout = 0.1
-target_modules = ["q_proj", "v_proj"]
-[train]
-epochs = 2
-max_steps = 10
-learning_rate = 1e-4
-batch_size = 4
-lr_scheduler_type = "cosine"
-warmup_steps = 3
-weight_decay = 0.01
-max_grad_norm = 0
-optim = "adamw_8bit"
-seed = 0
-tokens_per_row = 4096
-shared_prefix = false
-gradient_checkpointing = true
-logging_steps = 5
-eval_steps = 7
-save_steps = 8
-save_total_limit = 9
-until = { loss = 0.3, token_accuracy = 0.98 }
-early_stopping_patience = 2
-report_to = "none"
-[continue]
-parent = "linzhi/001-fresh"
-start = "adapter"
-add_epochs = 1.5
-[export]
-gguf = []
-ollama = "linzhi"
-num_ctx = 2048
-keep_merged = true
-[probe]
-questions = ["你是谁？"]
-max_new_tokens = 64
-"""
-
-
-@pytest.fixture(autouse=True)
-def in_english(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTTUNE_LANG", "en")
-
-
-def written(folder: Path, text: str, *overrides: str) -> Recipe:
-    path = folder / "linzhi.toml"
-    path.write_text(text, encoding="utf-8")
-    return load_recipe(path, overrides)
-
-
-def refused(folder: Path, text: str, *overrides: str) -> tuple[Finding, ...]:
-    with pytest.raises(UsageError) as caught:
-        written(folder, text, *overrides)
-    assert caught.value.exit_code == 2
-    return caught.value.findings
-
-
-# --- what a good recipe becomes --------------------------------------------------------------------------------------
+# --- what a valid recipe becomes --------------------------------------------------------------------------------------
 
 
 def test_minimal_recipe_gets_every_default(tmp_path: Path) -> None:
@@ -155,7 +67,7 @@ def test_settings_come_in_order_of_declaration_and_fit_into_json(tmp_path: Path)
 def test_constant_schedule_shows_no_warmup(tmp_path: Path) -> None:
     recipe = written(tmp_path, MINIMAL + 'train.lr_scheduler_type = "constant"\n')
     assert recipe.train.warmup_steps == 0.0
-    assert recipe.sources["train.warmup_steps"] == "default (constant has no warm-up)"
+    assert recipe.sources["train.warmup_steps"] == "default (constant has no warmup)"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
@@ -166,13 +78,6 @@ def test_encodings_of_windows_editors(tmp_path: Path, encoding: str, line_end: s
     path.write_bytes(text.replace("\n", line_end).encode(encoding))
     recipe = load_recipe(path)
     assert recipe.data.system == "你是林芝，说话温柔。" and recipe.probe.questions == ("你是谁？",)
-
-
-def test_big5_is_not_taken_for_gb18030(tmp_path: Path) -> None:
-    path = tmp_path / "linzhi.toml"
-    path.write_bytes((MINIMAL + 'data.system = "妳是林芝，說話溫柔體貼，請稱呼對方為閣下"\n').encode("big5"))
-    with pytest.raises(UsageError, match="neither UTF-8 nor GB18030"):
-        load_recipe(path)
 
 
 # --- overrides -------------------------------------------------------------------------------------------------------
@@ -294,28 +199,15 @@ def test_broken_recipe(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(finding.level == "error" for finding in caught.value.findings)
 
 
-@pytest.mark.parametrize("alias", sorted(aliases.RENAMED))
-def test_foreign_name_is_refused_with_the_right_one(tmp_path: Path, alias: str) -> None:
-    target = aliases.RENAMED[alias]
-    for key in (alias, f"train.{alias}", alias.upper().replace("_", "-")):
-        found = refused(tmp_path, MINIMAL, f"{key}=1")
-        assert [finding.code for finding in found] == ["unknown-key"]
-        assert found[0].fix.startswith(f"write --set {target}=…")
-
-
-def test_foreign_names_are_foreign_and_lead_somewhere() -> None:
-    leaves = {key.leaf for key in KEYS.values()}
-    assert set(aliases.ALIASES) <= set(KEYS) and set(aliases.notes()) <= set(aliases.ALIASES)
-    assert set(aliases.TABLE_ALIASES) <= set(TABLES)
-    assert not leaves & set(aliases.RENAMED) and not leaves & set(aliases.without_counterpart())
-    assert not set(aliases.RENAMED) & set(aliases.without_counterpart())
-    names = list(itertools.chain.from_iterable(names.split() for names in aliases.ALIASES.values()))
-    assert len(names) == len(set(names))
-
-
-def test_last_names_of_settings_are_unique() -> None:
-    """`learning_rate` in the wrong table is led to its own: that needs every last name to be one setting's."""
-    assert len({key.leaf for key in KEYS.values()}) == len(KEYS)
+def test_every_message_can_be_shown_in_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Placeholders of a translation fit those of the English text: none raises, and code and place stay the same."""
+    monkeypatch.setenv("FASTTUNE_LANG", "zh")
+    monkeypatch.chdir(BROKEN)
+    for name, expected in EXPECTED.items():
+        with pytest.raises(UsageError) as caught:
+            load_recipe(f"{name}.toml")
+        found = caught.value.findings
+        assert [(f.code, f.where) for f in found] == [(e["code"], e["where"]) for e in expected]
 
 
 @pytest.mark.parametrize("table", ["training", "TRAIN", "trainer", "tran"])
@@ -353,34 +245,6 @@ def test_bad_names(name: str) -> None:
     assert not names_a_folder(name)
 
 
-def test_missing_file_names_those_near_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"linzhi\.toml: there is no such file") as caught:
-        load_recipe("linzhi.toml")
-    assert caught.value.findings[0].fix == "make a recipe with: fasttune init"
-    (tmp_path / "recipes").mkdir()
-    for name in ("linzhi", "linzhi_retune", "quickstart"):
-        (tmp_path / "recipes" / f"{name}.toml").write_text(MINIMAL, encoding="utf-8")
-    fixes = {}
-    for path in ("linzhi.toml", "recipes/quikstart.toml", "linzhi", "recipes", "nowhere/quickstart.toml/x"):
-        with pytest.raises(UsageError) as caught:
-            load_recipe(path)
-        fixes[path] = caught.value.findings[0].fix
-    assert fixes["linzhi.toml"].startswith("did you mean recipes/linzhi.toml")
-    assert fixes["recipes/quikstart.toml"] == "did you mean recipes/quickstart.toml?"
-    assert fixes["linzhi"].startswith("did you mean recipes/linzhi.toml")
-    assert fixes["recipes"] == "did you mean recipes/linzhi.toml, recipes/linzhi_retune.toml, recipes/quickstart.toml?"
-
-
-def test_every_broken_line_of_toml_gets_a_hint() -> None:
-    """Each prefix of a full recipe is either whole or refused by a message with a line in the file."""
-    for end in range(len(FULL)):
-        try:
-            tomllib.loads(FULL[:end])
-        except tomllib.TOMLDecodeError as failure:
-            assert syntax_fix(str(failure), FULL[:end].split("\n")[-1])
-
-
 def test_any_prefix_of_a_recipe_is_loaded_or_refused(tmp_path: Path) -> None:
     outcomes = {"loaded": 0, "refused": 0}
     path = tmp_path / "cut.toml"
@@ -395,42 +259,11 @@ def test_any_prefix_of_a_recipe_is_loaded_or_refused(tmp_path: Path) -> None:
     assert min(outcomes.values()) > 20
 
 
-# --- lines, documentation, layers ------------------------------------------------------------------------------------
-
-
-def test_key_lines() -> None:
-    text = (
-        '# [no.table]\na = 1 # b = 2\n"c" = "x = y # ["\nd.e = [\n  "f = 1", # ]\n  "]",\n]\n[t . "u"]\nv = """\n[w]\n'
-        "x = 1\n\"quoted\" \\\" ''' \"\"\"\ny = '''\nz = \"\"\" '''\n[[list]]\nk = { l = 1, m = [2] }\nn = 1\n"
-    )
-    tomllib.loads(text)
-    expected = {"a": 2, "c": 3, "d.e": 4, "t.u": 8, "t.u.v": 9, "t.u.y": 13, "list": 15, "list.k": 16, "list.n": 17}
-    assert key_lines(text) == expected
-
-
-def test_reference_in_docs_is_fresh() -> None:
-    page = (REPOSITORY / "docs" / "recipe.md").read_text(encoding="utf-8")
-    assert page.partition("## All settings\n\n")[2] == reference(), "run: python -m fasttune.recipe docs/recipe.md"
-    assert all(f"| `{key.leaf}` |" in page for key in KEYS.values())
-
-
-def test_recipe_of_the_docs_loads(tmp_path: Path) -> None:
-    page = (REPOSITORY / "docs" / "recipe.md").read_text(encoding="utf-8")
-    recipe = written(tmp_path, page.partition("```toml\n")[2].partition("```")[0])
-    assert recipe.export.ollama == "linzhi"
-
-
-def test_every_message_can_be_shown_in_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Placeholders of a translation fit those of the English text: none raises, and code and place stay the same."""
-    monkeypatch.setenv("FASTTUNE_LANG", "zh")
-    monkeypatch.chdir(BROKEN)
-    for name, expected in EXPECTED.items():
-        with pytest.raises(UsageError) as caught:
-            load_recipe(f"{name}.toml")
-        found = caught.value.findings
-        assert [(f.code, f.where) for f in found] == [(e["code"], e["where"]) for e in expected]
-
-
-def test_loading_a_recipe_needs_no_torch() -> None:
-    code = "import sys, fasttune.recipe; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+def test_a_file_is_read_once_and_resolved_with_different_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "linzhi.toml"
+    path.write_text(MINIMAL, encoding="utf-8")
+    file = read_recipe_file(path)
+    path.unlink()
+    assert [resolve(file, [f"lora.r={r}"]).lora.r for r in (4, 16)] == [4, 16]
+    with pytest.raises(UsageError):
+        resolve(file, ["lora.r=0"])

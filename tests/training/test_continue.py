@@ -497,7 +497,7 @@ def test_what_is_left_unsaid_comes_from_the_parent(parent: Series) -> None:
 def test_a_schedule_without_warm_up_inherits_none(parent: Series) -> None:
     parent.train("train.warmup_steps=2", "train.max_steps=3", flags="--on-existing new")
     found = sources(plan_of(parent, "strategy=retune", "train.lr_scheduler_type=constant"))
-    assert found["train.warmup_steps"] == (0.0, "default (constant has no warm-up)")
+    assert found["train.warmup_steps"] == (0.0, "default (constant has no warmup)")
     assert sources(plan_of(parent, "strategy=retune"))["train.warmup_steps"][0] == 2
 
 

@@ -266,12 +266,3 @@ def test_a_common_system_prompt_is_computed_once() -> None:
     step = packing.plan_step(examples, range(16), 4096)
     assert step.rows == (packing.Row((Group(100, tuple(range(16))),), 100 + 16 * 3),)
     assert packing.plan_step(examples, range(16), 4096, shared_prefix=False).computed_tokens == 16 * 103
-
-
-def test_samples_of_a_step_depend_on_seed_and_epoch_alone() -> None:
-    first = batches.epoch_batches(50, 8, seed=1, epoch=0)
-    assert first == batches.epoch_batches(50, 8, seed=1, epoch=0)
-    assert first != batches.epoch_batches(50, 8, seed=1, epoch=1) != batches.epoch_batches(50, 8, seed=2, epoch=1)
-    assert Counter(i for batch in first for i in batch) == Counter(range(50))
-    assert [len(batch) for batch in first] == [8] * 6 + [2]
-    assert batches.steps_per_epoch(50, 8) == 7

@@ -1,0 +1,164 @@
+"""A conversation's messages, and the checks on their contents and their order.
+
+A conversation is an optional system message, then user and assistant in turn, ending with the assistant. Contents are
+normalised to Unicode form NFC, because Hugging Face's tokenizers of Qwen2.5 do that and llama.cpp does not; otherwise
+they are kept as they are. What can't be trained on is a finding, and nothing is repaired silently.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from fasttune.console import Finding, Level, _
+
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+MOST_LISTED = 10  # how many items a finding lists
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message; `role` is system, user or assistant, `content` text in NFC that is not empty."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message as the file has it, unchecked: `label` names it in findings; `role` is None where it is unknown."""
+
+    label: str
+    role: str | None
+    content: Any
+
+
+@dataclass
+class Notes:
+    """The findings of a file as they are made.
+
+    `where` is the record being read; `ignored` counts the keys without a meaning, `normalised` lists the records with a
+    content that was not NFC, `errors` is the number of findings that are errors.
+    """
+
+    where: str = ""
+    findings: list[Finding] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+    normalised: list[str] = field(default_factory=list)
+    errors: int = 0
+
+    def add(self, code: str, what: str, *, why: str = "", fix: str = "", level: Level = "error") -> None:
+        """Add a finding about the record being read."""
+        self.findings.append(Finding(code, level, self.where, what, why, fix))
+        self.errors += level == "error"
+
+
+def checked(turns: list[Turn], notes: Notes) -> tuple[Message, ...] | None:
+    """The messages of a sample after all checks; None after a finding that is an error."""
+    before = notes.errors
+    contents = [_content(turn, notes) for turn in turns]
+    roles = [turn.role for turn in turns]
+    if None not in roles:
+        _check_order(turns, notes)
+    if None in roles or notes.errors > before:
+        return None
+    return tuple(Message(str(role), str(content)) for role, content in zip(roles, contents, strict=True))
+
+
+def _content(turn: Turn, notes: Notes) -> str | None:
+    """A turn's text in NFC; None after a finding. A list of text parts (OpenAI's content parts) is joined."""
+    content, label = turn.content, turn.label
+    if isinstance(content, list) and content:
+        bad = [part for part in content if not _is_text_part(part)]
+        if bad:
+            what = _("{label} has the part {part}", label=label, part=json.dumps(bad[0], ensure_ascii=False)[:40])
+            notes.add("content-parts", what, fix=_('only {"type": "text", "text": "…"} parts can be trained on'))
+            return None
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        what = _("the content of {label} is {kind}, not text", label=label, kind=json_type(content))
+        notes.add("content-not-text", what)
+        return None
+    if not any(character.isprintable() and not character.isspace() for character in content):
+        what = _("{label} is empty", label=label) if not content else _("{label} is white space only", label=label)
+        fix = _("write its text or remove the sample")
+        if turn.role == "system":
+            fix = _("remove the message; data.system = '' gives samples without one an empty system message")
+        notes.add("empty-content", what, fix=fix)
+        return None
+    check_characters(label, content, notes)
+    normal = unicodedata.normalize("NFC", content)
+    if normal != content:
+        notes.normalised.append(notes.where)
+    return normal
+
+
+def _is_text_part(part: Any) -> bool:
+    """Whether a part of a content is text and not, for example, an image."""
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def check_characters(label: str, content: str, notes: Notes) -> None:
+    """Findings for characters that no text should hold: controls, lone surrogates, and U+FFFD (a warning)."""
+    bad = CONTROL.search(content)
+    if bad and bad[0] >= "\ud800":
+        what = _("{label} has half a surrogate pair, U+{code:04X}, at character {at}", label=label, code=ord(bad[0]),
+                 at=bad.start() + 1)  # fmt: skip
+        why = _("a character (often an emoji) was cut in two and is no text any more")
+        notes.add("lone-surrogate", what, why=why, fix=_("write the whole character again"))
+    elif bad:
+        what = _("{label} has the control character U+{code:04X} at character {at}", label=label, code=ord(bad[0]),
+                 at=bad.start() + 1)  # fmt: skip
+        notes.add("control-character", what, fix=_("remove it"))
+    if "\ufffd" in content:
+        at = content.index("\ufffd") + 1
+        what = _("{label} has the replacement character U+FFFD at character {at}", label=label, at=at)
+        notes.add("replacement-character", what, why=_("an earlier conversion lost text here"), level="warning")
+
+
+def _check_order(turns: list[Turn], notes: Notes) -> None:
+    """System first if at all, then user and assistant in turn, the assistant last."""
+    others = turns[1:] if turns[0].role == "system" else turns
+    late = next((turn for turn in others if turn.role == "system"), None)
+    if late:
+        what = _("{label} is a system message, but comes after {first}", label=late.label, first=turns[0].label)
+        notes.add("system-not-first", what, fix=_("move its text to the first message"))
+        return
+    if not others:
+        notes.add("nothing-to-learn", _("the sample has a system message only"))
+        return
+    first, last = others[0], others[-1]
+    if first.role != "user":
+        what = _("the first message, {label}, is the assistant's", label=first.label)
+        notes.add("starts-with-assistant", what, fix=_("put the user's message before it or remove it"))
+    why = _("chat models are trained on turns that alternate")
+    for one, other in pairwise(others):
+        if one.role == other.role:
+            what = _("{one} and {other} are both {role}", one=one.label, other=other.label, role=one.role)
+            notes.add("same-role-twice", what, why=why, fix=_("join them into one message"))
+    if last.role != "assistant":
+        what = _("the last message, {label}, is the user's", label=last.label)
+        fix = _("add the assistant's answer or remove the message")
+        notes.add("ends-with-user", what, why=_("there is no answer to train on"), fix=fix)
+
+
+def listed(items: Sequence[str], separator: str = ", ") -> str:
+    """The items in one line, at most MOST_LISTED of them and the number of the rest."""
+    more = _(" and {count} more", count=len(items) - MOST_LISTED) if len(items) > MOST_LISTED else ""
+    return separator.join(items[:MOST_LISTED]) + more
+
+
+def json_type(value: Any) -> str:
+    """The type of a JSON value in words: text, a number, a list, an object, true or false, null."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return _("true or false")
+    names = {str: _("text"), int: _("a number"), float: _("a number"), list: _("a list"), dict: _("an object")}
+    return names[type(value)]

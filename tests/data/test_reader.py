@@ -1,0 +1,94 @@
+"""Records of a file: JSONL and arrays with their lines, files that hold none, and damage of any kind."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from data_files import FORMATS, pair, refusal, turns, write
+
+from fasttune.data.dataset import read_samples
+from fasttune.data.reader import read_records
+
+
+def test_missing_file_names_the_near_one_and_a_directory_its_files(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", pair("问"))
+    (missing,) = refusal(str(tmp_path / "trian.jsonl"))
+    assert missing.code == "file-not-found" and missing.fix.endswith("train.jsonl?")
+    (directory,) = refusal(str(tmp_path))
+    assert directory.code == "is-a-directory" and "train.jsonl" in directory.fix
+
+
+def test_json_of_any_depth_and_any_number_is_no_crash(tmp_path: Path) -> None:
+    path = tmp_path / "deep.jsonl"
+    numbers = '{"prompt": "问", "completion": "答", "n": ' + "9" * 10_000 + "}"
+    path.write_text('{"x": ' + "[" * 200_000 + "\n" + numbers + "\n", encoding="utf-8")
+    assert [(f.code, f.where) for f in refusal(str(path)) if f.level == "error"] == [("bad-json", f"{path}:1")]
+
+
+def test_random_damage_never_crashes_and_never_passes_in_silence(tmp_path: Path) -> None:
+    original = (FORMATS / "messages.jsonl").read_bytes() + (FORMATS / "sharegpt.jsonl").read_bytes()
+    chance = random.Random(7)
+    path = tmp_path / "damaged.jsonl"
+    for _attempt in range(300):
+        raw = bytearray(original)
+        for _hit in range(chance.randint(1, 4)):
+            raw[chance.randrange(len(raw))] = chance.randrange(256)
+        path.write_bytes(bytes(raw))
+        reading = read_samples(str(path))
+        assert len(reading.samples) == 6 or any(finding.level == "error" for finding in reading.findings)
+
+
+def test_ids_name_the_line_a_record_starts_on(tmp_path: Path) -> None:
+    spaced = tmp_path / "spaced.jsonl"
+    spaced.write_bytes(b"\r\n" + json.dumps(pair("a")).encode() + b"\r\n\r\n" + json.dumps(pair("b")).encode())
+    assert [sample.id for sample in read_samples(str(spaced)).samples] == [f"{spaced}:2", f"{spaced}:4"]
+    array = tmp_path / "array.jsonl"  # an array under a JSONL name
+    array.write_text(json.dumps([pair("a"), pair("b")], indent=1), encoding="utf-8")
+    assert [sample.id for sample in read_samples(str(array)).samples] == [f"{array}:2", f"{array}:6"]
+    array.write_text(json.dumps([pair("a"), pair("b")]), encoding="utf-8")
+    assert [sample.id for sample in read_samples(str(array)).samples] == [f"{array}:1#1", f"{array}:1#2"]
+
+
+def test_unicode_line_separators_in_text_are_no_line_ends(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", pair("a\u2028b\u2029c"), pair("d"))
+    assert turns(read_samples(path).samples[0])[0] == ("user", "a\u2028b\u2029c")
+
+
+def test_records_carry_their_line_and_a_place_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text('[\n{"a": 1}, {"a": 2},\n\n3\n]\n', encoding="utf-8")
+    records, findings = read_records(str(path))
+    assert [(record.line, record.place, record.value) for record in records] == [
+        (2, "2", {"a": 1}),
+        (2, "2#2", {"a": 2}),
+        (4, "4", 3),
+    ]
+    assert findings == []
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "codes"),
+    [
+        ("[]", [], []),
+        (" [ ] \n", [], []),
+        ("[1,]", [1], ["json-trailing-comma"]),
+        ("[1 2]", [1], ["bad-json"]),
+        ("[1, 2", [1, 2], ["json-cut-off"]),
+        ("[1] [2]", [1], ["json-extra-text"]),
+        ("", [], ["no-samples"]),
+        ("\n \n", [], ["no-samples"]),
+        ('{"a": 1}\n\n{"a": 2}', [{"a": 1}, {"a": 2}], []),
+        ('{"a": 1}\n{"a": \n{"a": 3}\n', [{"a": 1}, {"a": 3}], ["json-cut-off"]),
+        ('{"a": 1, "a": 2}', [{"a": 2}], ["duplicate-key"]),
+        ('{"a": NaN}', [{"a": None}], ["json-nan"]),
+    ],
+)
+def test_values_and_findings(text: str, values: list[object], codes: list[str], tmp_path: Path) -> None:
+    """What is valid is read, also beside what is not."""
+    path = tmp_path / "t"
+    path.write_text(text, encoding="utf-8")
+    records, findings = read_records(str(path))
+    assert ([record.value for record in records], [finding.code for finding in findings]) == (values, codes)

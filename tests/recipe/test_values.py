@@ -1,0 +1,135 @@
+"""A value against the type and the bounds of its setting: what is taken, what is refused, and how both are worded."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING
+from typing import Any, Literal
+
+import pytest
+
+from fasttune.recipe.schema import Key
+from fasttune.recipe.toml_file import REFUSED
+from fasttune.recipe.values import (
+    Entry,
+    as_toml,
+    choices,
+    convert,
+    describe,
+    example_line,
+    near_name,
+    refusal,
+)
+
+Sizes = Literal["small", "large"]
+
+
+def key(hint: Any, default: Any = 1, **more: Any) -> Key:
+    values: dict[str, Any] = {"help": "what it is", "bounds": {}, "prose": False, "example": ""}
+    return Key("train.size", hint, default, **{**values, **more})
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "expected"),
+    [
+        (int, 3, 3),
+        (int, 3.0, REFUSED),
+        (int, True, REFUSED),
+        (int, "3", REFUSED),
+        (float, 3, 3.0),
+        (float, True, REFUSED),
+        (float, float("nan"), REFUSED),
+        (float, float("inf"), REFUSED),
+        (float, 10**400, REFUSED),
+        (bool, False, False),
+        (bool, 0, REFUSED),
+        (str, "", ""),
+        (str, 1, REFUSED),
+        (Sizes, "small", "small"),
+        (Sizes, "medium", REFUSED),
+        (int | Sizes, "large", "large"),
+        (int | Sizes, 7, 7),
+        (float | None, None, None),
+        (tuple[str, ...], "a", ("a",)),
+        (tuple[str, ...], ["a", "b"], ("a", "b")),
+        (tuple[Sizes, ...], ["small", "medium"], REFUSED),
+        (tuple[str, ...], 3, REFUSED),
+        (tuple[str, ...], [], ()),
+    ],
+)
+def test_convert(hint: Any, value: Any, expected: Any) -> None:
+    found = convert(hint, value)
+    assert found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "code", "fix"),
+    [
+        (key(int, bounds={"≥": 1, "<": 9}), 9, "out-of-range", "the default is size = 1"),
+        (key(int), "3", "wrong-type", "write it without quotes: size = 3"),
+        (key(int), 3.0, "wrong-type", "write it without a point: size = 3"),
+        (key(str, "a"), 3, "wrong-type", 'write it in quotes: size = "3"'),
+        (key(int), [1], "wrong-type", "the default is size = 1"),
+        (key(Sizes, "small"), "Small", "unknown-choice", 'did you mean "small"?'),
+        (key(Sizes, "small"), "huge", "unknown-choice", 'the default is size = "small"'),
+        (key(str, MISSING, example="x"), " ", "empty-value", 'for example size = "x"'),
+        (key(tuple[str, ...], ()), ["a", ""], "empty-value", "the default is size = []"),
+        (key(tuple[str, ...], ()), ["a", "a"], "repeated-value", "keep one of them"),
+        (key(float | None, None), "often", "wrong-type", "leave it out to have none"),
+    ],
+)
+def test_a_refused_value_has_a_code_and_a_remedy(setting: Key, value: Any, code: str, fix: str) -> None:
+    finding = refusal(Entry("train.size", value, "a.toml:7: train.size", "recipe"), setting)
+    assert finding is not None
+    assert (finding.code, finding.level, finding.where, finding.fix) == (code, "error", "a.toml:7: train.size", fix)
+
+
+def test_line_breaks_are_for_prose_only() -> None:
+    entry = Entry("train.size", "two\nlines", "a.toml", "recipe")
+    finding = refusal(entry, key(str, ""))
+    assert finding is not None and finding.code == "control-character"
+    assert refusal(entry, key(str, "", prose=True)) is None
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int, "a whole number"),
+        (int | Literal["auto"], 'a whole number or "auto"'),
+        (float | None, "a number"),
+        (Sizes, 'one of "small", "large"'),
+        (tuple[Sizes, ...], 'a list from "small", "large"'),
+        (tuple[str, ...], "a text or a list of texts"),
+        (bool, "true or false"),
+    ],
+)
+def test_types_in_words(hint: Any, words: str) -> None:
+    assert describe(hint) == words
+
+
+def test_choices_of_nested_types() -> None:
+    assert choices(tuple[Sizes, ...]) == choices(int | Sizes) == ["small", "large"] and choices(int) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "true"),
+        ("好", '"好"'),
+        (1e-4, "0.0001"),
+        (("a", 1), '["a", 1]'),
+        ({"a": 1}, "a table"),
+        ([{"a": 1}], "a list of tables"),
+    ],
+)
+def test_values_as_toml(value: Any, text: str) -> None:
+    assert as_toml(value) == text
+
+
+def test_the_most_similar_name() -> None:
+    assert near_name("lerning_rate", ["epochs", "learning_rate"]) == "learning_rate"
+    assert near_name("verbose", ["epochs", "learning_rate"]) == ""
+
+
+def test_an_example_is_the_default_or_a_valid_line() -> None:
+    assert example_line(key(int, 8)) == "the default is size = 8"
+    assert example_line(key(str, MISSING, example="x")) == 'for example size = "x"'
