@@ -214,7 +214,7 @@ def generate(model: Model, ids: list[int], sampling: Sampling) -> Iterator[bytes
     """The bytes of each generated token, which is appended to `ids`."""
     random = np.random.default_rng(sampling.seed)
     for _number in range(min(sampling.max_new_tokens, model.num_ctx - len(ids))):
-        token = sample(model.logits(ids)[0], sampling, random)
+        token = sample_token(model.logits(ids)[0], sampling, random)
         if model.ends_generation(token):
             break
         ids.append(token)
@@ -231,7 +231,7 @@ def decode_utf8(pieces: Iterable[bytes]) -> Iterator[str]:
         yield text
 
 
-def sample(logits: FloatArray, sampling: Sampling, random: np.random.Generator) -> int:
+def sample_token(logits: FloatArray, sampling: Sampling, random: np.random.Generator) -> int:
     """The next token by temperature and nucleus (top-p) sampling from logits (vocab_size)."""
     if sampling.temperature <= 0:
         return int(logits.argmax())

@@ -58,9 +58,9 @@ def test_top_p_leaves_out_improbable_tokens() -> None:
     logits = np.log(np.array([0.05, 0.6, 0.35], dtype=np.float32))
     random = np.random.default_rng(0)
     sampling = llama.Sampling(1, temperature=1.0, top_p=0.8)
-    tokens = [llama.sample(logits, sampling, random) for _number in range(200)]
+    tokens = [llama.sample_token(logits, sampling, random) for _number in range(200)]
     assert set(tokens) == {1, 2} and 100 < tokens.count(1) < 150
-    assert llama.sample(logits, llama.Sampling(1), random) == 1
+    assert llama.sample_token(logits, llama.Sampling(1), random) == 1
 
 
 def test_characters_come_whole_out_of_split_bytes(exported: dict[str, Artifact]) -> None:
