@@ -188,8 +188,8 @@ def export(name: str, types: tuple[str, ...], ollama: str | None, root: Path) ->
 
     run = store.find(root, name)
     given = [f"export.gguf={json.dumps(types)}"] * bool(types) + [f"export.ollama={ollama}"] * bool(ollama)
-    wanted = load_recipe(run.recipe, [*documents.recorded_overrides(run), *given])
-    for artifact in export_run(run, hub.locate(wanted.model), wanted.export, say):
+    recipe = load_recipe(run.recipe, [*documents.recorded_overrides(run), *given])
+    for artifact in export_run(run, hub.locate(recipe.model), recipe.export, say):
         click.echo(artifact.path)
 
 

@@ -144,10 +144,11 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
     with phases("import", _("loading torch and Unsloth")):
         from fasttune.analysis import probe
         from fasttune.export import export_run, preflight
+        from fasttune.export.request import request_before_training
         from fasttune.training import hub, train
 
     base, export_recipe = hub.locate(plan.recipe.model), plan.recipe.export
-    preflight.check(base, plan.recipe.name, export_recipe, plan.system, request.root)  # before training, not after
+    preflight.check(request_before_training(base, plan.recipe, plan.system, request.root))  # not after training
     if run_to_delete:
         store.delete(run_to_delete)
     is_trained = resume is not None and resume.status == "finished"

@@ -25,6 +25,7 @@ caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(caches / "fasttune" / "unsloth"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a network; a test that would fails at once
 
+pytest_plugins = ["exports"]  # its session fixtures are made once for all files of export/
 REPOSITORY = Path(__file__).parent.parent
 Cli = Callable[..., Any]
 

@@ -1,1 +1,1 @@
-"""What a trained model is like: probe questions answered by the file that will be served."""
+"""What a trained model is like: its answers to the probe questions."""

@@ -1,4 +1,4 @@
-"""How good the result is: the probe questions answered by the file that will be served."""
+"""The probe questions, answered by the GGUF file that will be served."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from fasttune.training.model import load_tokenizer
 
 
 def probe(run: Run, base: Path, artifacts: Sequence[Artifact], max_new_tokens: int) -> tuple[Probe, ...]:
-    """Ask the first GGUF file a run's probe questions (greedy decoding); the answers go into scores.json.
+    """Answer a run's probe questions with the first GGUF file, greedily, and write the answers into scores.json.
 
-    Where no file was asked for, the answers stand that training had from the adapter.
+    Without a file the answers stay that the adapter gave after training. Raises FasttuneError where llama.cpp can't
+    load the file.
     """
     probes = documents.read_scores(run).probes
     if artifacts and probes:
         tokenizer, system = load_tokenizer(base), documents.read_plan(run).system
-        prompts = [prompt_tokens(asked.question, system, tokenizer) for asked in probes]
+        prompts = [prompt_tokens(probe.question, system, tokenizer) for probe in probes]
         with open_gguf(artifacts[0].path, max(map(len, prompts)) + max_new_tokens) as model:
             answers = [answer(model, prompt, Sampling(max_new_tokens)).strip() for prompt in prompts]
-        probes = tuple(replace(asked, trained=said) for asked, said in zip(probes, answers, strict=True))
-    by_adapter = "adapter" if any(asked.trained for asked in probes) else None
-    documents.write(run.scores, Scores(probes, artifacts[0].path.name if artifacts else by_adapter))
+        probes = tuple(replace(probe, trained=answer) for probe, answer in zip(probes, answers, strict=True))
+    adapter = "adapter" if any(probe.trained for probe in probes) else None
+    documents.write(run.scores, Scores(probes, artifacts[0].path.name if artifacts else adapter))
     return probes

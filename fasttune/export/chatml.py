@@ -1,10 +1,10 @@
-"""The chat template that goes into the file, so that what is served is what was trained (E5).
+"""The chat template that goes into the file, so that prompts are rendered as in training (invariant E5).
 
 Training renders conversations with the tokenizer's own template. llama.cpp and Ollama render with the template inside
-the GGUF, and Ollama prefers its own Go TEMPLATE unless the one inside mentions tools. All agree when the one inside is
-plain ChatML. So: the training template must render ordinary conversations as ChatML does (checked here, on the
-strings), and a persona's system prompt becomes the template's default system message: a user who says nothing about a
-system message gets the persona, not "You are Qwen".
+the GGUF, and Ollama prefers its own Go TEMPLATE unless the one inside mentions tools. All agree where the one inside is
+plain ChatML. Therefore the training template must render ordinary conversations as ChatML, which is checked here on the
+strings, and a persona's system prompt becomes the template's default system message: a conversation without a system
+message gets the persona and not "You are Qwen".
 """
 
 from __future__ import annotations
@@ -40,38 +40,38 @@ SAMPLE: list[Message] = [
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that training used."""
+    """The tokenizer in a folder, as training loads it."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def plain_chatml(messages: list[Message]) -> str:
-    """What a conversation that is to be answered looks like in ChatML."""
+    """A conversation to be answered, in ChatML."""
     turns = "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages)
     return turns + "<|im_start|>assistant\n"
 
 
 def render(tokenizer: Tokenizer, messages: list[Message]) -> str:
-    """A conversation to be answered, as training renders it."""
+    """A conversation to be answered, rendered by the training template."""
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def check_template(folder: Path, tokenizer: Tokenizer) -> list[Finding]:
-    """Why conversations rendered by this tokenizer can't be served as ChatML; empty when they can."""
+    """A finding where this tokenizer's chat template does not render conversations as ChatML; empty where it does."""
     if not tokenizer.chat_template:
         what = _("the tokenizer has no chat template")
     elif render(tokenizer, SAMPLE) != plain_chatml(SAMPLE):
         what = _("the chat template does not render conversations as ChatML")
     else:
         return []
-    why = _("Ollama and llama.cpp would ask the model in another form than it was trained in")
+    why = _("Ollama and llama.cpp would render prompts differently from training")
     fix = _("use the chat template of a Qwen2.5 Instruct model and train with it")
     return [Finding("template-not-chatml", "error", str(folder), what, why=why, fix=fix)]
 
 
 def default_system(tokenizer: Tokenizer) -> str | None:
-    """The system message that the training template adds to a conversation without one."""
+    """The system message that the training template adds to a conversation without one; None where it adds none."""
     rendered = render(tokenizer, [{"role": "user", "content": "x"}])
     if not rendered.startswith(SYSTEM_START):
         return None
@@ -79,9 +79,9 @@ def default_system(tokenizer: Tokenizer) -> str | None:
 
 
 def served_template(tokenizer: Tokenizer, system: str | None) -> str:
-    """The template for the file: the training template, or plain ChatML that has `system` as default system message."""
+    """The template for the file: the training template, or plain ChatML with `system` as default system message."""
     if system is None:
         return str(tokenizer.chat_template)
-    # Only escapes that every implementation of Jinja in llama.cpp, Ollama and Python knows; Chinese stays readable.
+    # Only escapes that the Jinja of llama.cpp, of Ollama and of Python all know; Chinese stays readable.
     literal = "".join(ESCAPES.get(character, character) for character in system)
     return DEFAULT_SYSTEM.replace("SYSTEM", literal) + PLAIN

@@ -1,8 +1,8 @@
-"""A GGUF file in llama.cpp: load it, cut text into ids, get logits, and answer.
+"""A GGUF file in llama.cpp: load it, tokenize text, compute logits, and generate answers.
 
-Everything goes through libllama's C functions as llama-cpp-python binds them; its high-level `Llama` class is not used:
-it loses tokens of more than 32 bytes and redirects file descriptors while it loads. llama.cpp's own log is kept in
-memory and shown only as the reason of an error.
+Everything goes through libllama's C functions as llama-cpp-python binds them. Its high-level `Llama` class is not used,
+because it loses tokens of more than 32 bytes and redirects file descriptors while it loads. llama.cpp's log is kept in
+memory; its last line is the reason in an error.
 
     with open_gguf(path, num_ctx=2048) as model:
         print(answer(model, prompt_ids, Sampling(max_new_tokens=200)))
@@ -26,85 +26,90 @@ from typing import Any
 
 import numpy as np
 
-from fasttune.console import _, error
-from fasttune.export.weights import FloatArray
+from fasttune.console import FasttuneError, _, error
+from fasttune.export.source_files import FloatArray
 from fasttune.training.packing import common_prefix
 
-BATCH = 512
+BATCH_TOKENS = 512
 SMALL_BYTES = 64 << 20
 log: collections.deque[str] = collections.deque(maxlen=40)
 
 
-def why_unusable() -> str | None:
-    """Why llama_cpp can't be imported here; None where it can."""
+def import_failure() -> str | None:
+    """Why llama_cpp can't be used on this machine; None where it can."""
     try:
         library()
-    except (ImportError, OSError, RuntimeError) as problem:
-        return str(problem)
+    except (ImportError, OSError, RuntimeError) as failure:
+        return str(failure)
     return None
 
 
 @functools.cache
 def library() -> ModuleType:
-    """llama_cpp with its log turned to `log`. Raises ImportError, OSError or RuntimeError where it can't be used."""
+    """llama_cpp, with its log going to `log`. Raises ImportError, OSError or RuntimeError where it can't be used."""
     import llama_cpp
 
-    llama_cpp.llama_log_set(keep_log(), ctypes.c_void_p(0))
+    llama_cpp.llama_log_set(log_callback(), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     return llama_cpp
 
 
 @functools.cache
-def keep_log() -> Any:
-    """The C callback; cached, because libllama calls it for as long as the process lives."""
+def log_callback() -> Any:
+    """The C callback that appends to `log`; cached, because libllama calls it for as long as the process lives."""
     import llama_cpp
 
-    def keep(level: int, text: bytes, user_data: Any) -> None:
+    def append(level: int, text: bytes, user_data: Any) -> None:
         log.append(text.decode("utf-8", errors="replace"))
 
-    return llama_cpp.llama_log_callback(keep)
+    return llama_cpp.llama_log_callback(append)
 
 
 def last_log_line() -> str:
-    """What llama.cpp said last."""
+    """The last line of llama.cpp's log."""
     lines = [line for line in "".join(log).splitlines() if line.strip()]
     return lines[-1] if lines else _("llama.cpp gave no reason")
 
 
 class Model:
-    """A loaded GGUF, made by `open_gguf`. The last sequence stays in its cache, so that a chat is not read twice."""
+    """A loaded GGUF, made by `open_gguf`; `num_ctx` is the context length in tokens, `vocab_size` the number of logits.
+
+    The keys and values of the last sequence stay in the cache, so a chat's next turn computes only its new tokens.
+    """
 
     def __init__(self, path: Path, num_ctx: int, vocab_only: bool) -> None:
         self.lib = library()
         self.path = path
-        self.cached: list[int] = []
+        self.cached_ids: list[int] = []
         self.context: Any = None
         settings = self.lib.llama_model_default_params()
         settings.vocab_only = vocab_only
         log.clear()
         self.model = self.lib.llama_model_load_from_file(os.fsencode(path), settings)
         if not self.model:
-            raise unloadable(path)
+            raise load_error(path)
         self.vocab = self.lib.llama_model_get_vocab(self.model)
-        self.size = int(self.lib.llama_vocab_n_tokens(self.vocab))
+        self.vocab_size = int(self.lib.llama_vocab_n_tokens(self.vocab))
         self.num_ctx = num_ctx
         if not vocab_only:
             self.make_context()
 
     def make_context(self) -> None:
+        """Allocate the cache and the batch. Raises FasttuneError where llama.cpp can't."""
         settings = self.lib.llama_context_default_params()
-        settings.n_ctx, settings.n_batch, settings.n_ubatch = self.num_ctx, BATCH, BATCH
-        small = self.path.stat().st_size < SMALL_BYTES  # its products are done before a second thread is awake
-        settings.n_threads = settings.n_threads_batch = 1 if small else threads()
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = self.num_ctx, BATCH_TOKENS, BATCH_TOKENS
+        small = self.path.stat().st_size < SMALL_BYTES  # waking a second thread takes longer than its products
+        settings.n_threads = settings.n_threads_batch = 1 if small else thread_count()
         settings.flash_attn_type = self.lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.no_perf = True
         self.context = self.lib.llama_init_from_model(self.model, settings)
         if not self.context:
             self.close()
-            raise unloadable(self.path)
-        self.batch = self.lib.llama_batch_init(BATCH, 0, 1)
+            raise load_error(self.path)
+        self.batch = self.lib.llama_batch_init(BATCH_TOKENS, 0, 1)
 
     def close(self) -> None:
+        """Free what llama.cpp holds; harmless when called again."""
         if self.context:
             self.lib.llama_batch_free(self.batch)
             self.lib.llama_free(self.context)
@@ -114,58 +119,60 @@ class Model:
             self.model = None
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of a text; special tokens in it are read as such, no start token is added."""
+        """Token ids of a text; special tokens in it are recognized, no start token is added."""
         data = text.encode("utf-8")
-        room = len(data) + 8
-        ids = (self.lib.llama_token * room)()
-        count = self.lib.llama_tokenize(self.vocab, data, len(data), ids, room, False, True)
+        capacity = len(data) + 8
+        ids = (self.lib.llama_token * capacity)()
+        count = self.lib.llama_tokenize(self.vocab, data, len(data), ids, capacity, False, True)
         return list(ids[:count])
 
-    def piece(self, token: int) -> bytes:
-        """The bytes of one id; nothing for special tokens."""
-        room = 256
+    def token_bytes(self, token: int) -> bytes:
+        """The text of a token as bytes, which may be a part of a character; empty for special tokens."""
+        capacity = 256
         while True:
-            buffer = ctypes.create_string_buffer(room)
-            count = int(self.lib.llama_token_to_piece(self.vocab, token, buffer, room, 0, False))
+            buffer = ctypes.create_string_buffer(capacity)
+            count = int(self.lib.llama_token_to_piece(self.vocab, token, buffer, capacity, 0, False))
             if count >= 0:
                 return buffer.raw[:count]
-            room = -count
+            capacity = -count
 
-    def ends(self, token: int) -> bool:
-        """Whether an id ends the answer (<|im_end|>, <|endoftext|>)."""
+    def ends_generation(self, token: int) -> bool:
+        """Whether a token ends the answer (<|im_end|>, <|endoftext|>)."""
         return bool(self.lib.llama_vocab_is_eog(self.vocab, token))
 
     def logits(self, ids: Sequence[int], last: int = 1) -> FloatArray:
-        """Logits (last, vocabulary) at the last positions of a sequence; what the cache has is not computed again."""
-        keep = common_prefix(self.cached, ids[: len(ids) - last])
+        """Logits (last, vocab_size) at the last positions of a sequence. The prefix that it shares with the last call's
+        sequence is not computed again. Raises FasttuneError where llama.cpp can't compute it."""
+        keep = common_prefix(self.cached_ids, ids[: len(ids) - last])
         self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.context), 0, keep, -1)
         rows = []
-        for start in range(keep, len(ids), BATCH):
-            self.cached = list(ids[:start])
-            part = ids[start : start + BATCH]
-            wanted = [start + index >= len(ids) - last for index in range(len(part))]
-            rows += self.decode(part, start, wanted)
-        self.cached = list(ids)
+        for start in range(keep, len(ids), BATCH_TOKENS):
+            self.cached_ids = list(ids[:start])
+            batch = ids[start : start + BATCH_TOKENS]
+            rows += self.decode(batch, start, first_output=len(ids) - last - start)
+        self.cached_ids = list(ids)
         return np.stack(rows)
 
-    def decode(self, part: Sequence[int], start: int, wanted: Sequence[bool]) -> list[FloatArray]:
-        """Run up to BATCH ids at positions from `start`; logits of those wanted."""
-        self.batch.n_tokens = len(part)
-        for index, token in enumerate(part):
+    def decode(self, ids: Sequence[int], start: int, first_output: int) -> list[FloatArray]:
+        """Run up to BATCH_TOKENS ids at the positions from `start`; logits (vocab_size) of those from index
+        `first_output` on."""
+        self.batch.n_tokens = len(ids)
+        for index, token in enumerate(ids):
             self.batch.token[index], self.batch.pos[index] = token, start + index
             self.batch.n_seq_id[index], self.batch.seq_id[index][0] = 1, 0
-            self.batch.logits[index] = wanted[index]
+            self.batch.logits[index] = index >= first_output
         status = self.lib.llama_decode(self.context, self.batch)
         if status != 0:
             raise error("gguf-cannot-run", last_log_line(), where=str(self.path), why=f"llama_decode = {status}")
-        pointers = (self.lib.llama_get_logits_ith(self.context, index) for index in range(len(part)) if wanted[index])
-        return [np.ctypeslib.as_array(pointer, shape=(self.size,)).copy() for pointer in pointers]
+        outputs = range(max(0, first_output), len(ids))
+        pointers = (self.lib.llama_get_logits_ith(self.context, index) for index in outputs)
+        return [np.ctypeslib.as_array(pointer, shape=(self.vocab_size,)).copy() for pointer in pointers]
 
 
 @contextlib.contextmanager
 def open_gguf(path: Path, num_ctx: int, *, vocab_only: bool = False) -> Iterator[Model]:
-    """A loaded GGUF with a context of so many ids. Raises FasttuneError where llama.cpp can't load it."""
-    reason = why_unusable()
+    """A loaded GGUF with a context of `num_ctx` tokens. Raises FasttuneError where llama.cpp can't load it."""
+    reason = import_failure()
     if reason is not None:
         what = _("llama-cpp-python can't be used: {reason}", reason=reason)
         raise error("llama-cpp-missing", what, fix=install_hint())
@@ -178,7 +185,7 @@ def open_gguf(path: Path, num_ctx: int, *, vocab_only: bool = False) -> Iterator
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next id is chosen: the likeliest at `temperature` 0, else drawn from the likeliest that reach `top_p`."""
+    """How a token is sampled: greedily at temperature 0, else from the most probable tokens that add up to `top_p`."""
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -187,35 +194,35 @@ class Sampling:
 
 
 def answer(model: Model, prompt_ids: Sequence[int], sampling: Sampling) -> str:
-    """The whole answer to a prompt of ids."""
+    """The whole answer to a prompt of token ids. Raises FasttuneError as `stream` does."""
     return "".join(stream(model, prompt_ids, sampling))
 
 
 def stream(model: Model, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[str]:
-    """Pieces of the answer as they come; a character whose bytes lie in several ids comes out whole.
+    """Pieces of the answer as they are generated; a character whose bytes are split among tokens comes in one piece.
 
     Ends at the end token, after `max_new_tokens`, or where the context is full. Raises FasttuneError for a prompt that
-    leaves no room.
+    fills the context.
     """
     if len(prompt_ids) >= model.num_ctx:
         what = _("the prompt has {count} tokens, the context {room}", count=len(prompt_ids), room=model.num_ctx)
         raise error("prompt-too-long", what, fix=_("start a new conversation or raise export.num_ctx"))
-    yield from decoded(generate(model, list(prompt_ids), sampling))
+    yield from decode_utf8(generate(model, list(prompt_ids), sampling))
 
 
 def generate(model: Model, ids: list[int], sampling: Sampling) -> Iterator[bytes]:
-    """The bytes of one id after the other."""
+    """The bytes of each generated token, which is appended to `ids`."""
     random = np.random.default_rng(sampling.seed)
     for _number in range(min(sampling.max_new_tokens, model.num_ctx - len(ids))):
-        token = choose(model.logits(ids)[0], sampling, random)
-        if model.ends(token):
+        token = sample_token(model.logits(ids)[0], sampling, random)
+        if model.ends_generation(token):
             break
         ids.append(token)
-        yield model.piece(token)
+        yield model.token_bytes(token)
 
 
-def decoded(pieces: Iterable[bytes]) -> Iterator[str]:
-    """UTF-8 text in pieces that never cut a character in two."""
+def decode_utf8(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Text in pieces of whole characters; bytes that are no UTF-8 become U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for piece in pieces:
         if text := decoder.decode(piece):
@@ -224,8 +231,8 @@ def decoded(pieces: Iterable[bytes]) -> Iterator[str]:
         yield text
 
 
-def choose(logits: FloatArray, sampling: Sampling, random: np.random.Generator) -> int:
-    """The next id."""
+def sample_token(logits: FloatArray, sampling: Sampling, random: np.random.Generator) -> int:
+    """The next token by temperature and nucleus (top-p) sampling from logits (vocab_size)."""
     if sampling.temperature <= 0:
         return int(logits.argmax())
     order = np.argsort(-logits)
@@ -235,13 +242,14 @@ def choose(logits: FloatArray, sampling: Sampling, random: np.random.Generator) 
     return int(random.choice(order[:count], p=weights[:count] / weights[:count].sum()))
 
 
-def threads() -> int:
-    """Cores to compute with: the second thread of a core slows matrix products down on larger machines."""
+def thread_count() -> int:
+    """Threads to compute with: above 4 logical cores one for two of them, as a core's second thread slows products."""
     count = os.cpu_count() or 1
     return count if count <= 4 else count // 2
 
 
-def unloadable(path: Path) -> Exception:
+def load_error(path: Path) -> FasttuneError:
+    """The error for a file that llama.cpp can't load, with its reason."""
     return error("gguf-cannot-load", _("llama.cpp can't load it: {reason}", reason=last_log_line()), where=str(path))
 
 

@@ -1,8 +1,9 @@
-"""The merged model as a Hugging Face folder, for those who go on with other tools (`export.keep_merged`).
+"""The merged model as a Hugging Face folder, for use in other tools (`export.keep_merged`).
 
     merged/  model.safetensors in the base's own types, config.json, tokenizer and template as trained, merged.json
 
-Streamed like the GGUF file and whole or not there at all. bfloat16 rounds to nearest even, as torch does.
+The weights are streamed as into the GGUF file, and the folder appears whole or not at all. bfloat16 is rounded to the
+nearest even value, as torch rounds.
 """
 
 from __future__ import annotations
@@ -14,19 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fasttune.export.weights import (
-    DTYPES,
-    Base,
-    FloatArray,
-    Loras,
-    expected_tensors,
-    merged_blocks,
-    stored_bytes,
-)
+from fasttune.export.source_files import DTYPES, FloatArray, stored_bytes
+from fasttune.export.weights import Base, Loras, expected_tensors, merged_blocks
 from fasttune.export.write import check_finite
-from fasttune.files import whole_folder, write_json
+from fasttune.files import whole_folder
+from fasttune.runs import documents
+from fasttune.runs.documents import MergedDocument
 
-FOLDER, DESCRIPTION = "merged", "merged.json"
+FOLDER, DOCUMENT = "merged", "merged.json"
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -36,19 +32,22 @@ COPIED = (
 )
 
 
-def write_merged(folder: Path, base: Base, loras: Loras, tokenizer: Path, description: dict[str, str]) -> None:
-    """Write the folder; `tokenizer` is the folder its tokenizer comes from. Raises OSError where the disk refuses."""
+def write_merged(folder: Path, base: Base, loras: Loras, tokenizer: Path, document: MergedDocument) -> None:
+    """Write the folder; `tokenizer` is the folder that its tokenizer is copied from.
+
+    Raises FasttuneError for weights that are not finite, OSError where the disk or the folder does not take the files.
+    """
     with whole_folder(folder) as partial:
         write_safetensors(partial / "model.safetensors", base, loras)
         for source, names in ((base.folder, ("config.json", "generation_config.json")), (tokenizer, COPIED)):
             for name in names:
                 if (source / name).is_file():
                     shutil.copyfile(source / name, partial / name)
-        write_json(partial / DESCRIPTION, description)
+        documents.write(partial / DOCUMENT, document)
 
 
 def write_safetensors(file: Path, base: Base, loras: Loras) -> None:
-    """All weights of the merged model in one file."""
+    """Write all weights of the merged model into one safetensors file."""
     tensors = [base.tensors[name] for name in expected_tensors(base.shape)]
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -66,12 +65,12 @@ def write_safetensors(file: Path, base: Base, loras: Loras) -> None:
 
 
 def merged_bytes(base: Base) -> int:
-    """Size of the weights of the merged folder."""
+    """Bytes of the weights in the merged folder."""
     return sum(stored_bytes(base.tensors[name]) for name in expected_tensors(base.shape))
 
 
 def encode(block: FloatArray, dtype: str) -> bytes:
-    """Float32 values as they lie in a safetensors file of this type."""
+    """The bytes of float32 values in a safetensors file of this type."""
     if dtype != "BF16":
         return block.astype(DTYPES[dtype]).tobytes()
     bits = np.ascontiguousarray(block, dtype="<f4").view("<u4")

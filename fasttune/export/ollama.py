@@ -1,26 +1,33 @@
-"""Into Ollama: a Modelfile beside the file, and the import over Ollama's HTTP API with its official client.
+"""Ollama: the Modelfile beside a file, and the import over Ollama's HTTP API with its official client.
 
-    HEAD /api/blobs/sha256:…   there already? else POST the file
-    POST /api/copy             a model of that name is kept under the tag before-<run> first
+    GET  /api/tags             which models exist
+    POST /api/copy             an existing model of that name is kept under the tag before-<run>
+    HEAD /api/blobs/sha256:…   is the file there already? If not, POST it
     POST /api/create           files, template, system, parameters
 
-Ollama since 0.34.1 takes neither adapters nor its own quantization for GGUF (server/create.go), so what it gets is the
-merged, quantized file. TEMPLATE renders exactly what the training template does (chatml.py checks that it is ChatML);
-the template inside the file says the same, because Ollama prefers that one where it can do more.
+Ollama since 0.34.1 neither takes adapters for a GGUF nor quantizes one (server/create.go), so it gets the merged,
+quantized file. TEMPLATE renders what the training template renders (chatml.py checks that it is ChatML); the template
+inside the file does too, because Ollama prefers that one where it can do more.
+
+The client has no public call for the HEAD request, and no public attribute with the server's address. The address is
+that of its first request, which a hook (an argument of httpx.Client that the client passes on) keeps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fasttune.console import FasttuneError, _, error
+from fasttune.export.artifact import Artifact
 
 if TYPE_CHECKING:
+    from httpx import Request
     from ollama import Client
 
-    from fasttune.export import Artifact
+Report = Callable[[str], None]
 
 # The newline at the end is part of the prompt: the answer starts on the line after "assistant".
 TEMPLATE = """{{- range .Messages }}<|im_start|>{{ .Role }}
@@ -36,9 +43,9 @@ def modelfile(file_name: str, system: str | None, num_ctx: int) -> str | None:
     """A Modelfile for `ollama create NAME -f Modelfile`; None for a system prompt that a Modelfile can't hold.
 
     Ollama's parser (parser/parser.go) ends a quoted text at three quotes and drops every character that Go calls
-    unprintable, an ideographic space or an emoji's joiner among them. Over the HTTP API any text arrives as it is.
+    unprintable, an ideographic space or an emoji's joiner among them. The HTTP API takes any text.
     """
-    if system is not None and ('"""' in system or not all(sign.isprintable() or sign in "\n\t" for sign in system)):
+    if system is not None and ('"""' in system or not all(one.isprintable() or one in "\n\t" for one in system)):
         return None
     lines = [f"FROM ./{file_name}", f'TEMPLATE """{TEMPLATE}"""']
     if system is not None:
@@ -49,94 +56,116 @@ def modelfile(file_name: str, system: str | None, num_ctx: int) -> str | None:
 
 
 def import_into_ollama(
-    artifact: Artifact, model: str, *, num_ctx: int, say: Callable[[str], None], host: str | None = None
+    artifact: Artifact, model: str, *, num_ctx: int, report: Report, host: str | None = None
 ) -> str | None:
-    """Make `model` in Ollama from a finished file; returns the name that an earlier model of this name is kept under.
+    """Make `model` in Ollama from a finished file; returns the name under which an existing model of this name is kept.
 
-    `host` is that of the server (None: OLLAMA_HOST, else this machine). Raises FasttuneError where the server can't be
-    reached or refuses; the model that was there before is still there then.
+    `host` is the address of the server (None: OLLAMA_HOST, else this machine). Raises FasttuneError where the server
+    can't be reached or refuses; an existing model of this name is unchanged then.
     """
-    import httpx
     import ollama
 
-    # A proxy set for the internet must not get what is meant for this machine.
-    client = ollama.Client(host, trust_env=False)
-    try:
-        kept = keep_old(client, model, artifact.run_id, say)
-        upload(client, artifact, say)
-        create(client, artifact, model, num_ctx, say)
-    except ConnectionError as problem:
-        raise unreachable(client) from problem
-    except httpx.HTTPError as problem:
-        what = _("the connection to Ollama broke: {problem}", problem=problem)
-        raise error(
-            "ollama-failed", what, where=model, fix=_("look at the server's log, then import again")
-        ) from problem
-    except ollama.ResponseError as problem:
-        raise refused(model, problem.error) from problem
-    except ValueError as problem:
-        what = _("what answers there is not Ollama: {problem}", problem=str(problem).splitlines()[0])
-        raise error("ollama-failed", what, where=str(client._client.base_url), fix=_("set OLLAMA_HOST")) from problem
-    say(_("Ollama has it: ollama run {model}", model=model))
+    requests: list[Request] = []
+    # A proxy that is set for the internet must not get what is meant for this machine.
+    client = ollama.Client(host, trust_env=False, event_hooks={"request": [requests.append]})
+    with ollama_errors(model, requests):
+        kept = keep_existing(client, model, artifact.run_id, report)
+        if not has_blob(requests[0], artifact.sha256):
+            upload(client, artifact, report)
+        create(client, artifact, model, num_ctx, report)
+    report(_("the model is in Ollama; run it with `ollama run {model}`", model=model))
     return kept
 
 
-def keep_old(client: Client, model: str, run_id: str, say: Callable[[str], None]) -> str | None:
-    """Copy a model of this name to the tag before-<run>, unless an earlier import of the same run has done so."""
+@contextlib.contextmanager
+def ollama_errors(model: str, requests: list[Request]) -> Iterator[None]:
+    """Raise FasttuneError for what the client and httpx raise in the block; `requests` are those of the client."""
+    import httpx
+    import ollama
+
+    try:
+        yield
+    except (ConnectionError, httpx.ConnectError) as failure:
+        raise unreachable(address(requests)) from failure
+    except httpx.HTTPError as failure:
+        what = _("the connection to Ollama broke: {problem}", problem=failure)
+        fix = _("look at the server's log, then import again")
+        raise error("ollama-failed", what, where=model, fix=fix) from failure
+    except ollama.ResponseError as failure:
+        raise refused(model, failure.error) from failure
+    except ValueError as failure:
+        what = _("the server at this address is not Ollama: {problem}", problem=str(failure).splitlines()[0])
+        raise error("ollama-failed", what, where=address(requests), fix=_("set OLLAMA_HOST")) from failure
+
+
+def address(requests: list[Request]) -> str:
+    """The address of the server that the client talks to, from its first request, GET /api/tags."""
+    return str(requests[0].url).removesuffix("/api/tags") if requests else ""
+
+
+def keep_existing(client: Client, model: str, run_id: str, report: Report) -> str | None:
+    """Copy a model of this name to the tag before-<run>, unless an earlier import of the same run did."""
     name, _colon, tag = model.partition(":")
     present = {found.model for found in client.list().models}
     if f"{name}:{tag or 'latest'}" not in present:
         return None
-    part = run_id.split("/")[-1]
-    kept = f"{name}:before-" + "".join(sign if sign in TAG_CHARACTERS else "-" for sign in part)
+    run_name = run_id.split("/")[-1]
+    kept = f"{name}:before-" + "".join(one if one in TAG_CHARACTERS else "-" for one in run_name)
     if kept not in present:
         client.copy(model, kept)
-        say(_("the model that was called {model} is kept as {kept}", model=model, kept=kept))
+        report(_("the existing model {model} is kept as {kept}", model=model, kept=kept))
     return kept
 
 
-def upload(client: Client, artifact: Artifact, say: Callable[[str], None]) -> None:
-    """Give the server the file, unless it has it."""
-    import ollama
+def has_blob(first_request: Request, sha256: str) -> bool:
+    """Whether the server has a file of this checksum; asked with the address and the headers of an earlier request."""
+    import httpx
 
-    try:
-        client._request_raw("HEAD", f"/api/blobs/sha256:{artifact.sha256}")
-    except ollama.ResponseError as problem:
-        if problem.status_code != 404:
-            raise
-        say(_("uploading {name} to Ollama ({size:.0f} MB)", name=artifact.path.name, size=artifact.bytes / 1e6))
-        if client.create_blob(artifact.path) != f"sha256:{artifact.sha256}":
-            what = _("is not the file that was exported and checked")
-            raise error("export-changed", what, where=str(artifact.path), fix=_("export it again")) from None
+    url = f"{address([first_request])}/api/blobs/sha256:{sha256}"
+    headers = {name: value for name, value in first_request.headers.items() if name == "authorization"}
+    response = httpx.head(url, headers=headers, trust_env=False, follow_redirects=True, timeout=60)
+    if response.status_code == httpx.codes.NOT_FOUND:
+        return False
+    response.raise_for_status()
+    return True
 
 
-def create(client: Client, artifact: Artifact, model: str, num_ctx: int, say: Callable[[str], None]) -> None:
-    """Make the model, passing on what the server reports."""
+def upload(client: Client, artifact: Artifact, report: Report) -> None:
+    """Send the file. Raises FasttuneError where it is no longer the one that was checked."""
+    report(_("uploading {name} to Ollama ({size:.0f} MB)", name=artifact.path.name, size=artifact.bytes / 1e6))
+    if client.create_blob(artifact.path) != f"sha256:{artifact.sha256}":
+        what = _("{file}: checksum mismatch", file=artifact.path.name)
+        why = _("it is not the file that was exported and checked")
+        raise error("export-changed", what, where=str(artifact.path), why=why, fix=_("export it again"))
+
+
+def create(client: Client, artifact: Artifact, model: str, num_ctx: int, report: Report) -> None:
+    """Make the model, reporting the server's progress. Raises FasttuneError where the server does not succeed."""
     parameters: dict[str, Any] = {"stop": list(STOPS), "temperature": TEMPERATURE, "num_ctx": num_ctx}
     files = {"model.gguf": f"sha256:{artifact.sha256}"}
-    reported: list[str] = []
+    statuses: list[str] = []
     for progress in client.create(
         model, files=files, template=TEMPLATE, system=artifact.system, parameters=parameters, stream=True
     ):
-        if progress.status and progress.status not in reported:
-            reported.append(progress.status)
-            say(f"Ollama: {progress.status}")
-    if "success" not in reported:
-        raise refused(model, reported[-1] if reported else _("it gave no answer"))
+        if progress.status and progress.status not in statuses:
+            statuses.append(progress.status)
+            report(f"Ollama: {progress.status}")
+    if "success" not in statuses:
+        raise refused(model, statuses[-1] if statuses else _("it gave no answer"))
 
 
-def unreachable(client: Client) -> FasttuneError:
-    """The server is not there."""
+def unreachable(server: str) -> FasttuneError:
+    """The error for a server that can't be reached."""
     what = _("no Ollama server answers")
-    why = _("the import goes over its HTTP API")
+    why = _("the import uses its HTTP API")
     fix = _(
         "start it (`ollama serve`, or the Ollama app) or set OLLAMA_HOST; the GGUF file and its Modelfile are ready"
     )
-    return error("ollama-unreachable", what, where=str(client._client.base_url), why=why, fix=fix)
+    return error("ollama-unreachable", what, where=server, why=why, fix=fix)
 
 
 def refused(model: str, reason: str) -> FasttuneError:
-    """The server said no."""
+    """The error for a server that does not make the model, with its reason."""
     what = _("Ollama refused the model: {reason}", reason=reason.strip())
     fix = _("Ollama 0.5.5 or newer is needed (`ollama --version`); names are letters, digits, - _ . and one :TAG")
     return error("ollama-failed", what, where=model, fix=fix)

@@ -1,8 +1,8 @@
-"""Everything that can be known to go wrong is found before the first byte is written, and all of it is said at once.
+"""Everything that can be known to go wrong is found before the first byte is written, and reported at once.
 
-Reads the base, the adapter and the tokenizer (headers only, no weights), and looks at the types asked for, the files
-already there, the free disk space and whether llama.cpp can be used. What is left can only fail for reasons in the data
-(NaN weights) or the machine (disk full by someone else).
+Reads the base, the adapter and the tokenizer (headers only, no weights), and looks at the quantization types requested,
+the files that exist, the free disk space and whether llama.cpp can be used. What then still can fail is in the weights
+(NaN) or on the machine (another process fills the disk).
 """
 
 from __future__ import annotations
@@ -16,52 +16,27 @@ from pathlib import Path
 
 from fasttune.console import FasttuneError, Finding, _
 from fasttune.export import chatml, llama
-from fasttune.export.merged import DESCRIPTION, FOLDER, merged_bytes
+from fasttune.export.adapter_reader import read_adapter
+from fasttune.export.artifact import document_path, is_unchanged, read_document
+from fasttune.export.base_reader import read_base
+from fasttune.export.merged import DOCUMENT, merged_bytes
 from fasttune.export.quantize import K_TYPES
+from fasttune.export.request import ExportRequest
 from fasttune.export.vocabulary import Vocabulary, read_vocabulary
-from fasttune.export.weights import Base, Lora, Shape, read_adapter, read_base, read_document
-from fasttune.export.write import Encoding, Labels, written_bytes
+from fasttune.export.weights import Base, Lora, Shape
+from fasttune.export.write import WRITTEN_TYPES, Metadata, written_bytes
 from fasttune.files import file_sha256
-from fasttune.recipe.schema import ExportRecipe
+from fasttune.runs import documents
+from fasttune.runs.documents import MergedDocument
 
-ENCODINGS: dict[str, Encoding] = {"f16": "F16", "q8_0": "Q8_0"}
-TYPES = (*ENCODINGS, *K_TYPES)
-HEADER_BYTES = 16 << 20  # keys and vocabulary of a Qwen2 file are about 6 MB
+QUANTIZATION_TYPES = (*WRITTEN_TYPES, *K_TYPES)
+KEY_BYTES = 16 << 20  # keys and vocabulary of a Qwen2 file are about 6 MB
 SPARE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked for; the fields are the arguments of `export`."""
-
-    base: Path
-    adapter: Path | None
-    out: Path
-    name: str
-    types: tuple[str, ...]
-    run_id: str
-    system: str | None
-    num_ctx: int
-    keep_merged: bool
-
-    def path(self, kind: str) -> Path:
-        """exports/linzhi-Q4_K_M.gguf"""
-        return self.out / f"{self.name}-{kind.upper()}.gguf"
-
-    @property
-    def merged(self) -> Path:
-        return self.out / FOLDER
-
-    @property
-    def tokenizer(self) -> Path:
-        """The adapter's own tokenizer if it was saved with one (it is the one trained with), else the base's."""
-        own = self.adapter is not None and (self.adapter / "tokenizer.json").is_file()
-        return self.adapter if own and self.adapter is not None else self.base
-
-
-@dataclass(frozen=True)
 class Source:
-    """What a file is made from, read and checked."""
+    """What the files are made from, read and checked."""
 
     base: Base
     loras: dict[str, Lora]
@@ -70,119 +45,109 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Job:
-    """An export that can be done."""
+class ExportPlan:
+    """An export that preflight has nothing against.
 
-    request: Request
+    `inputs` is a sha256 of all that decides the files' contents. `missing_types` are the quantization types whose file
+    does not exist yet, F16 first, because K-quants are made from it.
+    """
+
+    request: ExportRequest
     source: Source
-    labels: Labels
-    inputs: str  # sha256 of all that decides the files' contents
-    wanted: tuple[str, ...]  # types whose file is not there yet
-    merged_wanted: bool
+    metadata: Metadata
+    inputs: str
+    missing_types: tuple[str, ...]
+    merged_missing: bool
     can_check: bool
     warnings: tuple[Finding, ...]
 
 
-def preflight(
-    base: Path,
-    adapter: Path | None,
-    out: Path,
-    name: str,
-    types: Sequence[str],
-    *,
-    run_id: str,
-    system: str | None,
-    num_ctx: int,
-    keep_merged: bool = False,
-) -> Job:
-    """What `export` with these arguments would do; writes nothing, so it can be asked before a training.
+def preflight(request: ExportRequest) -> ExportPlan:
+    """What `export` would do with this request; writes nothing.
 
-    Raises FasttuneError with every problem there is. Weights are read only for checksums, if all else is well.
+    Raises FasttuneError with every finding. Weights are read only for checksums, once all else is well.
     """
-    kinds = tuple(dict.fromkeys(kind.lower() for kind in types))
-    return accept(Request(base, adapter, out, name, kinds, run_id, system, num_ctx, keep_merged))
+    llama_failure = llama.import_failure()
+    can_check = llama_failure is None
+    findings: list[Finding] = []
+    source = checked_source(request, llama_failure, findings)
+    metadata = Metadata(request.name, request.run_id, chatml.served_template(source.tokenizer, request.system))
+    accepted = input_digests(source.base, request, metadata)
+    paths = {name: request.path(name) for name in request.types}
+    missing = [name for name, path in paths.items() if not is_done(path, accepted, can_check, findings)]
+    merged_missing = request.keep_merged and not is_merged_done(request.merged, accepted, findings)
+    raise_errors(findings)
+    missing.sort(key=lambda name: name != "f16")
+    return ExportPlan(
+        request, source, metadata, accepted[0], tuple(missing), merged_missing, can_check, tuple(findings)
+    )
 
 
-def accept(request: Request) -> Job:
-    """The request as a job, or FasttuneError with all that is against it."""
-    unusable = llama.why_unusable()
-    problems: list[Finding] = []
-    source = checked_source(request, unusable, problems)
-    labels = Labels(request.name, request.run_id, chatml.served_template(source.tokenizer, request.system))
-    inputs = fingerprint(source.base, request, labels)
-    done = [kind for kind in request.types if is_done(request.path(kind), inputs, unusable is None, problems)]
-    merged_done = merged_exists(request.merged, inputs, problems) if request.keep_merged else True
-    stop_on_errors(problems)
-    # F16 first: K-quants are made from it.
-    wanted = tuple(sorted((kind for kind in request.types if kind not in done), key=lambda kind: kind != "f16"))
-    return Job(request, source, labels, inputs, wanted, not merged_done, unusable is None, tuple(problems))
+def check(request: ExportRequest) -> None:
+    """Raises FasttuneError with every finding that would stop this export once its adapter is trained.
+
+    Reads no weights, so it can be asked before training.
+    """
+    if not request.is_empty:
+        checked_source(request, llama.import_failure(), [])
 
 
-def check(base: Path, name: str, wanted: ExportRecipe, system: str | None, folder: Path) -> None:
-    """Raises FasttuneError with all that would stop an export to `folder` after training; reads no weights."""
-    if not wanted.gguf and not wanted.keep_merged:
-        return
-    asked = Request(base, None, folder, name, wanted.gguf, "", system, wanted.num_ctx, wanted.keep_merged)
-    checked_source(asked, llama.why_unusable(), [])
-
-
-def checked_source(request: Request, unusable: str | None, problems: list[Finding]) -> Source:
-    """What the files are made from; warnings go to `problems`. Raises FasttuneError with all that is against it."""
-    problems += [*check_types(request, unusable), *check_name(request.name)]
-    source = read_source(request, problems)
-    stop_on_errors(problems)
-    assert source is not None  # or there was a problem
+def checked_source(request: ExportRequest, llama_failure: str | None, findings: list[Finding]) -> Source:
+    """What the files are made from; warnings go to `findings`. Raises FasttuneError with every finding."""
+    findings += [*check_types(request, llama_failure), *check_name(request.name)]
+    source = read_source(request, findings)
+    raise_errors(findings)
+    assert source is not None  # or there was an error
     return source
 
 
-def read_source(request: Request, problems: list[Finding]) -> Source | None:
-    """Base, adapter and tokenizer; reasons against them and against this machine's disk go to `problems`."""
-    against_base: list[Finding] = []
-    base = read_base(request.base, against_base)
-    problems += against_base
-    loras = read_adapter(request.adapter, base, problems) if request.adapter is not None else {}
+def read_source(request: ExportRequest, findings: list[Finding]) -> Source | None:
+    """Base, adapter and tokenizer; reasons against them and against this machine's disk go to `findings`."""
+    base_findings: list[Finding] = []
+    base = read_base(request.base, base_findings)
+    findings += base_findings
+    loras = read_adapter(request.adapter, base, findings) if request.adapter is not None else {}
     if base is None:
         return None
-    vocabulary = read_vocabulary(request.tokenizer, base.shape.vocab, problems)
-    problems += check_context(base, request.num_ctx)
-    if not against_base:
-        problems += check_disk(request, base)
-    # transformers reads config.json too, and fails in its own words on one that is wrong.
-    if vocabulary is None or against_base:
+    vocabulary = read_vocabulary(request.tokenizer, base.shape.vocab_size, findings)
+    findings += check_context(base, request.num_ctx)
+    if not base_findings:
+        findings += check_disk(request, base)
+    # transformers reads config.json too, and raises errors of its own for one that is wrong.
+    if vocabulary is None or base_findings:
         return None
     tokenizer = chatml.load_tokenizer(request.tokenizer)
-    problems += chatml.check_template(request.tokenizer, tokenizer)
+    findings += chatml.check_template(request.tokenizer, tokenizer)
     return Source(base, loras, vocabulary, tokenizer)
 
 
-def stop_on_errors(problems: Sequence[Finding]) -> None:
-    """Raises all problems if one of them is more than a warning."""
-    if any(problem.level == "error" for problem in problems):
-        raise FasttuneError(*problems)
+def raise_errors(findings: Sequence[Finding]) -> None:
+    """Raises FasttuneError with all findings if one of them is an error."""
+    if any(finding.level == "error" for finding in findings):
+        raise FasttuneError(*findings)
 
 
-def check_types(request: Request, unusable: str | None) -> list[Finding]:
-    """Types that don't exist, and types that can't be made without llama.cpp."""
-    problems = []
-    unknown = [kind for kind in request.types if kind not in TYPES]
-    if unknown or not (request.types or request.keep_merged):
-        what = _("unknown GGUF type {types}", types=", ".join(unknown)) if unknown else _("no GGUF type is asked for")
-        fix = _("choose from {types}", types=", ".join(TYPES))
-        problems.append(Finding("unknown-gguf-type", "error", "export.gguf", what, fix=fix))
-    needing = [kind for kind in request.types if kind in K_TYPES]
-    if unusable is not None and needing:
-        named = ", ".join(needing)
-        what = _("{types} needs llama-cpp-python, which can't be used: {reason}", types=named, reason=unusable)
+def check_types(request: ExportRequest, llama_failure: str | None) -> list[Finding]:
+    """Findings about types that don't exist, and types that can't be made or checked without llama.cpp."""
+    findings = []
+    unknown = [name for name in request.types if name not in QUANTIZATION_TYPES]
+    if unknown or request.is_empty:
+        what = _("unknown GGUF type {types}", types=", ".join(unknown)) if unknown else _("no GGUF type is requested")
+        fix = _("choose from {types}", types=", ".join(QUANTIZATION_TYPES))
+        findings.append(Finding("unknown-gguf-type", "error", "export.gguf", what, fix=fix))
+    if llama_failure is None:
+        return findings
+    k_quants = ", ".join(name for name in request.types if name in K_TYPES)
+    if k_quants:
+        what = _("{types} needs llama-cpp-python, which can't be used: {reason}", types=k_quants, reason=llama_failure)
         fix = _("{install}; f16 and q8_0 can be written without it", install=llama.install_hint())
-        problems.append(Finding("llama-cpp-missing", "error", "export.gguf", what, fix=fix))
-    elif unusable is not None:
-        what = _("llama-cpp-python can't be used, so the files are written but not checked: {reason}", reason=unusable)
-        problems.append(Finding("llama-cpp-missing", "warning", "export.gguf", what, fix=llama.install_hint()))
-    return problems
+        return [*findings, Finding("llama-cpp-missing", "error", "export.gguf", what, fix=fix)]
+    what = _("llama-cpp-python can't be used, so the files are written but not checked: {reason}", reason=llama_failure)
+    return [*findings, Finding("llama-cpp-missing", "warning", "export.gguf", what, fix=llama.install_hint())]
 
 
 def check_name(name: str) -> list[Finding]:
-    """A name becomes part of a file name."""
+    """A finding where the name can't be a part of a file name."""
     if name and not set(name) & set('/\\:*?"<>|\0') and not name.startswith("."):
         return []
     what = _("{name} can't be part of a file name", name=repr(name))
@@ -190,19 +155,19 @@ def check_name(name: str) -> list[Finding]:
 
 
 def check_context(base: Base, num_ctx: int) -> list[Finding]:
-    """num_ctx must lie within what the base was trained for."""
-    if 0 < num_ctx <= base.shape.context:
+    """A finding where num_ctx is not within the context length of the base."""
+    if 0 < num_ctx <= base.shape.context_length:
         return []
-    what = _("{found} is not between 1 and the base's {limit}", found=num_ctx, limit=base.shape.context)
+    what = _("{found} is not between 1 and the base's {limit}", found=num_ctx, limit=base.shape.context_length)
     return [Finding("bad-num-ctx", "error", "export.num_ctx", what)]
 
 
-def check_disk(request: Request, base: Base) -> list[Finding]:
-    """Whether all files fit, with the F16 file that K-quants are made from."""
-    kinds = {kind for kind in request.types if kind in TYPES}
-    if kinds & K_TYPES.keys():
-        kinds.add("f16")
-    needed = sum(expected_bytes(base.shape, kind) + HEADER_BYTES for kind in kinds) + SPARE_BYTES
+def check_disk(request: ExportRequest, base: Base) -> list[Finding]:
+    """A finding where the disk can't hold all files, with the F16 file that K-quants are made from."""
+    types = {name for name in request.types if name in QUANTIZATION_TYPES}
+    if types & K_TYPES.keys():
+        types.add("f16")
+    needed = sum(expected_bytes(base.shape, name) + KEY_BYTES for name in types) + SPARE_BYTES
     needed += merged_bytes(base) if request.keep_merged else 0
     folder = next(folder for folder in (request.out.absolute(), *request.out.absolute().parents) if folder.exists())
     if not folder.is_dir():
@@ -211,62 +176,69 @@ def check_disk(request: Request, base: Base) -> list[Finding]:
     if free >= needed:
         return []
     what = _("{needed:.2f} GB are needed, {free:.2f} GB are free", needed=needed / 1e9, free=free / 1e9)
-    return [Finding("disk-full", "error", str(folder), what, fix=_("make room, export fewer types or elsewhere"))]
+    return [Finding("disk-full", "error", str(folder), what, fix=_("free some space, export fewer types or elsewhere"))]
 
 
-def expected_bytes(shape: Shape, kind: str) -> int:
-    """Size of a file: exact for f16 and q8_0, an upper bound for K-quants.
+def expected_bytes(shape: Shape, quantization: str) -> int:
+    """The size of a file in bytes without its keys: exact for f16 and q8_0, an upper bound for K-quants.
 
-    Rows that 256 does not divide fall back to larger types (Qwen2.5-0.5B: Q4_K_M is 80 % of Q8_0); none is beyond Q8_0.
+    Rows that 256 does not divide fall back to larger types (Qwen2.5-0.5B: Q4_K_M is 80 % of Q8_0), at most Q8_0.
     """
-    if kind in ENCODINGS:
-        return written_bytes(shape, ENCODINGS[kind])
-    falls_back = shape.hidden % 256 or shape.inner % 256
-    share = 1.0 if falls_back or kind == "q6_k" else 0.75
+    if quantization in WRITTEN_TYPES:
+        return written_bytes(shape, WRITTEN_TYPES[quantization])
+    falls_back = shape.hidden_size % 256 or shape.intermediate_size % 256
+    share = 1.0 if falls_back or quantization == "q6_k" else 0.75
     return int(share * written_bytes(shape, "Q8_0"))
 
 
-def fingerprint(base: Base, request: Request, labels: Labels) -> str:
-    """sha256 over everything that decides a file's contents: weights, adapter, tokenizer, template, name and run."""
-    files = {tensor.file for tensor in base.tensors.values()}
-    files |= {base.folder / "config.json", request.tokenizer / "tokenizer.json"}
+def input_digests(base: Base, request: ExportRequest, metadata: Metadata) -> tuple[str, ...]:
+    """sha256 digests of all that decides a file's contents: weights, adapter, tokenizer, template, name and run.
+
+    The first, with the base's files before the adapter's, is written into documents. Documents of format 0 had the
+    files in the order of their paths, so theirs may be the second.
+    """
+    base_files = {tensor.file for tensor in base.tensors.values()} | {base.folder / "config.json"}
+    adapter_files: set[Path] = set()
     if request.adapter is not None:
-        files |= {request.adapter / "adapter_config.json", request.adapter / "adapter_model.safetensors"}
-    parts = [file_sha256(file) for file in sorted(files)]
-    parts += [labels.name, labels.run_id, labels.chat_template]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        adapter_files = {request.adapter / "adapter_config.json", request.adapter / "adapter_model.safetensors"}
+    (base_files if request.tokenizer == request.base else adapter_files).add(request.tokenizer / "tokenizer.json")
+    texts = [metadata.name, metadata.run_id, metadata.chat_template]
+    first, second = ([file_sha256(file) for file in sorted(files)] for files in (base_files, adapter_files))
+    orders = ([*first, *second, *texts], [*second, *first, *texts])
+    return tuple(hashlib.sha256(json.dumps(parts).encode()).hexdigest() for parts in orders)
 
 
-def is_done(path: Path, inputs: str, can_check: bool, problems: list[Finding]) -> bool:
-    """Whether the file is there already, made from these inputs; any other file of that name is a problem.
+def is_done(path: Path, accepted: Sequence[str], can_check: bool, findings: list[Finding]) -> bool:
+    """Whether a GGUF file exists, made from inputs of an accepted digest; any other file there becomes a finding.
 
-    One that could not be checked when it was made is made again once it can be.
+    A file that could not be checked when it was made is made again once it can be.
     """
     if not path.exists():
         return False
+    why = ""
     try:
-        document = json.loads(described_by(path).read_text(encoding="utf-8"))
-        if document["inputs"] == inputs and document["sha256"] == file_sha256(path):
-            return not (can_check and "unchecked" in document["checks"])
+        document = read_document(path)
+        if document.inputs in accepted and is_unchanged(path, document):
+            return not (can_check and "unchecked" in document.checks)
         what = _("is there already and was made from something else")
-    except (OSError, ValueError, KeyError, TypeError):
-        what = _("is there already, without a readable {name}", name=described_by(path).name)
+    except (FasttuneError, OSError) as failure:
+        what, why = _("is there already, without a readable {name}", name=document_path(path).name), str(failure)
     fix = _("move it away or export under another name; fasttune overwrites no file")
-    problems.append(Finding("export-exists", "error", str(path), what, fix=fix))
+    findings.append(Finding("export-exists", "error", str(path), what, why=why, fix=fix))
     return False
 
 
-def merged_exists(folder: Path, inputs: str, problems: list[Finding]) -> bool:
-    """Whether the merged folder is there already, made from these inputs; any other folder there is a problem."""
+def is_merged_done(folder: Path, accepted: Sequence[str], findings: list[Finding]) -> bool:
+    """Whether the merged folder exists, made from inputs of an accepted digest; any other one becomes a finding."""
     if not folder.exists():
         return False
-    document = read_document(folder / DESCRIPTION, "export-exists", problems)
-    if document is not None and document.get("inputs") != inputs:
+    why = ""
+    try:
+        document = documents.read(folder / DOCUMENT, MergedDocument)
+        if document.inputs in accepted:
+            return True
         what = _("is there already and was made from something else")
-        problems.append(Finding("export-exists", "error", str(folder), what, fix=_("move it away")))
-    return True
-
-
-def described_by(path: Path) -> Path:
-    """linzhi-Q4_K_M.gguf -> linzhi-Q4_K_M.json"""
-    return path.with_suffix(".json")
+    except (FasttuneError, OSError) as failure:
+        what, why = _("is there already, without a readable {name}", name=DOCUMENT), str(failure)
+    findings.append(Finding("export-exists", "error", str(folder), what, why=why, fix=_("move it away")))
+    return False

@@ -1,11 +1,11 @@
-"""Is the file what was trained? Measured on every export, refused beyond the limits (E5).
+"""Does a file predict what the trained model predicts? Measured on every export (invariant E5).
 
-1. Token ids: llama.cpp must cut TEXTS and the rendered check conversation into the ids of the training tokenizer.
-2. Logits: at the last POSITIONS of the check conversation, KL(trained ‖ file) and how often both prefer the same token.
-   What was trained is computed here in float32 with numpy, layer by layer from base and adapter: never the whole model
-   in memory, no torch, nothing shared with llama.cpp. (A bfloat16 reference would be as far away as Q4_K_M itself.)
+1. Token ids: llama.cpp must give TEXTS and the rendered check conversation the ids of the training tokenizer.
+2. Logits: KL(trained ‖ file) and the share of equal top-1 tokens at the last POSITIONS of the check conversation must
+   be within THRESHOLDS. The trained model's logits are those of reference.py, float32 from base and adapter; a bfloat16
+   reference would be as far from the trained model as a Q4_K_M file is.
 
-What can't be measured (no llama_cpp) is said in the checks, not passed over.
+Where llama_cpp can't be used nothing is measured, and the artifact's checks say so.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import numpy as np
 from fasttune.console import _, error
 from fasttune.export import chatml, llama
 from fasttune.export.reference import forward, log_softmax
-from fasttune.export.weights import Base, FloatArray, Loras
+from fasttune.export.source_files import FloatArray
+from fasttune.export.weights import Base, Loras
 from fasttune.training.packing import common_prefix
 
 POSITIONS = 192
-LONGEST = 512  # ids of the check conversation; a longer system prompt loses its beginning in this measurement
-# type -> (KL in nats, share of positions with the same best token). Measured with Qwen2.5-0.5B on 193 positions of
-# Chinese, English and code: F16 3e-6 and 100 %, Q8_0 7e-4 and 98 %, Q4_K_M 5e-3 and 96 %, Q3_K_M 4e-2 and 91 %,
-# Q2_K 7e-2 and 88 %. The limits leave about a factor of ten for smaller models and other data.
-GATES = {
+MAX_TOKENS = 512  # of the check conversation: of a longer one, with a long system prompt, the last tokens are taken
+# Quantization type -> (largest mean KL in nats, smallest share of equal top-1 tokens). Measured with Qwen2.5-0.5B on
+# 193 positions of Chinese, English and code: F16 3e-6 and 100 %, Q8_0 7e-4 and 98 %, Q4_K_M 5e-3 and 96 %, Q3_K_M 4e-2
+# and 91 %, Q2_K 7e-2 and 88 %. The thresholds leave about a factor of ten for smaller models and other data.
+THRESHOLDS = {
     "f16": (1e-3, 0.99),
     "q8_0": (5e-3, 0.95),
     "q6_k": (2e-2, 0.92),
@@ -40,7 +41,7 @@ GATES = {
     "q3_k_s": (3e-1, 0.70),
     "q2_k": (5e-1, 0.60),
 }
-# All in Unicode's composed form (NFC): the Hugging Face tokenizer composes, llama.cpp does not.
+# All in Unicode's composed form (NFC): the Hugging Face tokenizer normalizes to it, llama.cpp does not.
 TEXTS = (
     "你好，世界！今天天气怎么样？",
     "繁體中文與简体混排，「引号」——破折号……",
@@ -82,7 +83,7 @@ CONVERSATION: list[chatml.Message] = [
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far a file is from what was trained: KL in nats over `positions`, and the share with the same best token."""
+    """How far a file is from the trained model over `positions` tokens: KL in nats, share of equal top-1 tokens."""
 
     positions: int
     kl_mean: float
@@ -92,27 +93,27 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Reference:
-    """What every file of an export is measured against: ids and the logits at the last positions."""
+    """The trained model's `logits` (positions, vocab_size) at the last positions of the sequence `ids`."""
 
     ids: list[int]
     logits: FloatArray
 
 
 def check_ids(base: Base, tokenizer: chatml.Tokenizer, system: str | None) -> list[int]:
-    """Ids of the check conversation as training renders it, system prompt first."""
+    """Token ids of the check conversation after the system prompt, rendered as in training; the last MAX_TOKENS."""
     opening = [{"role": "system", "content": system}] if system is not None else []
     rendered = tokenizer.apply_chat_template([*opening, *CONVERSATION], tokenize=False)
     ids = encode(tokenizer, rendered)
-    return ids[-min(LONGEST, base.shape.context) :]
+    return ids[-min(MAX_TOKENS, base.shape.context_length) :]
 
 
-def reference(base: Base, loras: Loras, ids: list[int]) -> Reference:
-    """The trained model's logits at the last positions of `ids`, in float32."""
+def compute_reference(base: Base, loras: Loras, ids: list[int]) -> Reference:
+    """The reference outputs at the last POSITIONS of `ids`, in float32."""
     return Reference(ids, forward(base, loras, ids, min(POSITIONS, len(ids))))
 
 
 def check_tokens(path: Path, tokenizer: chatml.Tokenizer) -> dict[str, Any]:
-    """Raises FasttuneError for the first text that llama.cpp cuts into other ids than the training tokenizer."""
+    """The figures of the token check; raises FasttuneError for a text that llama.cpp tokenizes differently."""
     texts = [*TEXTS, tokenizer.apply_chat_template(CONVERSATION, tokenize=False)]
     with llama.open_gguf(path, 0, vocab_only=True) as model:
         for text in texts:
@@ -121,59 +122,59 @@ def check_tokens(path: Path, tokenizer: chatml.Tokenizer) -> dict[str, Any]:
 
 
 def compare_ids(path: Path, text: str, expected: list[int], found: list[int]) -> None:
-    """Raises FasttuneError where they are not the same."""
+    """Raises FasttuneError where llama.cpp's ids of a text, `found`, differ from the training tokenizer's."""
     if expected == found:
         return
     at = common_prefix(expected, found)
     what = _(
-        "llama.cpp cuts {text} into other tokens than training, from token {at}: {found} instead of {expected}",
+        "llama.cpp tokenizes {text} differently from training, from token {at} on: {found} instead of {expected}",
         text=repr(text[:40]),
         at=at,
         found=found[at : at + 4],
         expected=expected[at : at + 4],
     )
-    why = _("it would be asked in other words than it was trained with")
+    why = _("llama.cpp would tokenize prompts differently from training")
     fix = _("take tokenizer.json from the model as published")
     raise error("tokens-differ", what, where=path.name, why=why, fix=fix)
 
 
-def check_logits(path: Path, kind: str, against: Reference) -> dict[str, Any]:
-    """Measure a file of type `kind`; raises FasttuneError with the figures where it is beyond GATES."""
-    with llama.open_gguf(path, len(against.ids) + 1) as model:
-        logits = model.logits(against.ids, last=len(against.logits))
+def check_logits(path: Path, quantization: str, reference: Reference) -> dict[str, Any]:
+    """The figures of the logits check; raises FasttuneError where a file of this type is beyond its THRESHOLDS."""
+    with llama.open_gguf(path, len(reference.ids) + 1) as model:
+        logits = model.logits(reference.ids, last=len(reference.logits))
     if not np.isfinite(logits).all():
         raise error("gguf-not-finite", _("its logits are not finite"), where=path.name, fix=_("train again"))
-    measured = divergence(against.logits, logits)
-    limit, agreement = GATES[kind]
-    if measured.kl_mean > limit or measured.top1 < agreement:
+    measured = divergence(reference.logits, logits)
+    kl_limit, top1_limit = THRESHOLDS[quantization]
+    if measured.kl_mean > kl_limit or measured.top1 < top1_limit:
         what = _(
-            "{kind} is too far from what was trained: KL {kl:.2g} (limit {limit:.2g}), same best token {top1:.1%} "
-            "(at least {agreement:.0%}) over {positions} tokens",
-            kind=kind,
+            "{quantization} is too far from the trained model: KL {kl:.2g} (at most {kl_limit:.2g}), same top-1 token "
+            "{top1:.1%} (at least {top1_limit:.0%}) over {positions} tokens",
+            quantization=quantization,
             kl=measured.kl_mean,
-            limit=limit,
+            kl_limit=kl_limit,
             top1=measured.top1,
-            agreement=agreement,
+            top1_limit=top1_limit,
             positions=measured.positions,
         )
         fix = _("export a larger type (q8_0, f16); if f16 fails too, please report it")
         raise error("gguf-too-far", what, where=path.name, why=_("it would not answer as trained"), fix=fix)
-    return {**asdict(measured), "kl_limit": limit, "top1_limit": agreement}
+    return {**asdict(measured), "kl_limit": kl_limit, "top1_limit": top1_limit}
 
 
 def divergence(trained: FloatArray, measured: FloatArray) -> Divergence:
-    """KL(trained ‖ measured) and agreement of two arrays of logits (positions, vocabulary)."""
+    """KL(trained ‖ measured) and top-1 agreement of two arrays of logits (positions, vocab_size)."""
     kl = np.array([row_divergence(one, other) for one, other in zip(trained, measured, strict=True)])
     same = trained.argmax(axis=1) == measured.argmax(axis=1)
     return Divergence(len(kl), float(kl.mean()), float(np.quantile(kl, 0.99)), float(same.mean()))
 
 
 def row_divergence(trained: FloatArray, measured: FloatArray) -> float:
-    """KL in nats at one position; float64, because 150,000 rounded probabilities add up to 1e-5."""
+    """KL in nats of logits (vocab_size) at one position; float64, as 150,000 rounded float32 terms sum to 1e-5."""
     one, other = log_softmax(trained.astype(np.float64)), log_softmax(measured.astype(np.float64))
     return float((np.exp(one) * (one - other)).sum())
 
 
 def encode(tokenizer: chatml.Tokenizer, text: str) -> list[int]:
-    """Ids of a text, special tokens in it read as such, none added."""
+    """Token ids of a text; special tokens in it are recognized, none are added."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,11 +1,11 @@
-"""A Hugging Face tokenizer.json as llama.cpp wants it: tokens, their types, merges and special ids.
+"""A Hugging Face tokenizer.json as llama.cpp needs it: tokens, their types, merges and special ids.
 
-llama.cpp has its own implementation of byte-level BPE and of Qwen2's splitting rule; it only needs the lists. Whether
-both cut a text into the same ids is measured later (verify.py); here only what can't work is refused.
+llama.cpp has its own implementation of byte-level BPE and of Qwen2's pre-tokenizer; it only needs the lists. verify.py
+measures whether both give a text the same ids; what can't work is a finding here.
 
 Token types (gguf.TokenType): plain vocabulary 1, special tokens 3, other added tokens 4, and `[PADn]` of type 5 for
 every row of the embedding beyond the last token. As llama.cpp's convert_hf_to_gguf.py does it, with one difference: the
-end token is `<|im_end|>`, which the chat template ends turns with, whatever tokenizer_config.json says.
+end token is always `<|im_end|>`, with which the chat template ends a turn, and not the one in tokenizer_config.json.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.console import Finding, _, ngettext
-from fasttune.export.weights import read_document
+from fasttune.export.source_files import read_json_object
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 TURN_START, TURN_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -37,63 +37,63 @@ class Vocabulary:
     pad: int
 
 
-def read_vocabulary(folder: Path, rows: int, problems: list[Finding]) -> Vocabulary | None:
-    """The vocabulary of a tokenizer folder for an embedding of so many rows; reasons against it go to `problems`."""
+def read_vocabulary(folder: Path, rows: int, findings: list[Finding]) -> Vocabulary | None:
+    """The vocabulary of a tokenizer folder for an embedding of `rows` rows; None, and findings, if it can't be used."""
     file = folder / "tokenizer.json"
-    document = read_document(file, "tokenizer-unreadable", problems)
+    document = read_json_object(file, "tokenizer-unreadable", findings)
     if document is None:
         return None
-    complaints = [*wrong_model(document), *wrong_splitting(document.get("pre_tokenizer"))]
+    reasons = [*unsupported_model(document), *unsupported_pre_tokenizer(document.get("pre_tokenizer"))]
     added = {entry["id"]: entry for entry in document.get("added_tokens") or []}
     plain: dict[str, int] = document.get("model", {}).get("vocab") or {}
     last = max([*plain.values(), *added], default=-1)
     if last >= rows:
-        complaints.append(_("its last token has id {last}, the embedding has {rows} rows", last=last, rows=rows))
+        reasons.append(_("its last token has id {last}, the embedding has {rows} rows", last=last, rows=rows))
     ids = {entry["content"]: number for number, entry in added.items()}
     for token in (TURN_START, TURN_END):
         if token not in ids:
-            complaints.append(_("{token} is not an added token: chat turns would be cut as plain text", token=token))
-    problems += [Finding("tokenizer-unsupported", "error", str(file), what) for what in complaints]
-    if complaints:
+            reasons.append(_("{token} is not an added token: it would be tokenized as plain text", token=token))
+    findings += [Finding("tokenizer-unsupported", "error", str(file), what) for what in reasons]
+    if reasons:
         return None
-    warn_of_lost_tokens(file, plain, ids, problems)
-    tokens, types = listed(plain, added, rows)
+    warn_of_lost_tokens(file, plain, ids, findings)
+    tokens, types = tokens_by_id(plain, added, rows)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in document["model"]["merges"]]
     end_of_text = ids.get(END_OF_TEXT, ids[TURN_END])
     return Vocabulary(tokens, types, merges, bos=end_of_text, eos=ids[TURN_END], pad=end_of_text)
 
 
-def wrong_model(document: dict[str, Any]) -> list[str]:
-    """What llama.cpp's byte-level BPE would do otherwise than this model description."""
+def unsupported_model(document: dict[str, Any]) -> list[str]:
+    """Why llama.cpp's byte-level BPE would not do what this tokenizer's model says; empty where it would."""
     model = document.get("model") or {}
     if model.get("type") != "BPE" or not model.get("merges"):
         return [_("it is no byte-level BPE with merges")]
-    switched = [key for key in ("ignore_merges", "byte_fallback", "dropout", "unk_token") if model.get(key)]
-    return [_("{key} is set, which llama.cpp doesn't know for Qwen2", key=key) for key in switched]
+    present = [key for key in ("ignore_merges", "byte_fallback", "dropout", "unk_token") if model.get(key)]
+    return [_("{key} is set, which llama.cpp doesn't know for Qwen2", key=key) for key in present]
 
 
-def wrong_splitting(pre_tokenizer: dict[str, Any] | None) -> list[str]:
-    """Whether text is cut by Qwen2's rule before BPE."""
+def unsupported_pre_tokenizer(pre_tokenizer: dict[str, Any] | None) -> list[str]:
+    """Why llama.cpp would split text otherwise before BPE; empty where the rule is Qwen2's."""
     parts = (pre_tokenizer or {}).get("pretokenizers") or [pre_tokenizer or {}]
     rules = [part.get("pattern", {}).get("Regex") for part in parts if part.get("type") == "Split"]
     byte_level = [part for part in parts if part.get("type") == "ByteLevel"]
     if rules != [QWEN2_SPLIT] or len(byte_level) != 1 or byte_level[0].get("add_prefix_space"):
-        return [_("it doesn't split text as Qwen2 does; llama.cpp would cut it into other tokens")]
+        return [_("it doesn't split text as Qwen2 does; llama.cpp would give it other tokens")]
     return []
 
 
-def warn_of_lost_tokens(file: Path, plain: dict[str, int], added: dict[str, int], problems: list[Finding]) -> None:
-    """A tokenizer rebuilt from a GGUF has its special tokens in the plain vocabulary, where they are just text."""
+def warn_of_lost_tokens(file: Path, plain: dict[str, int], added: dict[str, int], findings: list[Finding]) -> None:
+    """Warn of special tokens in the plain vocabulary, as in a tokenizer rebuilt from a GGUF: they are text there."""
     lost = sorted(token for token in plain if token.startswith("<|") and token.endswith("|>") and token not in added)
     if lost:
         what = ngettext("{n} special token is plain text: {names}", "{n} special tokens are plain text: {names}",
                         len(lost), names=", ".join(lost[:3]))  # fmt: skip
         fix = _("take tokenizer.json from the model as published")
-        problems.append(Finding("tokenizer-lost-specials", "warning", str(file), what, fix=fix))
+        findings.append(Finding("tokenizer-lost-specials", "warning", str(file), what, fix=fix))
 
 
-def listed(plain: dict[str, int], added: dict[int, dict[str, Any]], rows: int) -> tuple[list[str], list[int]]:
-    """(tokens, types) for ids 0 to rows - 1."""
+def tokens_by_id(plain: dict[str, int], added: dict[int, dict[str, Any]], rows: int) -> tuple[list[str], list[int]]:
+    """(tokens, token types) for the ids 0 … rows - 1."""
     tokens = [f"[PAD{number}]" for number in range(rows)]
     types = [UNUSED] * rows
     for token, number in plain.items():

@@ -1,12 +1,18 @@
-"""Probe answers: kept beside the run, from the file that is served and from the untrained base."""
+"""Probe answers in scores.json: those of the file that is served, of the adapter, and of the untrained base."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
 from conftest import REPOSITORY, Quickstart
 
+from fasttune.analysis import probe
 from fasttune.data.tokenize import prompt_tokens
+from fasttune.runs import documents
+from fasttune.runs.documents import Probe, Scores
+from fasttune.runs.store import Run
 from fasttune.training import hub
 from fasttune.training import model as models
 
@@ -18,7 +24,7 @@ def test_scores_hold_the_answers_of_base_and_file(quickstart: Quickstart) -> Non
 
 
 def test_the_base_answers_are_the_bases_own(quickstart: Quickstart) -> None:
-    """What a run wrote down with its adapter switched off is what plain transformers says."""
+    """The answers of a run with its adapter switched off are those of plain transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -26,7 +32,17 @@ def test_the_base_answers_are_the_bases_own(quickstart: Quickstart) -> None:
     base = AutoModelForCausalLM.from_pretrained(hub.TINY, dtype=torch.float32)
     first = json.loads((REPOSITORY / "data/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines()[0])
     system = first["messages"][0]["content"]
-    for probe in quickstart.result["probes"]:
-        ids = torch.tensor([prompt_tokens(probe["question"], system, tokenizer)])
+    for answered in quickstart.result["probes"]:
+        ids = torch.tensor([prompt_tokens(answered["question"], system, tokenizer)])
         output = base.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=256, do_sample=False)
-        assert tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip() == probe["base"]
+        assert tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip() == answered["base"]
+
+
+@pytest.mark.parametrize(("trained", "answered_by"), [("by the adapter", "adapter"), ("", None)])
+def test_without_a_file_the_answers_stay(tmp_path: Path, trained: str, answered_by: str | None) -> None:
+    run = Run(tmp_path, "linzhi/001-fresh")
+    run.folder.mkdir(parents=True)
+    probes = (Probe("who?", "by the base", trained),)
+    documents.write(run.scores, Scores(probes))
+    assert probe.probe(run, hub.TINY, [], 16) == probes
+    assert documents.read_scores(run) == Scores(probes, answered_by)

@@ -1,6 +1,6 @@
-"""The independent side of the export tests: plain transformers and PEFT, no fasttune and no Unsloth.
+"""The independent side of the export tests: plain transformers and PEFT, without fasttune and Unsloth.
 
-    python tests/plain_peft.py TINY OUT
+    python tests/export/plain_peft.py TINY OUT
 
 makes in OUT: adapter/ (rsLoRA with rank and alpha patterns, B not zero), untied/ (another Qwen2: float32 shards, an
 output head of its own, rope_theta at the top level as transformers 4 wrote it), and expected.npz: ids of a chat, logits
@@ -11,9 +11,11 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
@@ -26,7 +28,7 @@ def main(tiny: Path, out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     ids = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"]
     ids += tokenizer("今天天气很好。The quick brown fox; 1, 2, 3!\n", add_special_tokens=False)["input_ids"]
-    found = {"ids": np.array(ids)}
+    found: dict[str, NDArray[Any]] = {"ids": np.array(ids)}
     found["base"] = logits(load(tiny), ids)
     make_adapter(tiny, out / "adapter")
     adapted = PeftModel.from_pretrained(load(tiny), out / "adapter")
@@ -37,14 +39,14 @@ def main(tiny: Path, out: Path) -> None:
     made = merged.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, repetition_penalty=1.0)
     found["prompt"], found["answer"] = np.array(prompt), made[0, len(prompt) :].numpy()
     found["untied"] = logits(make_untied(tiny, out / "untied"), ids)
-    np.savez(out / "expected.npz", **found)
+    np.savez(out / "expected.npz", allow_pickle=False, **found)
 
 
 def load(folder: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def logits(model: torch.nn.Module, ids: list[int]) -> np.ndarray:
+def logits(model: torch.nn.Module, ids: list[int]) -> NDArray[Any]:
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0].numpy()
 

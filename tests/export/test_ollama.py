@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exports import silent
 
 from fasttune.console import FasttuneError
 from fasttune.export import Artifact, import_into_ollama
@@ -20,7 +21,10 @@ SYSTEM = '你是林栀。\n她说 """轻声细语"""\u3000👩‍👧'
 
 
 class Server(ThreadingHTTPServer):
-    """Ollama's endpoints for the import (its docs/api.md); what was stored, copied and created can be looked at."""
+    """Ollama's endpoints for the import (its docs/api.md); what was stored, copied and created can be looked at.
+
+    `keys` are the Authorization headers of the requests for a blob, `head_status` the answer where there is none.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -30,6 +34,8 @@ class Server(ThreadingHTTPServer):
         self.statuses = ["parsing GGUF", "using existing layer sha256:1", "writing manifest", "success"]
         self.failure = ""
         self.version_is_old = False
+        self.head_status = 404
+        self.keys: list[str | None] = []
 
     @property
     def host(self) -> str:
@@ -68,7 +74,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.server.calls.append("HEAD blob")
-        self.reply(200 if self.path.split(":")[-1] in self.server.blobs else 404)
+        self.server.keys.append(self.headers.get("Authorization"))
+        self.reply(200 if self.path.split(":")[-1] in self.server.blobs else self.server.head_status)
 
     def do_POST(self) -> None:
         content = self.body()
@@ -77,9 +84,9 @@ class Handler(BaseHTTPRequestHandler):
         if name == "blobs":
             self.store(content)
         elif name == "copy":
-            asked = json.loads(content)
-            source = asked["source"] if ":" in asked["source"] else asked["source"] + ":latest"
-            self.server.models[asked["destination"]] = self.server.models[source]
+            body = json.loads(content)
+            source = body["source"] if ":" in body["source"] else body["source"] + ":latest"
+            self.server.models[body["destination"]] = self.server.models[source]
             self.reply(200)
         else:
             self.create(json.loads(content))
@@ -92,11 +99,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.blobs[digest] = content
         self.reply(201)
 
-    def create(self, asked: dict[str, Any]) -> None:
+    def create(self, body: dict[str, Any]) -> None:
         if self.server.version_is_old:
             self.reply(400, {"error": "path or Modelfile are required"})
             return
-        missing = [file for file in asked["files"].values() if file.split(":")[-1] not in self.server.blobs]
+        missing = [file for file in body["files"].values() if file.split(":")[-1] not in self.server.blobs]
         if missing:
             self.reply(400, {"error": f"blob {missing[0]} not found"})
             return
@@ -108,8 +115,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.failure:
             self.wfile.write(json.dumps({"error": self.server.failure}).encode() + b"\n")
         elif "success" in self.server.statuses:
-            name = asked["model"] if ":" in asked["model"] else asked["model"] + ":latest"
-            self.server.models[name] = asked
+            name = body["model"] if ":" in body["model"] else body["model"] + ":latest"
+            self.server.models[name] = body
 
 
 @pytest.fixture
@@ -132,9 +139,9 @@ def artifact(tmp_path: Path) -> Artifact:
     return Artifact(path, "q4_k_m", digest, path.stat().st_size, "linzhi/003-retune", SYSTEM, {})
 
 
-def test_first_import(server, artifact) -> None:
+def test_first_import(server: Server, artifact: Artifact) -> None:
     lines: list[str] = []
-    assert import_into_ollama(artifact, "linzhi", num_ctx=2048, say=lines.append, host=server.host) is None
+    assert import_into_ollama(artifact, "linzhi", num_ctx=2048, report=lines.append, host=server.host) is None
     assert server.calls == ["GET /api/tags", "HEAD blob", "POST blobs", "POST create"]
     assert server.blobs[artifact.sha256] == artifact.path.read_bytes()
     assert server.models == {
@@ -152,42 +159,48 @@ def test_first_import(server, artifact) -> None:
         }
     }
     assert lines[0] == "uploading 林栀-Q4_K_M.gguf to Ollama (0 MB)"
-    assert lines[-2:] == ["Ollama: success", "Ollama has it: ollama run linzhi"]
+    assert lines[-2:] == ["Ollama: success", "the model is in Ollama; run it with `ollama run linzhi`"]
 
 
-def test_second_import_keeps_the_old_model_once_and_uploads_nothing(server, artifact) -> None:
+def test_second_import_keeps_the_old_model_once_and_uploads_nothing(server: Server, artifact: Artifact) -> None:
     server.models["linzhi:latest"] = {"old": True}
     server.blobs[artifact.sha256] = b""
     lines: list[str] = []
     for _number in range(2):
-        kept = import_into_ollama(artifact, "linzhi", num_ctx=2048, say=lines.append, host=server.host)
+        kept = import_into_ollama(artifact, "linzhi", num_ctx=2048, report=lines.append, host=server.host)
         assert kept == "linzhi:before-003-retune"
     assert server.models["linzhi:before-003-retune"] == {"old": True}
     assert server.models["linzhi:latest"]["system"] == SYSTEM
     assert server.calls.count("POST copy") == 1 and "POST blobs" not in server.calls
-    assert lines[0] == "the model that was called linzhi is kept as linzhi:before-003-retune"
+    assert lines[0] == "the existing model linzhi is kept as linzhi:before-003-retune"
 
 
-def test_a_tag_is_respected(server, artifact) -> None:
+def test_a_tag_is_respected(server: Server, artifact: Artifact) -> None:
     server.models |= {"linzhi:latest": {"other": True}, "linzhi:v2": {"old": True}}
-    kept = import_into_ollama(artifact, "linzhi:v2", num_ctx=64, say=lambda line: None, host=server.host)
+    kept = import_into_ollama(artifact, "linzhi:v2", num_ctx=64, report=silent, host=server.host)
     assert kept == "linzhi:before-003-retune" and server.models[kept] == {"old": True}
     assert server.models["linzhi:latest"] == {"other": True}
 
 
-def test_server_from_the_environment(server, artifact, monkeypatch) -> None:
+def test_server_from_the_environment(server: Server, artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", server.host)
-    import_into_ollama(artifact, "linzhi", num_ctx=64, say=lambda line: None)
+    import_into_ollama(artifact, "linzhi", num_ctx=64, report=silent)
     assert "linzhi:latest" in server.models
+
+
+def test_api_key_goes_with_every_request(server: Server, artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_API_KEY", "abc")
+    import_into_ollama(artifact, "linzhi", num_ctx=64, report=silent, host=server.host)
+    assert server.keys == ["Bearer abc"]
 
 
 def refusal(server: Server, artifact: Artifact) -> FasttuneError:
     with pytest.raises(FasttuneError) as caught:
-        import_into_ollama(artifact, "linzhi", num_ctx=64, say=lambda line: None, host=server.host)
+        import_into_ollama(artifact, "linzhi", num_ctx=64, report=silent, host=server.host)
     return caught.value
 
 
-def test_error_in_the_stream(server, artifact) -> None:
+def test_error_in_the_stream(server: Server, artifact: Artifact) -> None:
     server.models["linzhi:latest"] = {"old": True}
     server.statuses, server.failure = ["parsing GGUF"], "invalid file magic"
     (finding,) = refusal(server, artifact).findings
@@ -195,29 +208,36 @@ def test_error_in_the_stream(server, artifact) -> None:
     assert server.models["linzhi:latest"] == {"old": True}
 
 
-def test_stream_that_ends_without_success(server, artifact) -> None:
+def test_stream_that_ends_without_success(server: Server, artifact: Artifact) -> None:
     server.statuses = ["parsing GGUF", "writing manifest"]
     assert refusal(server, artifact).findings[0].what == "Ollama refused the model: writing manifest"
 
 
-def test_old_server(server, artifact) -> None:
+def test_server_that_refuses_to_look_for_the_file(server: Server, artifact: Artifact) -> None:
+    server.head_status = 500
+    (finding,) = refusal(server, artifact).findings
+    assert finding.code == "ollama-failed" and "500" in finding.what and server.models == {}
+
+
+def test_old_server(server: Server, artifact: Artifact) -> None:
     server.version_is_old = True
     (finding,) = refusal(server, artifact).findings
     assert "path or Modelfile are required" in finding.what and "0.5.5" in finding.fix
 
 
-def test_file_that_changed_since_its_export(server, artifact) -> None:
+def test_file_that_changed_since_its_export(server: Server, artifact: Artifact) -> None:
     artifact.path.write_bytes(b"another file")
     (finding,) = refusal(server, artifact).findings
     assert finding.code == "export-changed" and server.models == {}
+    assert finding.what == "林栀-Q4_K_M.gguf: checksum mismatch"
 
 
-def test_something_else_at_that_address(server, artifact) -> None:
+def test_something_else_at_that_address(server: Server, artifact: Artifact) -> None:
     server.models = 7  # type: ignore[assignment]  # an answer that is no list of models
-    assert refusal(server, artifact).findings[0].what.startswith("what answers there is not Ollama")
+    assert refusal(server, artifact).findings[0].what.startswith("the server at this address is not Ollama")
 
 
-def test_no_server(server, artifact) -> None:
+def test_no_server(server: Server, artifact: Artifact) -> None:
     server.shutdown()
     server.server_close()
     (finding,) = refusal(server, artifact).findings
@@ -245,5 +265,5 @@ def test_modelfile_keeps_the_newline_after_assistant() -> None:
 
 
 @pytest.mark.parametrize("system", ['three """ quotes', "ideographic\u3000space", "family 👩‍👧", "no-break\u00a0space"])
-def test_modelfile_that_would_lose_characters_is_not_made(system) -> None:
+def test_modelfile_that_would_lose_characters_is_not_made(system: str) -> None:
     assert modelfile("x.gguf", system, 64) is None

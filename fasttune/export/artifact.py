@@ -1,0 +1,78 @@
+"""A finished GGUF file with the document beside it, NAME.json: how it gets its name, and how it is read again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fasttune.files import file_sha256, sync_file, sync_folder
+from fasttune.machine import package_versions
+from fasttune.runs import documents
+from fasttune.runs.documents import ArtifactDocument
+
+PACKAGES = ("fasttune", "gguf", "llama-cpp-python", "numpy")  # what decides a file's contents
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished GGUF file: `type` as in the recipe, `system` the prompt it was trained with and is to be served with.
+
+    `checks` holds the figures of verify.py, or {"unchecked": reason}.
+    """
+
+    path: Path
+    type: str
+    sha256: str
+    bytes: int
+    run_id: str
+    system: str | None
+    checks: Mapping[str, Any]
+
+
+def publish(partial: Path, artifact: Artifact, base: Path, inputs: str) -> None:
+    """Give a checked partial file its name, once it and its document are on the disk.
+
+    The document is written first: a GGUF file without one can only be of another origin.
+    """
+    sync_file(partial)
+    document = ArtifactDocument(
+        path=artifact.path.name,
+        type=artifact.type,
+        sha256=artifact.sha256,
+        bytes=artifact.bytes,
+        run_id=artifact.run_id,
+        system=artifact.system,
+        checks=artifact.checks,
+        base=str(base),
+        inputs=inputs,
+        versions=package_versions(PACKAGES),
+    )
+    documents.write(document_path(artifact.path), document)
+    os.replace(partial, artifact.path)
+    sync_folder(artifact.path.parent)
+
+
+def read_artifact(path: Path) -> Artifact:
+    """The artifact of a GGUF file that exists. Raises FasttuneError where its document can't be read."""
+    document = read_document(path)
+    return Artifact(
+        path, document.type, document.sha256, document.bytes, document.run_id, document.system, document.checks
+    )
+
+
+def read_document(path: Path) -> ArtifactDocument:
+    """The document beside a GGUF file. Raises FasttuneError where it can't be read."""
+    return documents.read(document_path(path), ArtifactDocument)
+
+
+def is_unchanged(path: Path, document: ArtifactDocument) -> bool:
+    """Whether a GGUF file still has the checksum that its document recorded."""
+    return document.sha256 == file_sha256(path)
+
+
+def document_path(path: Path) -> Path:
+    """linzhi-Q4_K_M.gguf -> linzhi-Q4_K_M.json"""
+    return path.with_suffix(".json")

@@ -1,0 +1,73 @@
+"""What an export is to make, of which base and adapter, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fasttune.export.merged import FOLDER
+from fasttune.recipe.schema import ExportRecipe, Recipe
+from fasttune.runs import documents
+from fasttune.runs.store import Run
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """One GGUF file a quantization type in `out`, and with `keep_merged` the merged model as a Hugging Face folder.
+
+    `base` is a local Hugging Face folder of Qwen2 weights, `adapter` a PEFT folder to merge into it (None: the base
+    alone). `name` begins the file names. `types` are quantization types ("f16", "q8_0", "q4_k_m" …; see
+    preflight.QUANTIZATION_TYPES), of any case; each is made once. `system` becomes the chat template's default system
+    message (None keeps the training template), `num_ctx` is the context length in tokens that the Modelfile asks for.
+    """
+
+    base: Path
+    adapter: Path | None
+    out: Path
+    name: str
+    types: tuple[str, ...]
+    run_id: str
+    system: str | None
+    num_ctx: int
+    keep_merged: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "types", tuple(dict.fromkeys(name.lower() for name in self.types)))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to make."""
+        return not self.types and not self.keep_merged
+
+    def path(self, quantization: str) -> Path:
+        """exports/linzhi-Q4_K_M.gguf"""
+        return self.out / f"{self.name}-{quantization.upper()}.gguf"
+
+    @property
+    def merged(self) -> Path:
+        """The folder of the merged model."""
+        return self.out / FOLDER
+
+    @property
+    def tokenizer(self) -> Path:
+        """The adapter's folder where the tokenizer of the training was saved with it, else the base's."""
+        if self.adapter is not None and (self.adapter / "tokenizer.json").is_file():
+            return self.adapter
+        return self.base
+
+
+def request_for_run(run: Run, base: Path, recipe: ExportRecipe) -> ExportRequest:
+    """What a recipe's [export] table asks for, made of a finished run.
+
+    Raises FasttuneError where the run's plan.json can't be read.
+    """
+    system = documents.read_plan(run).system
+    return ExportRequest(
+        base, run.adapter, run.exports, run.series, recipe.gguf, run.id, system, recipe.num_ctx, recipe.keep_merged
+    )
+
+
+def request_before_training(base: Path, recipe: Recipe, system: str | None, out: Path) -> ExportRequest:
+    """What a recipe's [export] table will ask for once there is an adapter: for preflight.check."""
+    export = recipe.export
+    return ExportRequest(base, None, out, recipe.name, export.gguf, "", system, export.num_ctx, export.keep_merged)

@@ -1,0 +1,53 @@
+"""What a request asks for, made by hand, of a run, and before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from exports import SYSTEM, TINY, request
+
+from fasttune.console import FasttuneError
+from fasttune.export.request import request_before_training, request_for_run
+from fasttune.recipe.load import load_recipe
+from fasttune.recipe.schema import ExportRecipe
+from fasttune.runs import documents
+from fasttune.runs.documents import PlanDocument
+from fasttune.runs.store import Run
+
+
+def test_each_type_once_in_lower_case(tmp_path: Path) -> None:
+    one = request(tmp_path, types=("Q8_0", "f16", "q8_0"))
+    assert one.types == ("q8_0", "f16")
+    assert one.path("q8_0") == tmp_path / "linzhi-Q8_0.gguf" and one.merged == tmp_path / "merged"
+    assert not one.is_empty
+    assert request(tmp_path, types=()).is_empty and not request(tmp_path, types=(), keep_merged=True).is_empty
+
+
+def test_tokenizer_of_the_training_goes_first(tmp_path: Path, adapter: Path) -> None:
+    assert request(tmp_path).tokenizer == TINY == request(tmp_path, adapter).tokenizer
+    (adapter / "tokenizer.json").write_text("{}")
+    assert request(tmp_path, adapter).tokenizer == adapter
+
+
+def test_request_of_a_finished_run(tmp_path: Path) -> None:
+    run = Run(tmp_path, "linzhi/001-fresh")
+    run.folder.mkdir(parents=True)
+    plan = PlanDocument(
+        "linzhi", "fresh", None, "base", 0, (), SYSTEM, "a digest", train_samples=1, val_samples=0, steps_per_epoch=1,
+        total_steps=1, epochs=1.0,
+    )  # fmt: skip
+    documents.write(run.plan, plan)
+    made = request_for_run(run, TINY, ExportRecipe(gguf=("f16",), num_ctx=256))
+    assert made == request(run.exports, run.adapter, types=("f16",), num_ctx=256)
+    run.plan.unlink()
+    with pytest.raises(FasttuneError, match="the file is missing"):
+        request_for_run(run, TINY, ExportRecipe())
+
+
+def test_request_before_training(tmp_path: Path) -> None:
+    recipe = load_recipe(REPOSITORY / "recipes" / "quickstart.toml", ["export.keep_merged=true"])
+    made = request_before_training(TINY, recipe, "a persona", tmp_path)
+    assert (made.name, made.types, made.adapter) == ("quickstart", ("q8_0",), None)
+    assert made.system == "a persona" and made.keep_merged and made.num_ctx == recipe.export.num_ctx
