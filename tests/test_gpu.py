@@ -113,4 +113,4 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     series = Series.new(tmp_path)
     run = series.stop("train.epochs=10", "train.save_steps=100", lines=3)
     done = series.train("train.epochs=10", "train.save_steps=100")
-    assert "goes on from step" in done.stderr and len(losses(run)) == 30
+    assert "resuming at step" in done.stderr and len(losses(run)) == 30

@@ -213,10 +213,10 @@ def test_an_arm_that_breaks_is_named_and_the_others_go_on(tmp_path: Path) -> Non
 
 def test_an_arm_goes_without_what_this_version_has_or_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     (arm,) = experiment.parse_arms("fasttune-stock-layers")
-    monkeypatch.setattr(experiment.models, "use_fast_layers", print, raising=False)
+    monkeypatch.setattr(experiment.models, "use_cpu_layers", print, raising=False)
     assert experiment.obstacle(arm) == ""
-    monkeypatch.delattr(experiment.models, "use_fast_layers")
-    assert "use_fast_layers" in experiment.obstacle(arm)
+    monkeypatch.delattr(experiment.models, "use_cpu_layers")
+    assert "use_cpu_layers" in experiment.obstacle(arm)
 
 
 def test_useful_flops_are_those_of_the_matrices() -> None:

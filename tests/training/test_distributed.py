@@ -69,20 +69,21 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     run = series.run(1)
     (saved,) = checkpoints(run)
     assert 0 < int(saved.split("-")[1]) < 30, output
-    assert f"goes on from step {saved.split('-')[1]}" in train_together(series, *settings)
+    assert f"resuming at step {saved.split('-')[1]}" in train_together(series, *settings)
     assert largest_difference(run, straight.run(1)) < 2e-4
     assert len(losses(run)) == 30
 
 
 LITTLE_MEMORY = """
 import torch
-from fasttune import cli, model, processes
+from fasttune import cli
+from fasttune.training import distributed, model
 
 real = model.hidden_states
 
-def hidden_states(net, batch):
-    states = real(net, batch)
-    if processes.rank() == 1 and batch.input_ids.shape[1] > 60:
+def hidden_states(peft_model, batch):
+    states = real(peft_model, batch)
+    if distributed.rank() == 1 and batch.input_ids.shape[1] > 60:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     return states
 
@@ -131,19 +132,19 @@ def example(rng: random.Random, name: int) -> Example:
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("processes", [1, 2, 3, 8])
-def test_every_sample_is_computed_by_one_process(seed: int, processes: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_every_sample_is_computed_by_one_process(seed: int, world_size: int) -> None:
     rng = random.Random(seed)
     examples = [example(rng, n) for n in range(rng.randrange(1, 40))]
     samples = rng.sample(range(len(examples)), rng.randrange(1, len(examples) + 1))
-    steps = [plan_step(examples, samples, 100, process=n, processes=processes) for n in range(processes)]
+    steps = [plan_step(examples, samples, 100, rank=n, world_size=world_size) for n in range(world_size)]
     computed = [i for step in steps for row in step.rows for group in row.groups for i in group.members]
     assert sorted(computed) == sorted(samples)
     assert sum(row.tokens for step in steps for row in step.rows) == steps[0].computed_tokens
     whole = plan_step(examples, samples, 100)
     for step in steps:
         assert (step.samples, step.tokens, step.supervised) == (whole.samples, whole.tokens, whole.supervised)
-    sizes = [sum(len(examples[i].tokens) for i in part) for part in divide(examples, samples, processes)]
+    sizes = [sum(len(examples[i].tokens) for i in part) for part in divide(examples, samples, world_size)]
     longest = max(len(examples[i].tokens) for i in samples)
     assert max(sizes) - min(sizes) <= 2 * longest
 

@@ -65,10 +65,10 @@ def reference(examples):  # type: ignore[no-untyped-def]
         for start, end in example.supervised:
             labels[0, start:end] = torch.tensor(example.tokens[start:end])
         logits = model(torch.tensor([example.tokens]), use_cache=False).logits[:, :-1]
-        wanted = labels[:, 1:]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum") / supervised
+        shifted = labels[:, 1:]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), shifted.flatten(), reduction="sum") / supervised
         loss.backward()
-        total, hits = total + loss.item(), hits + int((logits.argmax(-1) == wanted).sum())
+        total, hits = total + loss.item(), hits + int((logits.argmax(-1) == shifted).sum())
     return total, hits, [p.grad for p in model.parameters() if p.grad is not None]
 
 
@@ -101,12 +101,12 @@ def test_block_attention_equals_the_dense_mask(seed: int) -> None:
     assert difference(gradients, plain) < 1e-9
 
 
-def shift_targets(batch: Batch) -> Batch:
-    return Batch(batch.input_ids, batch.position_ids, batch.predictors, batch.targets.roll(1), batch.spans)
+def shift_labels(batch: Batch) -> Batch:
+    return Batch(batch.input_ids, batch.position_ids, batch.label_positions, batch.labels.roll(1), batch.spans)
 
 
-def shift_predictors(batch: Batch) -> Batch:
-    return Batch(batch.input_ids, batch.position_ids, batch.predictors - 1, batch.targets, batch.spans)
+def shift_positions(batch: Batch) -> Batch:
+    return Batch(batch.input_ids, batch.position_ids, batch.label_positions - 1, batch.labels, batch.spans)
 
 
 def restart_positions(batch: Batch) -> Batch:
@@ -115,7 +115,7 @@ def restart_positions(batch: Batch) -> Batch:
     for span in batch.spans:
         for begin, end in span.suffixes:
             positions[0, begin:end] = torch.arange(end - begin)
-    return Batch(batch.input_ids, positions, batch.predictors, batch.targets, batch.spans)
+    return Batch(batch.input_ids, positions, batch.label_positions, batch.labels, batch.spans)
 
 
 def one_token_less_prefix(batch: Batch) -> Batch:
@@ -126,10 +126,10 @@ def one_token_less_prefix(batch: Batch) -> Batch:
         else s
         for s in batch.spans
     )
-    return Batch(batch.input_ids, batch.position_ids, batch.predictors, batch.targets, spans)
+    return Batch(batch.input_ids, batch.position_ids, batch.label_positions, batch.labels, spans)
 
 
-@pytest.mark.parametrize("change", [shift_targets, shift_predictors, restart_positions, one_token_less_prefix])
+@pytest.mark.parametrize("change", [shift_labels, shift_positions, restart_positions, one_token_less_prefix])
 def test_off_by_one_is_noticed(change) -> None:  # type: ignore[no-untyped-def]
     examples = random_examples(1, count=9)
     assert any(group.prefix > 1 for row in packing.plan_step(examples, range(9), 4096).rows for group in row.groups)
@@ -143,17 +143,17 @@ def test_the_tiled_loss_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, ti
     torch.manual_seed(0)
     hidden = torch.randn(1, 50, 16, dtype=torch.float64, requires_grad=True)
     head = torch.randn(300, 16, dtype=torch.float64)
-    predictors, targets = torch.randperm(50)[:31], torch.randint(300, (31,))
-    batch = Batch(torch.zeros(1, 50), torch.zeros(1, 50), predictors, targets, ())
+    label_positions, labels = torch.randperm(50)[:31], torch.randint(300, (31,))
+    batch = Batch(torch.zeros(1, 50), torch.zeros(1, 50), label_positions, labels, ())
     monkeypatch.setattr(engine, "TILE_ELEMENTS", {"cpu": tile})
     total, hits = engine.loss(hidden, head, batch)
     (total * 0.25).backward()
     fast, hidden.grad = hidden.grad, None
-    logits = hidden[0, predictors] @ head.T
-    plain = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    logits = hidden[0, label_positions] @ head.T
+    plain = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
     (plain * 0.25).backward()
     assert total.item() == pytest.approx(plain.item(), rel=1e-12)
-    assert int(hits) == int((logits.argmax(1) == targets).sum())
+    assert int(hits) == int((logits.argmax(1) == labels).sum())
     assert torch.allclose(fast, hidden.grad, rtol=1e-10, atol=1e-12)
 
 
@@ -162,14 +162,14 @@ def test_the_loss_of_large_logits_stays_exact_in_low_precision(monkeypatch: pyte
     """The running maximum must rescale what earlier tiles summed, or this overflows; sums are taken in float32."""
     torch.manual_seed(0)
     hidden, head = (torch.randn(40, 64) * 3).to(dtype), (torch.randn(500, 64) * 3).to(dtype)
-    targets = torch.randint(500, (40,))
-    batch = Batch(torch.zeros(1, 40), torch.zeros(1, 40), torch.arange(40), targets, ())
+    labels = torch.randint(500, (40,))
+    batch = Batch(torch.zeros(1, 40), torch.zeros(1, 40), torch.arange(40), labels, ())
     monkeypatch.setattr(engine, "TILE_ELEMENTS", {"cpu": 40 * 17})
     total, _hits = engine.loss(hidden[None], head, batch)
     logits = torch.nn.functional.linear(hidden, head).float()  # rounded to the dtype, as any head's logits are
     assert logits.max() > 100
     assert total.item() == pytest.approx(
-        float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum")),
+        float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum")),
         rel=1e-5 if dtype == torch.float32 else 2e-3,
     )
 
@@ -205,9 +205,9 @@ def test_merged_attention_equals_the_masked_one(
 def test_a_padded_row_computes_the_same(multiple: int) -> None:
     examples = random_examples(3, count=9)
     expected_loss, expected_hits, expected = packed(examples, 4096)
-    loss, hits, gradients = packed(examples, 4096, change=lambda batch: engine.padded(batch, multiple))
+    loss, hits, gradients = packed(examples, 4096, change=lambda batch: engine.pad_row(batch, multiple))
     (row,) = packing.plan_step(examples, range(9), 4096).rows
-    length = engine.padded(engine.collate(row, examples), multiple).input_ids.shape[1]
+    length = engine.pad_row(engine.collate(row, examples), multiple).input_ids.shape[1]
     assert length % multiple == 0 and row.tokens <= length < row.tokens + multiple
     assert (loss, hits) == (pytest.approx(expected_loss, rel=1e-12), expected_hits)
     assert difference(gradients, expected) < 1e-12

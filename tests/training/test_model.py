@@ -65,8 +65,8 @@ def test_a_card_that_torch_cannot_drive_is_an_error(tmp_path: Path, monkeypatch:
 CUDA_LAYOUT = """
 import torch
 from unsloth.utils.prefix_grouper_kernel import PrefixSegInfo
-from fasttune import engine, model, packing
-from fasttune.render import Example
+from fasttune.data.tokenize import Example
+from fasttune.training import engine, model, packing
 
 examples = [Example(str(n), (*range(100), 200 + n, 7, 8), ((101, 103),)) for n in range(4)]
 examples.append(Example("alone", tuple(range(300, 310)), ((5, 10),)))
@@ -128,7 +128,7 @@ def logits_and_gradients(net):  # type: ignore[no-untyped-def]
 def test_fast_layers_compute_what_the_plain_ones_compute(targets: tuple[str, ...]) -> None:
     net = peft_model(targets=targets)
     plain = logits_and_gradients(net)
-    models.use_fast_layers(net)
+    models.use_cpu_layers(net)
     fast = logits_and_gradients(net)
     assert len(fast) == 1 + 2 * 2 * len(targets)  # two layers, A and B
     for one, other in zip(fast, plain, strict=True):
@@ -146,7 +146,7 @@ def test_fast_layers_know_when_the_adapter_is_off_merged_or_drops() -> None:
     tuned = logits()
     with net.disable_adapter():
         base = logits()
-    models.use_fast_layers(net)
+    models.use_cpu_layers(net)
     with net.disable_adapter():
         assert torch.allclose(logits(), base, atol=1e-5)
     net.merge_adapter()
@@ -155,6 +155,6 @@ def test_fast_layers_know_when_the_adapter_is_off_merged_or_drops() -> None:
 
     dropping = peft_model(dropout=0.5, targets=ALL)
     plain = logits_and_gradients(dropping)
-    models.use_fast_layers(dropping)
+    models.use_cpu_layers(dropping)
     for one, other in zip(logits_and_gradients(dropping), plain, strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()

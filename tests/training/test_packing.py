@@ -36,7 +36,7 @@ def test_every_sample_is_in_one_row_within_the_budget(seed: int, budget: int) ->
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_shared_prefix_is_common_and_leaves_an_unlearned_token(seed: int) -> None:
+def test_a_shared_prefix_is_common_and_leaves_an_unsupervised_token(seed: int) -> None:
     examples = random_examples(seed, count=12)
     for row in packing.plan_step(examples, range(12), 80).rows:
         for group in row.groups:
@@ -73,14 +73,14 @@ def test_sharing_computes_as_few_tokens_as_any_partition(seed: int, make: Callab
 
 
 def contexts(examples: list[Example], rows: Iterable[Row]) -> Counter[tuple[tuple[int, ...], int]]:
-    """What is predicted from what: (all tokens a predictor may see, target), by the plain mask of the layout."""
+    """What is predicted from what: (all tokens a position may attend to, label), by the plain mask of the layout."""
     found: Counter[tuple[tuple[int, ...], int]] = Counter()
     for row in rows:
         batch = engine.collate(row, examples)
         seen = engine.dense_mask(batch.spans, row.tokens)[0, 0]
-        for predictor, target in zip(batch.predictors.tolist(), batch.targets.tolist(), strict=True):
-            assert batch.position_ids[0, seen[predictor]].tolist() == list(range(int(seen[predictor].sum())))
-            found[tuple(batch.input_ids[0, seen[predictor]].tolist()), target] += 1
+        for position, label in zip(batch.label_positions.tolist(), batch.labels.tolist(), strict=True):
+            assert batch.position_ids[0, seen[position]].tolist() == list(range(int(seen[position].sum())))
+            found[tuple(batch.input_ids[0, seen[position]].tolist()), label] += 1
     return found
 
 
@@ -92,13 +92,13 @@ def test_every_supervised_token_counts_once_in_its_own_context(
     chance = random.Random(seed)
     examples = make(seed, chance.randint(1, 24))
     samples = chance.sample(range(len(examples)), chance.randint(1, len(examples)))
-    wanted = Counter(
+    expected = Counter(
         (examples[i].tokens[:at], examples[i].tokens[at])
         for i in samples for start, end in examples[i].supervised for at in range(start, end)
     )  # fmt: skip
     for budget in (0, 1, chance.randint(2, 40), chance.randint(40, 200), 4096):
         step = packing.plan_step(examples, samples, budget)
-        assert contexts(examples, step.rows) == wanted
+        assert contexts(examples, step.rows) == expected
         assert step == packing.plan_step(examples, samples, budget)  # deterministic
 
 

@@ -30,7 +30,7 @@ def one_too_many(prefix_end: int) -> int:
 
 
 def test_good_attention_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "checks_sharing", lambda: True)
+    monkeypatch.setattr(device, "needs_prefix_check", lambda: True)
     checked, plain = Series.new(tmp_path / "checked"), Series.new(tmp_path / "plain")
     assert "switched off" not in checked.train(*SETTINGS).stderr
     found = document(checked.run(1) / "provenance.json")["sharing_check"]
@@ -42,14 +42,14 @@ def test_good_attention_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("end", [one_too_few, one_too_many])
 def test_wrong_attention_switches_sharing_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Any) -> None:
-    def wrong_pieces(spans: Sequence[engine.Span]) -> list[engine.Piece]:
+    def wrong_pieces(spans: Sequence[engine.Span]) -> list[engine.Block]:
         return [piece if piece.causal else replace(piece, key_end=end(piece.key_end)) for piece in pieces(spans)]
 
-    pieces = engine.pieces
+    pieces = engine.attention_blocks
     wrong, unshared = Series.new(tmp_path / "wrong"), Series.new(tmp_path / "unshared")
     unshared.train(*SETTINGS, "train.shared_prefix=false")
-    monkeypatch.setattr(device, "checks_sharing", lambda: True)
-    monkeypatch.setattr(engine, "pieces", wrong_pieces)
+    monkeypatch.setattr(device, "needs_prefix_check", lambda: True)
+    monkeypatch.setattr(engine, "attention_blocks", wrong_pieces)
     done = wrong.train(*SETTINGS)
     assert (
         "shared prefixes give another loss or gradient than plain attention here; they are switched off" in done.stderr
@@ -61,7 +61,7 @@ def test_wrong_attention_switches_sharing_off(tmp_path: Path, monkeypatch: pytes
 
 
 def test_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "checks_sharing", lambda: True)
+    monkeypatch.setattr(device, "needs_prefix_check", lambda: True)
     series = Series.new(tmp_path)
     series.train(*SETTINGS, "lora.dropout=0.1")  # prefixes are not shared: no check
     assert "sharing_check" not in document(series.run(1) / "provenance.json")
@@ -70,21 +70,21 @@ def test_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_pair_of_rows() -> None:
     examples = [Example(str(n), (*range(50), 100 + n, 7, 8), ((51, 53),)) for n in range(6)]
     examples.append(Example("alone", tuple(range(300, 310)), ((5, 10),)))
-    shared, plain = prefix_check.pair(examples, plan_step(examples, range(7), 4096).rows) or ([], [])
+    shared, plain = prefix_check.paired_rows(examples, plan_step(examples, range(7), 4096).rows) or ([], [])
     (row,) = shared
     assert row.groups[0].prefix == 50 and len(row.groups[0].members) == prefix_check.SAMPLES
     assert row.tokens == 50 + prefix_check.SAMPLES * 3
     assert [row.tokens for row in plain] == [53] * prefix_check.SAMPLES
-    assert prefix_check.pair(examples, plan_step(examples, [0, 6], 4096).rows) is None
+    assert prefix_check.paired_rows(examples, plan_step(examples, [0, 6], 4096).rows) is None
 
 
 def test_not_a_number_is_a_difference() -> None:
     import torch
 
     loss, gradients = torch.tensor(2.0), [torch.ones(3), torch.ones(2, 2)]
-    same = prefix_check.difference((loss, gradients), (loss, gradients))
+    same = prefix_check.relative_difference((loss, gradients), (loss, gradients))
     assert same == prefix_check.Difference(0, 0) and same.within(1e-9)
-    broken = prefix_check.difference((loss, [torch.tensor([1, 1, math.nan]), gradients[1]]), (loss, gradients))
+    broken = prefix_check.relative_difference((loss, [torch.tensor([1, 1, math.nan]), gradients[1]]), (loss, gradients))
     assert not broken.within(1)
-    half = prefix_check.difference((loss * 1.5, [gradient * 1.5 for gradient in gradients]), (loss, gradients))
+    half = prefix_check.relative_difference((loss * 1.5, [gradient * 1.5 for gradient in gradients]), (loss, gradients))
     assert half.loss == pytest.approx(0.5) and half.gradient == pytest.approx(0.5)

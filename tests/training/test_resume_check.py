@@ -66,7 +66,7 @@ def test_the_proof_shows_both_losses(parent: Series) -> None:
     """The losses are those of the fixed batch before and after, computed apart; the loss does not begin at the base's."""
     done = parent.train(MORE, flags="--continue incremental")
     shown = re.search(
-        r"goes on from step 6: the fixed batch scores (\S+), (\S+) when it was saved; learning rate (\S+) before, (\S+) now",
+        r"resuming at step 6: check batch loss (\S+) \(saved: (\S+)\); learning rate (\S+) -> (\S+)",
         done.stderr,
     )
     assert shown
@@ -139,10 +139,10 @@ def other_random_state(checkpoint: Path) -> None:
 
 
 TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "weights": (other_weights, r"the fixed batch scored \d\.\d{4} when it was saved, now \d\.\d{4}"),
+    "weights": (other_weights, r"check batch loss \d\.\d{4} \(saved: \d\.\d{4}\)"),
     "optimizer": (other_optimizer, r"its optimizer step was (\d), now it is (?!\1)\d"),
     "step": (other_step, r"its step was (\d), now it is (?!\1)\d"),
-    "random state": (other_random_state, "the random numbers are not where they were"),
+    "random state": (other_random_state, "the state of the random generators is not the saved one"),
 }
 
 
@@ -209,7 +209,7 @@ def test_a_changed_chat_template(parent: Series) -> None:
     template.write_text(text.replace("<|im_start|>", "<|im_start|> "))
     assert template.read_text() != text
     done = parent.train(MORE, flags="--continue incremental", code=1)
-    assert "the fixed batch has other tokens than when it was saved" in done.stderr
+    assert "the check batch has other tokens than when the checkpoint was saved" in done.stderr
     assert parent.names() == ["001-fresh"]
 
 
@@ -246,7 +246,7 @@ def test_loading_never_unpickles(stopped: Series) -> None:
 
 def test_a_resumed_run_shows_its_proof_and_equals_the_straight_one(stopped: Series, tmp_path: Path) -> None:
     done = stopped.train("train.max_steps=6")
-    assert re.search(r"goes on from step \d: the fixed batch scores (\S+), \1 when it was saved", done.stderr)
+    assert re.search(r"resuming at step \d: check batch loss (\S+) \(saved: \1\)", done.stderr)
     straight = Series.new(tmp_path / "straight")
     straight.train("train.max_steps=6")
     assert_same_run(stopped.run(1), straight.run(1))

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from series import Series, adapter, assert_same_run, checkpoints, document, history, largest_difference, losses, untimed
 
+from fasttune.runs.documents import RowRecord
 from fasttune.training import device, row_budget
 from fasttune.training import model as models
 from fasttune.training.packing import Group, Row
-from fasttune.training.row_budget import RowBudget, Shape
+from fasttune.training.row_budget import MemoryShape, RowBudget
 
 SETTINGS = ("train.max_steps=6", "train.save_steps=2", "data.val=val.jsonl", "train.eval_steps=2")
 PLAIN = ("train.gradient_checkpointing=false",)
@@ -263,17 +264,17 @@ def test_activations_are_recomputed_before_giving_up(tmp_path: Path, undisturbed
     import torch
 
     series = Series.new(tmp_path)
-    real, graphs = models.recompute_activations, []
+    real, graphs = models.enable_gradient_checkpointing, []
 
     def keeps_all(_tokens: int, _call: int) -> bool:
         return torch.is_grad_enabled() and not graphs
 
     with little_memory(keeps_all) as rows, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "recompute_activations", lambda model: (graphs.append(model), real(model)))
+        patch.setattr(models, "enable_gradient_checkpointing", lambda model: (graphs.append(model), real(model)))
         done = series.train(*SETTINGS)
     (model,) = graphs
     assert all(layer.gradient_checkpointing for layer in model.get_base_model().model.layers)
-    assert done.stderr.count("activations are recomputed from here on") == 1 and rows[0] == rows[1]
+    assert done.stderr.count("gradient checkpointing is on from here on") == 1 and rows[0] == rows[1]
     assert adapter(series.run(1)) == adapter(undisturbed)
     assert document(series.run(1) / "provenance.json")["gradient_checkpointing"] is True
 
@@ -281,7 +282,7 @@ def test_activations_are_recomputed_before_giving_up(tmp_path: Path, undisturbed
 # The arithmetic -----------------------------------------------------------------------------------------------------
 
 
-QWEN_HALF = Shape(layers=24, hidden=896, intermediate=4864, width=2, states=12, inner=4)
+QWEN_HALF = MemoryShape(layers=24, hidden=896, intermediate=4864, value_bytes=2, states=12, inner=4)
 GIB = row_budget.GIB
 
 
@@ -313,11 +314,13 @@ def test_a_budget_before_anything_was_measured() -> None:
 def test_recomputation_is_for_rows_that_would_not_fit() -> None:
     """2.9 MB a token: 3000 tokens keep 8.1 GiB."""
     row = Row((), 3000)
-    assert row_budget.needs_recomputation(13 * GIB, QWEN_HALF, [Row((), 10), row])
-    assert not row_budget.needs_recomputation(14 * GIB, QWEN_HALF, [row])
-    assert not row_budget.needs_recomputation(GIB, QWEN_HALF, [])
+    assert row_budget.needs_gradient_checkpointing(13 * GIB, QWEN_HALF, [Row((), 10), row])
+    assert not row_budget.needs_gradient_checkpointing(14 * GIB, QWEN_HALF, [row])
+    assert not row_budget.needs_gradient_checkpointing(GIB, QWEN_HALF, [])
     budget = row_budget.estimated_budget(20 * GIB, QWEN_HALF, "auto")
-    assert not row_budget.needs_recomputation(19 * GIB, QWEN_HALF, [Row((), budget)])  # rows without come first
+    assert not row_budget.needs_gradient_checkpointing(
+        19 * GIB, QWEN_HALF, [Row((), budget)]
+    )  # rows without come first
 
 
 def test_a_small_machine_gets_smaller_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,9 +332,9 @@ def test_a_small_machine_gets_smaller_rows(tmp_path: Path, monkeypatch: pytest.M
         done = series.train(*settings, code=130)
     budget = document(series.run(1) / "provenance.json")["tokens_per_row"]
     assert row_budget.SMALLEST_ROW <= budget < 4096
-    assert f"rows of at most {budget} tokens" in done.stderr
+    assert f"packing budget {budget:,} tokens a row" in done.stderr
     monkeypatch.undo()
-    assert f"rows of at most {budget} tokens" in series.train(*settings).stderr
+    assert f"packing budget {budget:,} tokens a row" in series.train(*settings).stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process its peak")
@@ -368,7 +371,7 @@ def test_the_first_step_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = document(straight.run(1) / "provenance.json")
     budget = rows[0] * int(2.4 * GIB) // (5 * GIB)
     assert found["rows_measured"] == {"step": 2, "tokens_per_row": budget}
-    assert f"rows of at most {budget} tokens from here on: one of {rows[0]} took 5.00 of 3.0 GiB" in done.stderr
+    assert f"packing budget now {budget:,} tokens a row ({rows[0]:,} tokens took 5.00 of 3.0 GiB free)" in done.stderr
     assert rows[0] > budget and len(rows) > 6
     with steps_watched(dies_in=4):
         killed.train(*settings, code=130)
@@ -380,12 +383,12 @@ def test_the_first_step_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_to_do_about_a_row() -> None:
     several, single = Row((Group(10, (0, 1)),), 3000), Row((Group(0, (7,)),), 3000)
     short = Row((Group(10, (0, 1)),), row_budget.SMALL_ROW)
-    assert row_budget.recourse(several, may_recompute=True) == "smaller rows"
-    assert row_budget.recourse(several, may_recompute=False) == "smaller rows"
-    assert row_budget.recourse(short, may_recompute=True) == "recompute"
-    assert row_budget.recourse(short, may_recompute=False) == "smaller rows"
-    assert row_budget.recourse(single, may_recompute=True) == "recompute"
-    assert row_budget.recourse(single, may_recompute=False) == "none"
+    assert row_budget.choose_remedy(several, may_checkpoint=True) == "smaller rows"
+    assert row_budget.choose_remedy(several, may_checkpoint=False) == "smaller rows"
+    assert row_budget.choose_remedy(short, may_checkpoint=True) == "gradient checkpointing"
+    assert row_budget.choose_remedy(short, may_checkpoint=False) == "smaller rows"
+    assert row_budget.choose_remedy(single, may_checkpoint=True) == "gradient checkpointing"
+    assert row_budget.choose_remedy(single, may_checkpoint=False) == "none"
 
 
 def test_budgets_hold_from_their_moment_on() -> None:
@@ -397,5 +400,8 @@ def test_budgets_hold_from_their_moment_on() -> None:
     assert [budgets.at(moment) for moment in (2.5, 3, 8, 10)] == [4096, 1000, 1000, 700]
     budgets.measured = 2, 9000
     assert [budgets.at(moment) for moment in (1, 1.5, 2, 7)] == [4096, 4096, 9000, 1000]
-    assert RowBudget.read(budgets.document()) == budgets and budgets.document()["tokens_per_row"] == 700
-    assert RowBudget.read({"tokens_per_row": 512}) == RowBudget(512)  # a run of an earlier version
+    assert (
+        RowBudget.read(record := budgets.record("auto", checkpointing=False)) == budgets
+        and record.tokens_per_row == 700
+    )
+    assert RowBudget.read(RowRecord(tokens_per_row=512)) == RowBudget(512)  # a run of an earlier version

@@ -280,10 +280,10 @@ def test_a_users_mistake_leaves_no_run_folder(recipe: Path, fasttune: Cli, tmp_p
     [(True, 4096, [127]), (False, 4096, [927]), (True, 120, [118, 109]), (True, 0, [103] * 9)],
 )
 def test_evaluation_is_packed_as_training_is(shares: bool, budget: int, lengths: list[int]) -> None:
-    from fasttune.training.trainer import Steps
+    from fasttune.training.step_dataset import StepDataset
 
     settings = SimpleNamespace(train=SimpleNamespace(shared_prefix=shares), lora=SimpleNamespace(dropout=0.5))
-    steps = Steps([], SimpleNamespace(recipe=settings))  # type: ignore[arg-type]
+    steps = StepDataset([], SimpleNamespace(recipe=settings))  # type: ignore[arg-type]
     examples = [Example(f"x:{n}", (*range(100), 200 + n, 7, 8), ((101, 103),)) for n in range(9)]
     assert [row.tokens for row in steps.plan_held_out(examples, budget).rows] == lengths
     assert not steps.plan_held_out([], budget).rows
