@@ -3,17 +3,23 @@ Qwen2."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
 import torch
 from samples import random_examples
 from transformers import AttentionInterface, Qwen2Config, Qwen2ForCausalLM
 
 from fasttune.data import batches
+from fasttune.data.tokenize import Example
 from fasttune.training import engine, packing
 from fasttune.training.engine import Batch
 
 
-def attend(module, query, key, value, attention_mask, scaling, spans=None, **_more):  # type: ignore[no-untyped-def]
+def attend(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, spans: Any = None, **_more: Any
+) -> tuple[torch.Tensor, None]:
     return engine.attention(query, key, value, spans, scaling), None
 
 
@@ -38,14 +44,21 @@ def small_model(attention: str, *, checkpointing: bool = False) -> Qwen2ForCausa
     return model.train()
 
 
-def packed(examples, budget, *, attention="packed-under-test", checkpointing=False, change=lambda batch: batch):  # type: ignore[no-untyped-def]
+def packed(
+    examples: Sequence[Example],
+    budget: int,
+    *,
+    attention: str = "packed-under-test",
+    checkpointing: bool = False,
+    change: Callable[[Batch], Batch] = lambda batch: batch,
+) -> tuple[float, int, list[torch.Tensor]]:
     """Loss and gradients of one step through collate, attention and loss."""
     model = small_model(attention, checkpointing=checkpointing)
     step = packing.plan_step(examples, range(len(examples)), budget)
     total, hits = 0.0, 0
     for row in step.rows:
         batch = change(engine.collate(row, examples))
-        layout = {"spans": batch.spans}
+        layout: dict[str, Any] = {"spans": batch.spans}
         if attention == "sdpa":
             layout = {"attention_mask": engine.dense_mask(batch.spans, batch.input_ids.shape[1])}
         hidden = model.model(batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout)[0]
@@ -55,7 +68,7 @@ def packed(examples, budget, *, attention="packed-under-test", checkpointing=Fal
     return total, hits, [p.grad for p in model.parameters() if p.grad is not None]
 
 
-def reference(examples):  # type: ignore[no-untyped-def]
+def reference(examples: Sequence[Example]) -> tuple[float, int, list[torch.Tensor]]:
     """The same by stock transformers, one sample a forward pass, its own labels and shift."""
     model = small_model("sdpa")  # eager takes its softmax in float32
     supervised = sum(map(batches.supervised_tokens, examples))
@@ -72,7 +85,7 @@ def reference(examples):  # type: ignore[no-untyped-def]
     return total, hits, [p.grad for p in model.parameters() if p.grad is not None]
 
 
-def difference(one, other) -> float:  # type: ignore[no-untyped-def]
+def difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
     """Largest gradient difference relative to the largest gradient."""
     assert len(one) == len(other) > 0
     largest = max(gradient.abs().max() for gradient in other)
@@ -130,7 +143,7 @@ def one_token_less_prefix(batch: Batch) -> Batch:
 
 
 @pytest.mark.parametrize("change", [shift_labels, shift_positions, restart_positions, one_token_less_prefix])
-def test_off_by_one_is_noticed(change) -> None:  # type: ignore[no-untyped-def]
+def test_off_by_one_is_noticed(change: Callable[[Batch], Batch]) -> None:
     examples = random_examples(1, count=9)
     assert any(group.prefix > 1 for row in packing.plan_step(examples, range(9), 4096).rows for group in row.groups)
     _loss, _hits, gradients = packed(examples, 4096, change=change)
@@ -158,7 +171,9 @@ def test_the_tiled_loss_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, ti
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_loss_of_large_logits_stays_exact_in_low_precision(monkeypatch: pytest.MonkeyPatch, dtype) -> None:  # type: ignore[no-untyped-def]
+def test_the_loss_of_large_logits_stays_exact_in_low_precision(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     """The running maximum must rescale what earlier tiles summed, or this overflows; sums are taken in float32."""
     torch.manual_seed(0)
     hidden, head = (torch.randn(40, 64) * 3).to(dtype), (torch.randn(500, 64) * 3).to(dtype)
@@ -181,7 +196,7 @@ def test_the_loss_of_large_logits_stays_exact_in_low_precision(monkeypatch: pyte
 def test_merged_attention_equals_the_masked_one(
     monkeypatch: pytest.MonkeyPatch,
     tile: int,
-    dtype,  # type: ignore[no-untyped-def]
+    dtype: torch.dtype,
     tolerance: float,
 ) -> None:
     """Two groups, one without a prefix, four query heads on two key heads: output and all three gradients."""
@@ -191,7 +206,8 @@ def test_merged_attention_equals_the_masked_one(
     shapes = [(1, 4, 30, 16), (1, 2, 30, 16), (1, 2, 30, 16)]
     inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     upstream = torch.randn(1, 30, 4, 16, dtype=dtype)
-    out = engine.attention(*inputs, spans, 0.25)
+    query, key, value = inputs
+    out = engine.attention(query, key, value, spans, 0.25)
     found = [out, *torch.autograd.grad(out, inputs, upstream)]
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     mask = engine.dense_mask(spans, 30)
@@ -209,5 +225,5 @@ def test_a_padded_row_computes_the_same(multiple: int) -> None:
     (row,) = packing.plan_step(examples, range(9), 4096).rows
     length = engine.pad_row(engine.collate(row, examples), multiple).input_ids.shape[1]
     assert length % multiple == 0 and row.tokens <= length < row.tokens + multiple
-    assert (loss, hits) == (pytest.approx(expected_loss, rel=1e-12), expected_hits)
+    assert loss == pytest.approx(expected_loss, rel=1e-12) and hits == expected_hits
     assert difference(gradients, expected) < 1e-12

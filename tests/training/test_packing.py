@@ -141,10 +141,10 @@ def bins_at_least(sizes: Sequence[int], capacity: int) -> int:
     bounds = [0]
     for small in {0, *(size for size in sizes if 2 * size <= capacity)}:
         alone = sum(size > capacity - small for size in sizes)
-        halves = [size for size in sizes if capacity - small >= size > capacity / 2]
-        room = len(halves) * capacity - sum(halves)
-        rest = sum(size for size in sizes if small <= size <= capacity / 2) - room
-        bounds.append(alone + len(halves) + max(0, math.ceil(rest / capacity)))
+        over_half = [size for size in sizes if capacity - small >= size > capacity / 2]
+        free = len(over_half) * capacity - sum(over_half)
+        rest = sum(size for size in sizes if small <= size <= capacity / 2) - free
+        bounds.append(alone + len(over_half) + max(0, math.ceil(rest / capacity)))
     return own + max(bounds)
 
 
@@ -275,3 +275,36 @@ def test_samples_of_a_step_depend_on_seed_and_epoch_alone() -> None:
     assert Counter(i for batch in first for i in batch) == Counter(range(50))
     assert [len(batch) for batch in first] == [8] * 6 + [2]
     assert batches.steps_per_epoch(50, 8) == 7
+
+
+# The division of a step among ranks ---------------------------------------------------------------------------------
+
+
+def prompted(rng: random.Random, name: int) -> Example:
+    """A sample below one of three prompts."""
+    prompt = [rng.randrange(3)] * rng.randrange(1, 30)
+    tokens = (*prompt, *(rng.randrange(9) for _ in range(rng.randrange(3, 40))))
+    return Example(str(name), tokens, ((len(prompt) + 1, len(tokens)),))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_every_sample_is_computed_by_one_rank(seed: int, world_size: int) -> None:
+    rng = random.Random(seed)
+    examples = [prompted(rng, n) for n in range(rng.randrange(1, 40))]
+    samples = rng.sample(range(len(examples)), rng.randrange(1, len(examples) + 1))
+    steps = [packing.plan_step(examples, samples, 100, rank=n, world_size=world_size) for n in range(world_size)]
+    computed = [i for step in steps for row in step.rows for group in row.groups for i in group.members]
+    assert sorted(computed) == sorted(samples)
+    assert sum(row.tokens for step in steps for row in step.rows) == steps[0].computed_tokens
+    whole = packing.plan_step(examples, samples, 100)
+    for step in steps:
+        assert (step.samples, step.tokens, step.supervised) == (whole.samples, whole.tokens, whole.supervised)
+    sizes = [sum(len(examples[i].tokens) for i in part) for part in packing.divide(examples, samples, world_size)]
+    longest = max(len(examples[i].tokens) for i in samples)
+    assert max(sizes) - min(sizes) <= 2 * longest
+
+
+def test_samples_that_begin_alike_stay_together() -> None:
+    examples = [Example(str(n), (*([n % 2] * 50), 7, 8, n), ((52, 53),)) for n in range(8)]
+    assert [sorted(part) for part in packing.divide(examples, range(8), 2)] == [[0, 2, 4, 6], [1, 3, 5, 7]]
