@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import subprocess
@@ -113,17 +112,18 @@ def test_cpu_layers_know_when_the_adapter_is_off_merged_or_drops() -> None:
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
-@pytest.mark.parametrize("name", ["Qwen2Tokenizer", "OwnTokenizer"])
-def test_code_in_the_base_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A folder may name a tokenizer class of its own: it is not imported, and nobody is asked whether it may be."""
-    shutil.copytree(hub.TINY, tmp_path / "base")
-    path, trace = tmp_path / "base" / "tokenizer_config.json", tmp_path / "was run"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"tokenizer_class": name, "auto_map": {"AutoTokenizer": ["own.Tokenizer", "own.Tokenizer"]}}
-    path.write_text(json.dumps(config), encoding="utf-8")
-    (tmp_path / "base" / "own.py").write_text(f"open({str(trace)!r}, 'w')\n", encoding="utf-8")
+def test_code_in_the_base_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder may name classes of its own: they are not imported, and nobody is asked whether they may be."""
+    base, trace = shutil.copytree(hub.TINY, tmp_path / "base"), tmp_path / "was run"
+    for name, changes in {
+        "config.json": {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}},
+        "tokenizer_config.json": {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}},
+    }.items():
+        known = json.loads((base / name).read_text(encoding="utf-8"))
+        (base / name).write_text(json.dumps(known | changes), encoding="utf-8")
+    (base / "own.py").write_text(f"open({str(trace)!r}, 'w')\n", encoding="utf-8")
     questions: list[str] = []
     monkeypatch.setattr("builtins.input", lambda question="": questions.append(question))
-    with contextlib.suppress(ValueError):  # transformers refuses a class that only the folder's code defines
-        models.load_tokenizer(tmp_path / "base")
+    with pytest.raises(ValueError, match="custom code"):
+        models.load_tokenizer(base)
     assert not questions and not trace.exists()
