@@ -138,9 +138,9 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
     run_to_delete = run_to_overwrite(request, plan)
     resume = run_to_resume(request.root, plan, "new" if run_to_delete else request.on_existing)
 
-    from fasttune.training.progress import Phases
+    from fasttune.training.progress import PhaseTimer
 
-    phases = Phases()
+    phases = PhaseTimer()
     with phases("import", _("loading torch and Unsloth")):
         from fasttune.analysis import probe
         from fasttune.export import export_run, preflight
@@ -152,7 +152,9 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
     if run_to_delete:
         store.delete(run_to_delete)
     is_trained = resume is not None and resume.status == "finished"
-    record = train.recall(resume) if resume and is_trained else train.train(plan, base, request.root, resume, phases)
+    record = (
+        train.load_record(resume) if resume and is_trained else train.train(plan, base, request.root, resume, phases)
+    )
     if not record.finished:
         return RunResult(record, [], ())
     artifacts = export_run(record.run, base, export_recipe, say)

@@ -1,5 +1,5 @@
-"""On a CUDA card: Unsloth's shared-prefix attention against variable-length attention, memory that really runs out, rows sized
-by what the first one took. Skipped without a card."""
+"""On a GPU: Unsloth's shared-prefix attention against variable-length attention, memory that really runs out, rows sized
+by what the first one took. Skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from series import Series, document, history, losses
 from fasttune.training import hub
 from fasttune.training.prefix_check import TOLERANCE
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 # Heads, heads of keys, width of a head: those of Qwen2.5 0.5B, 1.5B and 3B.
 SHAPES = {"0.5B": (14, 2, 64), "1.5B": (12, 2, 128), "3B": (16, 2, 128)}
@@ -76,7 +76,7 @@ def test_packing_never_changes_the_run(tmp_path: Path, checkpointing: str) -> No
 
 
 def test_memory_really_runs_out(tmp_path: Path) -> None:
-    """The process may use little of the card: the step is planned again until it fits, and its losses are the same."""
+    """The process may use little of the GPU's memory: the step is planned again until it fits, and its losses are the same."""
     base = random_base(tmp_path / "base", "0.5B", layers=12)
     settings = (
         f"model.base={base}", "train.max_steps=2", "train.batch_size=10", "train.gradient_checkpointing=false",
@@ -109,8 +109,8 @@ def test_rows_are_sized_by_the_first_step(tmp_path: Path) -> None:
     assert found["rows_measured"]["step"] == 2 and found["rows_measured"]["tokens_per_row"] >= 256
 
 
-def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_run_resumes(tmp_path: Path) -> None:
     series = Series.new(tmp_path)
     run = series.stop("train.epochs=10", "train.save_steps=100", lines=3)
     done = series.train("train.epochs=10", "train.save_steps=100")
-    assert "goes on from step" in done.stderr and len(losses(run)) == 30
+    assert "resuming at step" in done.stderr and len(losses(run)) == 30

@@ -35,7 +35,7 @@ ARMS = {
         Arm("fasttune-no-packing", "fasttune", ("train.tokens_per_row=0",)),
         Arm("fasttune-neither", "fasttune", ("train.shared_prefix=false", "train.tokens_per_row=0")),
         Arm("fasttune-checkpointing", "fasttune", ("train.gradient_checkpointing=true",)),
-        Arm("fasttune-stock-layers", "fasttune", without=("use_fast_layers",)),
+        Arm("fasttune-stock-layers", "fasttune", without=("use_cpu_layers",)),
     )
 }
 LIMIT = Arm("limit", "limit")  # trains nothing: its process measures the machine's matrix-multiply rates

@@ -1,4 +1,4 @@
-"""The Trainer's callbacks: history, evaluation, checkpoints, the ends of a training; and the time of the first step."""
+"""The Trainer's callbacks: what is written to the history, when to evaluate, save and stop, how long start-up took."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fasttune.runs.history import last_epoch, trim_history
 from fasttune.runs.store import Run
 from fasttune.training import distributed
 from fasttune.training import model as models
-from fasttune.training.progress import Phases
+from fasttune.training.progress import PhaseTimer
 
 models.import_unsloth()  # before transformers' Trainer, which it patches
 
@@ -27,19 +27,20 @@ if TYPE_CHECKING:
 
 
 class RunCallback(TrainerCallback):
-    """Writes the history, and decides when to evaluate, save and stop. Keeps no state that a resume would lose."""
+    """Writes the history and decides when to evaluate, save and stop. It decides from the Trainer's state alone, which
+    a resume restores."""
 
     def __init__(self, trainer: StepTrainer) -> None:
         self.trainer, self.plan = trainer, trainer.plan
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
-        self.trainer.live.start(state.global_step)
-        state.compute_steps(args, state.max_steps)  # a checkpoint's state brings its old run's intervals
+        self.trainer.progress.start(state.global_step)
+        state.compute_steps(args, state.max_steps)  # a checkpoint's state holds its run's intervals, which may differ
         self.trainer.has_ended = state.global_step > self.plan.start.step and self.is_over(state)
-        if self.trainer.writes:
+        if self.trainer.is_rank_zero:
             trim_history(self.trainer.run, state.global_step)
         self.trainer.check_shared_prefixes()
-        self.trainer.clock = time.monotonic()
+        self.trainer.step_began = time.monotonic()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
         self.trainer.steps.epoch = state.global_step // self.plan.steps_per_epoch
@@ -52,9 +53,9 @@ class RunCallback(TrainerCallback):
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_more: Any) -> None:
         if not {"loss", "eval_loss"} & set(logs):
             return
-        if self.trainer.writes:
+        if self.trainer.is_rank_zero:
             files.append_line(self.trainer.run.history, {"step": state.global_step, **logs})
-        self.trainer.live.show(state.global_step, logs)
+        self.trainer.progress.show(state.global_step, logs)
         if "loss" in logs and self.reached_target(state):
             control.should_evaluate = bool(self.plan.dataset.held_out)
             control.should_save = control.should_training_stop = True
@@ -68,23 +69,23 @@ class RunCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def is_over(self, state: TrainerState) -> bool:
-        """Whether a checkpoint was its run's last: its process was killed before it wrote the adapter."""
+        """Whether the run ended at this state, and only its adapter was not written before the process was killed."""
         done = state.global_step >= state.max_steps or self.out_of_patience(self.held_out_losses(state))
         return done or self.reached_target(state)
 
     def held_out_losses(self, state: TrainerState) -> list[float]:
-        """The losses of this run's evaluations."""
+        """The losses of this run's evaluations, in order, those of a parent left out."""
         new = [line for line in state.log_history if line["step"] > self.plan.start.step]
         return [line["eval_loss"] for line in new if "eval_loss" in line]
 
     def out_of_patience(self, losses: Sequence[float]) -> bool:
-        """Whether so many evaluations went by without a better loss that early stopping ends the run."""
+        """Whether the last `train.early_stopping_patience` evaluations brought no lower loss."""
         patience = self.plan.recipe.train.early_stopping_patience
         return bool(patience and losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
     def reached_target(self, state: TrainerState) -> bool:
-        """Whether the last epoch's mean loss and accuracy are as good as train.until asks; the last epoch's, so that
-        every sample counts and one easy step does not end a run."""
+        """Whether the mean loss and accuracy over the last epoch are as good as `train.until` asks. Over an epoch, so
+        that every sample counts and one easy step does not end a run."""
         until, per_epoch = self.plan.recipe.train.until, self.plan.steps_per_epoch
         means = last_epoch(state.log_history, per_epoch)
         if state.global_step < per_epoch or means is None or (until.loss is None and until.token_accuracy is None):
@@ -95,9 +96,10 @@ class RunCallback(TrainerCallback):
 
 
 class FirstStepCallback(TrainerCallback):
-    """Reports the seconds of the first step, set-up of kernels included, and records those of the start-up phases."""
+    """Reports the seconds of the first step, kernel compilation included, and records them with those of the start-up
+    phases in provenance.json."""
 
-    def __init__(self, run: Run, phases: Phases, samples: int, rendered: int) -> None:
+    def __init__(self, run: Run, phases: PhaseTimer, samples: int, rendered: int) -> None:
         self.run, self.phases, self.samples, self.rendered = run, phases, samples, rendered
         self.began = time.monotonic()
         self.over = False
@@ -106,7 +108,7 @@ class FirstStepCallback(TrainerCallback):
         if self.over:
             return
         self.over = True
-        next(p for p in model.parameters() if p.requires_grad).flatten()[0].item()  # waits for the device, this once
-        self.phases.took("first_step", _("first step"), time.monotonic() - self.began)
+        next(p for p in model.parameters() if p.requires_grad).flatten()[0].item()  # waits for the GPU
+        self.phases.record("first_step", _("first step"), time.monotonic() - self.began)
         start = StartRecord(state.global_step, self.phases.seconds, self.samples, self.rendered)
         documents.add_start(self.run, start)

@@ -1,10 +1,12 @@
-"""A decoder layer's own arithmetic on a CPU: products, linear with LoRA, feed-forward, norm. Pure torch.
+"""A decoder layer's own arithmetic on a CPU: matrix products, linear with LoRA, feed-forward, norm. Pure torch.
 
-Autograd would be right here too. The backward passes are written by hand because it keeps more than they need (four
-tensors of the feed-forward's width a layer instead of two) and takes several passes over memory where one will do. On
-a card Unsloth's kernels do all of this.
+Autograd computes the same. The backward passes are written by hand because autograd keeps more than they need (four
+tensors of the feed-forward's width a layer instead of two) and passes several times over memory where once will do. On
+a GPU Unsloth's kernels do all of this.
 
-What this file does not know: packing, Unsloth, PEFT.
+Names: x is the input, h = x A^T its projection to LoRA's rank, y the output; grad_t is the gradient of the loss with
+respect to t. Letters of shapes: T tokens, K inputs, N outputs, r LoRA rank. This file does not know packing, Unsloth or
+PEFT.
 """
 
 from __future__ import annotations
@@ -15,148 +17,156 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-Weights = Sequence[Any]  # of a linear with LoRA: W [N, K] and bias [N] or None, frozen, A [r, K] and B [N, r], trained
+# Of a linear layer with LoRA: W [N, K] and bias [N] or None, both frozen, A [r, K] and B [N, r], both trained.
+LoraWeights = Sequence[Any]
 
-CACHED_ROWS = 128  # 2.5 MB of the inner width of Qwen2.5 0.5B in float32
+CACHED_ROWS = 128  # 2.5 MB of the feed-forward's width of Qwen2.5 0.5B in float32
 
 
-def precise(tensor: torch.Tensor) -> torch.Tensor:
-    """At least float32: what sums and exponentials are taken in."""
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32 or float64, for sums and exponentials."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def matmul(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """rows [T, K] times weight [N, K] transposed; each of them dense, or the transpose of a dense one.
+def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [T, K] times weight [N, K] transposed, plus bias [N]; each matrix dense or the transpose of a dense one.
 
-    In float32 on a CPU by oneDNN instead of MKL, which torch takes by itself: MKL has no AVX-512 for processors that
+    In float32 on a CPU by oneDNN instead of MKL, which is torch's own choice: MKL has no AVX-512 for processors that
     are not Intel's (measured on a Zen 5 with 2 cores: 210 GFLOP/s, oneDNN 480).
     """
-    if rows.device.type == "cpu" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return F.linear(rows, weight, bias)
+    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
 
 
-def lora_forward(rows: torch.Tensor, weights: Weights, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """rows W^T + bias + scaling (rows A^T) B^T, and rows A^T for the backward pass."""
+def lora_forward(x: torch.Tensor, weights: LoraWeights, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = x W^T + bias + scaling h B^T, and h = x A^T for the backward pass."""
     weight, bias, a, b = weights
-    down = matmul(rows, a.to(weight.dtype))
-    return matmul(rows, weight, bias).addmm_(down, b.to(weight.dtype).T, alpha=scaling), down
+    h = matmul(x, a.to(weight.dtype))
+    return matmul(x, weight, bias).addmm_(h, b.to(weight.dtype).T, alpha=scaling), h
 
 
-def rows_gradient(upstream: torch.Tensor, up: torch.Tensor, weights: Weights) -> torch.Tensor:
-    """Of `lora_forward`, where `up` is the gradient of rows A^T."""
+def input_gradient(grad_y: torch.Tensor, grad_h: torch.Tensor, weights: LoraWeights) -> torch.Tensor:
+    """grad_x = grad_y W + grad_h A."""
     weight, _bias, a, _b = weights
-    return matmul(upstream, weight.T).addmm_(up, a.to(weight.dtype))
+    return matmul(grad_y, weight.T).addmm_(grad_h, a.to(weight.dtype))
 
 
-def up_gradient(upstream: torch.Tensor, weights: Weights, scaling: float) -> torch.Tensor:
-    """Of rows A^T, which `lora_forward` returns beside its result."""
+def projection_gradient(grad_y: torch.Tensor, weights: LoraWeights, scaling: float) -> torch.Tensor:
+    """grad_h = scaling grad_y B."""
     weight, _bias, _a, b = weights
-    return matmul(upstream, b.to(weight.dtype).T).mul_(scaling)
+    return matmul(grad_y, b.to(weight.dtype).T).mul_(scaling)
 
 
 def adapter_gradients(
-    upstream: torch.Tensor, up: torch.Tensor, rows: torch.Tensor, down: torch.Tensor, weights: Weights, scaling: float
+    grad_y: torch.Tensor, grad_h: torch.Tensor, x: torch.Tensor, h: torch.Tensor, weights: LoraWeights, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of A and B; with the long dimension inside, in the order in which oneDNN is several times faster."""
+    """grad_A = grad_h^T x and grad_B = scaling grad_y^T h, as products whose inner dimension is T: in this order oneDNN
+    is several times faster."""
     _weight, _bias, a, b = weights
-    for_a, for_b = matmul(up.T, rows.T), matmul(down.T, upstream.T).T
-    return for_a.to(a.dtype), for_b.to(b.dtype).mul(scaling)
+    grad_a, grad_b = matmul(grad_h.T, x.T), matmul(h.T, grad_y.T).T
+    return grad_a.to(a.dtype), grad_b.to(b.dtype).mul(scaling)
 
 
 def lora_backward(
-    upstream: torch.Tensor, rows: torch.Tensor, down: torch.Tensor, weights: Weights, scaling: float
+    grad_y: torch.Tensor, x: torch.Tensor, h: torch.Tensor, weights: LoraWeights, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of rows, A and B."""
-    up = up_gradient(upstream, weights, scaling)
-    return rows_gradient(upstream, up, weights), *adapter_gradients(upstream, up, rows, down, weights, scaling)
+    """Gradients of x, A and B."""
+    grad_h = projection_gradient(grad_y, weights, scaling)
+    return input_gradient(grad_y, grad_h, weights), *adapter_gradients(grad_y, grad_h, x, h, weights, scaling)
 
 
 class LoraLinear(torch.autograd.Function):
-    """x [..., K] to x W^T + bias + scaling (x A^T) B^T."""
+    """y = x W^T + bias + scaling (x A^T) B^T; x [..., K], y [..., N]."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scaling: float, *weights: Any) -> torch.Tensor:
-        rows = as_rows(x, weights)
-        out, down = lora_forward(rows, weights, scaling)
-        ctx.save_for_backward(rows, down, *weights)
+        rows = flatten_tokens(x, weights)
+        y, h = lora_forward(rows, weights, scaling)
+        ctx.save_for_backward(rows, h, *weights)
         ctx.shape, ctx.dtype, ctx.scaling = x.shape, x.dtype, scaling
-        return out.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, down, *weights = ctx.saved_tensors
-        upstream = as_rows(output_gradients[0], weights)
-        up = up_gradient(upstream, weights, ctx.scaling)
-        for_x = None
+        rows, h, *weights = ctx.saved_tensors
+        grad_y = flatten_tokens(output_gradients[0], weights)
+        grad_h = projection_gradient(grad_y, weights, ctx.scaling)
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            for_x = rows_gradient(upstream, up, weights).view(ctx.shape).to(ctx.dtype)
-        return for_x, None, None, None, *adapter_gradients(upstream, up, rows, down, weights, ctx.scaling)
+            grad_x = input_gradient(grad_y, grad_h, weights).view(ctx.shape).to(ctx.dtype)
+        return grad_x, None, None, None, *adapter_gradients(grad_y, grad_h, rows, h, weights, ctx.scaling)
 
 
 class LoraMlp(torch.autograd.Function):
-    """down(silu(gate(x)) * up(x)) with three LoRA linears; x [..., K], their weights one after the other.
+    """y = down(silu(gate(x)) * up(x)) of three LoRA linears; x and y [..., K]. `weights` are those of gate, up and
+    down, four each.
 
-    Of the four tensors of the inner width that a backward pass needs, only gate and up are kept. The other two are
-    computed again in a pass that reads these anyway.
+    Of the four tensors of the feed-forward's width that a backward pass needs, only gate(x) and up(x) are kept. The
+    other two, silu(gate(x)) and the product, are computed again while these are read.
     """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scalings: tuple[float, float, float], *weights: Any) -> torch.Tensor:
-        rows = as_rows(x, weights)
-        gate, gate_down = lora_forward(rows, weights[:4], scalings[0])
-        up, up_down = lora_forward(rows, weights[4:8], scalings[1])
+        rows = flatten_tokens(x, weights)
+        gate, gate_h = lora_forward(rows, weights[:4], scalings[0])
+        up, up_h = lora_forward(rows, weights[4:8], scalings[1])
         inner = F.silu(gate).mul_(up)
-        out, inner_down = lora_forward(inner, weights[8:], scalings[2])
-        ctx.save_for_backward(rows, gate, gate_down, up, up_down, inner_down, *weights)
+        y, down_h = lora_forward(inner, weights[8:], scalings[2])
+        ctx.save_for_backward(rows, gate, gate_h, up, up_h, down_h, *weights)
         ctx.shape, ctx.dtype, ctx.scalings = x.shape, x.dtype, scalings
-        return out.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, gate, gate_down, up, up_down, inner_down, *weights = ctx.saved_tensors
+        rows, gate, gate_h, up, up_h, down_h, *weights = ctx.saved_tensors
         gate_weights, up_weights, down_weights = weights[:4], weights[4:8], weights[8:]
         gate_scaling, up_scaling, down_scaling = ctx.scalings
-        upstream = as_rows(output_gradients[0], weights)
-        for_down = up_gradient(upstream, down_weights, down_scaling)
-        inner, for_gate, for_up = gated_backward(rows_gradient(upstream, for_down, down_weights), gate, up)
-        last = adapter_gradients(upstream, for_down, inner, inner_down, down_weights, down_scaling)
-        for_x, *second = lora_backward(for_up, rows, up_down, up_weights, up_scaling)
-        more, *first = lora_backward(for_gate, rows, gate_down, gate_weights, gate_scaling)
-        for_x += more
-        for_x = for_x.view(ctx.shape).to(ctx.dtype)
-        return for_x, None, None, None, *first, None, None, *second, None, None, *last
+        grad_y = flatten_tokens(output_gradients[0], weights)
+        grad_h = projection_gradient(grad_y, down_weights, down_scaling)
+        inner, grad_gate, grad_up = gated_backward(input_gradient(grad_y, grad_h, down_weights), gate, up)
+        of_down = adapter_gradients(grad_y, grad_h, inner, down_h, down_weights, down_scaling)
+        grad_x, *of_up = lora_backward(grad_up, rows, up_h, up_weights, up_scaling)
+        through_gate, *of_gate = lora_backward(grad_gate, rows, gate_h, gate_weights, gate_scaling)
+        grad_x += through_gate
+        grad_x = grad_x.view(ctx.shape).to(ctx.dtype)
+        return grad_x, None, None, None, *of_gate, None, None, *of_up, None, None, *of_down
 
 
-def as_rows(x: torch.Tensor, weights: Weights) -> torch.Tensor:
-    """x [..., K] as a matrix of the weights' type."""
+def flatten_tokens(x: torch.Tensor, weights: LoraWeights) -> torch.Tensor:
+    """x [..., K] as a matrix [T, K] of the base weight's type."""
     return x.reshape(-1, x.shape[-1]).to(weights[0].dtype)
 
 
 def gated_backward(
-    upstream: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
+    grad_inner: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """silu(gate) * up once more, and the gradients of gate and up; `upstream` is overwritten.
+    """inner = silu(gate) * up once more, and the gradients of gate and up; `grad_inner` is overwritten.
 
-    Some rows at a time, so that what several passes read stays in the processor's cache.
+        grad_up = silu(gate) * grad_inner        grad_gate = silu'(gate) * up * grad_inner
+
+    CACHED_ROWS rows at a time, so that what several passes read stays in the processor's cache.
     """
-    inner, for_up = torch.empty_like(gate), torch.empty_like(up)
+    inner, grad_up = torch.empty_like(gate), torch.empty_like(up)
     for start in range(0, len(gate), CACHED_ROWS):
         part = slice(start, start + CACHED_ROWS)
-        active = F.silu(gate[part])
-        torch.mul(active, up[part], out=inner[part])
-        torch.mul(active, upstream[part], out=for_up[part])
-        through = upstream[part].mul_(up[part])
-        torch.ops.aten.silu_backward.grad_input(through, gate[part], grad_input=through)
-    return inner, upstream, for_up
+        activation = F.silu(gate[part])
+        torch.mul(activation, up[part], out=inner[part])
+        torch.mul(activation, grad_inner[part], out=grad_up[part])
+        grad_activation = grad_inner[part].mul_(up[part])
+        torch.ops.aten.silu_backward.grad_input(grad_activation, gate[part], grad_input=grad_activation)
+    return inner, grad_inner, grad_up
 
 
 class RmsNorm(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension, for a frozen weight (arXiv 1910.07467)."""
+    """y = weight * x s with s = 1 / sqrt(mean(x^2) + epsilon), over the last dimension [K] (arXiv 1910.07467).
+
+    The weight is frozen. With g = weight * grad_y: grad_x = s g - x s^3 (g . x) / K.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        wide = precise(x)
+        wide = at_least_float32(x)
         squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         scale = squares.div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
@@ -165,8 +175,8 @@ class RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
-        wide = precise(x)
-        upstream = precise(output_gradients[0]) * weight
-        along = torch.linalg.vecdot(upstream, wide)[..., None]
-        for_x = upstream.mul_(scale).addcmul_(wide, along * scale**3, value=-1 / x.shape[-1])
-        return for_x.to(x.dtype), None, None
+        wide = at_least_float32(x)
+        g = at_least_float32(output_gradients[0]) * weight
+        dot = torch.linalg.vecdot(g, wide)[..., None]
+        grad_x = g.mul_(scale).addcmul_(wide, dot * scale**3, value=-1 / x.shape[-1])
+        return grad_x.to(x.dtype), None, None

@@ -1,12 +1,14 @@
-"""The device that trains: which one, its number type, its memory and its random state. Everything torch-specific about
-CPU and CUDA that the rest of training must not know.
+"""The device that trains: which one, its number type, its memory and its random state. What differs between CPU and
+CUDA is here, so that the rest of training need not ask.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,28 +25,26 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "cuda"]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")
-
-
-# The device ---------------------------------------------------------------------------------------------------------
+OOM_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")
 
 
 def device_type() -> Device:
-    """`cuda` where a card can be driven, else `cpu`; never a silent fall back.
+    """`cuda` where torch can use a GPU, else `cpu`.
 
-    Raises FasttuneError where the machine shows a card that this torch can't drive.
+    Raises FasttuneError where the machine has a GPU that this torch cannot use, instead of training on the CPU
+    silently; UNSLOTH_FORCE_CPU=1 asks for the CPU.
     """
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
-    card = visible_gpu()
-    if card and os.environ.get("UNSLOTH_FORCE_CPU") != "1":
+    gpu = visible_gpu()
+    if gpu and os.environ.get("UNSLOTH_FORCE_CPU") != "1":
         raise error(
             "gpu-not-usable",
             _(
-                "this machine has a card ({card}), but torch {version} can't use it",
-                card=card,
+                "this machine has a GPU ({gpu}), but torch {version} can't use it",
+                gpu=gpu,
                 version=torch.__version__,
             ),
             why=_(
@@ -57,20 +57,21 @@ def device_type() -> Device:
     return "cpu"
 
 
-def shares_prefixes() -> bool:
-    """Whether this machine's attention can share prefixes: on CPU, and on cards of compute capability 8.0 and above."""
+def supports_shared_prefixes() -> bool:
+    """Whether attention can share prefixes here: on a CPU, and on GPUs of compute capability 8.0 and above."""
     import torch
 
     return device_type() == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
 
 
-def checks_sharing() -> bool:
-    """Whether shared prefixes are checked before the first step: on a card, whose kernel is not ours."""
+def needs_prefix_check() -> bool:
+    """Whether prefix_check.py checks shared prefixes before the first step: on a GPU, whose kernel is Unsloth's."""
     return device_type() == "cuda"
 
 
 def compute_dtype(recipe: ModelRecipe) -> torch.dtype:
-    """What the model computes in: the recipe's word, or bf16 where the card has it, else fp16; float32 on a CPU."""
+    """The number type the model computes in: model.dtype, or for "auto" bfloat16 where the GPU has it, else float16;
+    float32 on a CPU."""
     import torch
 
     if recipe.dtype != "auto":
@@ -81,14 +82,14 @@ def compute_dtype(recipe: ModelRecipe) -> torch.dtype:
 
 
 def precision(recipe: ModelRecipe) -> dict[str, bool]:
-    """The same as the Trainer's mixed-precision flag; the adapter's weights stay float32."""
+    """`compute_dtype` as TrainingArguments' flag for mixed precision; the adapter's weights stay float32."""
     flag = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(compute_dtype(recipe)))
     return {flag: True} if flag else {}
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a step has freed for the next one, instead of giving the kernel 200 MB a layer back and
-    having it zeroed again (7 % of a step; other C libraries have no such call and do as they do)."""
+    """Let glibc keep the memory that a step has freed for the next one. Otherwise it returns 200 MB a layer to the
+    kernel, which zeroes them again: 7 % of a step. Other C libraries have no such setting."""
     import ctypes
 
     with contextlib.suppress(AttributeError, OSError):
@@ -98,8 +99,8 @@ def keep_freed_memory() -> None:
 
 
 def free_memory() -> int:
-    """Bytes that can still be had: of the card where one is used, torch's own unused ones included, else of the
-    machine."""
+    """Bytes that can still be allocated: on the GPU, those that torch has reserved and does not use included; on a CPU
+    this process's share of the machine's memory."""
     import psutil
     import torch
 
@@ -109,7 +110,7 @@ def free_memory() -> int:
 
 
 def used_memory() -> int:
-    """Peak bytes of this process since its first step: reserved on the card where one is used, else resident."""
+    """Peak bytes of this process: reserved by torch on the GPU, on a CPU resident."""
     import resource
 
     import torch
@@ -120,41 +121,41 @@ def used_memory() -> int:
 
 
 def reset_peak() -> int:
-    """Let `peak_memory` begin anew; the bytes in use now."""
+    """Reset what `peak_memory` measures; returns the bytes in use now."""
     import torch
 
     if device_type() == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    with contextlib.suppress(OSError):  # without it the peak of the process's whole life counts
+    with contextlib.suppress(OSError):  # not permitted: the peak stays that of the process's whole life
         Path("/proc/self/clear_refs").write_text("5")
-    return resident("VmRSS")
+    return resident_bytes("VmRSS")
 
 
 def peak_memory() -> int:
-    """Most bytes that were in use since `reset_peak`: on the card, else resident."""
+    """Peak bytes in use since `reset_peak`: allocated by torch on the GPU, on a CPU resident."""
     import torch
 
-    return torch.cuda.max_memory_allocated() if device_type() == "cuda" else resident("VmHWM")
+    return torch.cuda.max_memory_allocated() if device_type() == "cuda" else resident_bytes("VmHWM")
 
 
-def resident(field: str) -> int:
-    """A figure of this process as Linux counts it: VmRSS now, VmHWM at most."""
+def resident_bytes(field: str) -> int:
+    """A field of /proc/self/status in bytes: VmRSS (resident now) or VmHWM (peak)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether an error says that memory ran out: a card's, the CPU allocator's or Python's own."""
+    """Whether an error says that memory ran out: torch's on a GPU, that of its CPU allocator, or Python's own."""
     import torch
 
     if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(problem, RuntimeError) and any(sign in str(problem) for sign in NO_MEMORY)
+    return isinstance(problem, RuntimeError) and any(text in str(problem) for text in OOM_MESSAGES)
 
 
 def release_memory() -> None:
-    """Hand back what a failed attempt has left."""
+    """Free what a failed attempt has left: unreachable tensors and torch's unused GPU memory."""
     import torch
 
     gc.collect()
@@ -163,16 +164,22 @@ def release_memory() -> None:
 
 
 def random_state() -> list[torch.Tensor]:
-    """The generators that dropout draws from."""
+    """The states of the generators that dropout draws from: torch's on the CPU and, where one is used, on the GPU."""
     import torch
 
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if device_type() == "cuda" else [])]
 
 
 def set_random_state(states: Sequence[torch.Tensor]) -> None:
-    """Put the generators where they were."""
+    """Restore what `random_state` returned."""
     import torch
 
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state(states[1])
+
+
+def random_state_digest() -> str:
+    """sha256 of the states of the random generators of Python, torch and the GPU."""
+    states = [state.numpy().tobytes() for state in random_state()]
+    return hashlib.sha256(b"".join([repr(random.getstate()).encode(), *states])).hexdigest()

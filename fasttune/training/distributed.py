@@ -1,11 +1,12 @@
-"""Several processes that train one run: torchrun or accelerate launch started them, each with a card of its own.
+"""Several processes that train one run: torchrun or accelerate launch starts them, each with a GPU of its own.
 
-The first process asks, plans, speaks and writes; the others get their task from it and train along (train.py). Each
-computes its part of a step's samples, and one sum over the LoRA gradients a step keeps the weights equal everywhere
+Rank 0 asks, plans, speaks and writes; the workers get their task from it (train.train_as_worker). Each rank computes
+its part of a step's samples, and one all-reduce of the LoRA gradients a step keeps the weights equal on all of them
 (E4).
 
-transformers' Trainer is not told: wrapped by it, a model would sum its gradients after every row, and its losses and
-its data would be divided in ways of its own. With one process the functions here hand back what they are given.
+transformers' Trainer does not know about the ranks: it would wrap the model in DistributedDataParallel, which sums the
+gradients after every row, and divide data and losses in its own way. With one process the functions here return what
+they are given.
 """
 
 from __future__ import annotations
@@ -21,37 +22,38 @@ if TYPE_CHECKING:
     import torch
 
 Value = TypeVar("Value")
-NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-LONG = datetime.timedelta(days=7)  # the first process may wait for an answer at its terminal
+REQUIRED_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+TIMEOUT = datetime.timedelta(days=7)  # rank 0 may wait for an answer at its terminal
 
 
 def initialize() -> int:
-    """Meet the other processes; the number of this one. To be called before anything touches a card.
+    """Join the process group that the environment describes; returns this process's rank. Call it before anything
+    uses a GPU.
 
-    Raises UsageError where WORLD_SIZE speaks of others, but not how to meet them.
+    Raises UsageError where WORLD_SIZE is above 1 and a variable that torch.distributed needs is missing.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0
-    missing = [name for name in NEEDED if name not in os.environ]
+    missing = [name for name in REQUIRED_VARIABLES if name not in os.environ]
     if missing:
         raise usage_error(
             "several-processes",
             _("WORLD_SIZE is {size}, but {names} is not set", size=os.environ["WORLD_SIZE"], names=", ".join(missing)),
-            fix=_("start it with: torchrun --nproc_per_node 2 -m fasttune run RECIPE"),
+            fix=_("start it with: `torchrun --nproc_per_node 2 -m fasttune run RECIPE`"),
         )
     import torch.distributed
 
-    local = int(os.environ["LOCAL_RANK"])
-    cards = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    os.environ["CUDA_VISIBLE_DEVICES"] = cards[local] if cards[0] and local < len(cards) else str(local)
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=LONG)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # from here on libraries see one process with one card
+    local_rank = int(os.environ["LOCAL_RANK"])
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local_rank] if gpus[0] and local_rank < len(gpus) else str(local_rank)
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # from here on libraries see one process with one GPU
         del os.environ[name]
     return torch.distributed.get_rank()
 
 
 def finalize() -> None:
-    """Part from the others."""
+    """Leave the process group."""
     import torch.distributed
 
     if world_size() > 1:
@@ -59,35 +61,35 @@ def finalize() -> None:
 
 
 def exit_worker() -> NoReturn:
-    """End a process that has trained along, at once: the interpreter's way out aborts now and then after a group of
-    gloo's was there (torch 2.13), torchrun would call that a failure, and there is nothing left to write."""
+    """End a worker at once, without the interpreter's shutdown: after a gloo process group it aborts now and then
+    (torch 2.13), which torchrun would report as a failure, and a worker has nothing left to write."""
     finalize()
     os._exit(0)
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """How many processes train this run."""
     import torch.distributed
 
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process among them; 0 writes."""
+    """The number of this process among them, from 0."""
     import torch.distributed
 
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def local_world_size() -> int:
-    """How many of them share this machine's memory."""
+    """How many processes of this run share this machine's memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
 def broadcast_from_rank0(value: Any) -> Any:
-    """What the first process hands in, in every process.
+    """Rank 0's value, on every rank; what the others pass is ignored.
 
-    Raises RuntimeError in the others where the first one has ended.
+    Raises RuntimeError on the workers where rank 0 has ended.
     """
     import torch.distributed
 
@@ -99,12 +101,12 @@ def broadcast_from_rank0(value: Any) -> Any:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set in one of the processes. Waits for the others, not for a card."""
+    """Whether the flag is set on any rank. Waits for the other processes, not for the GPU."""
     return all_reduce_scalars([flag])[0] > 0
 
 
 def first_from_ranks(value: Value | None) -> Value | None:
-    """The value of the first process that has one."""
+    """The value of the lowest rank that has one, None where none has."""
     import torch.distributed
 
     if world_size() == 1 or not any_rank(value is not None):
@@ -115,7 +117,7 @@ def first_from_ranks(value: Value | None) -> Value | None:
 
 
 def all_reduce_min(number: float) -> float:
-    """The smallest of all processes' numbers."""
+    """The smallest number of all ranks."""
     import torch.distributed
 
     if world_size() == 1:
@@ -126,7 +128,7 @@ def all_reduce_min(number: float) -> float:
 
 
 def all_reduce_scalars(numbers: Sequence[float]) -> list[float]:
-    """Each number summed over all processes, in float64."""
+    """Each number summed over all ranks, in float64."""
     import torch.distributed
 
     if world_size() == 1:
@@ -137,7 +139,7 @@ def all_reduce_scalars(numbers: Sequence[float]) -> list[float]:
 
 
 def all_reduce_sum(tensors: Sequence[torch.Tensor]) -> None:
-    """Sum each tensor over all processes, in place: one message for all of them, in float32 or wider."""
+    """Sum each tensor over all ranks, in place: one collective call for all of them, in float32 or wider."""
     import torch.distributed
 
     if world_size() == 1:

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fasttune.console import _, error
 from fasttune.recipe.schema import ModelRecipe
 
-if TYPE_CHECKING:
-    pass
-
-
 TINY = Path(__file__).parent.parent / "tiny"
 
 
-# Where the base is --------------------------------------------------------------------------------------------------
-
-
 def locate(recipe: ModelRecipe) -> Path:
-    """The local folder of the base: `builtin:tiny`, a folder, or a hub's snapshot (downloaded once, then from its
-    cache).
+    """The local folder of the base: that of `builtin:tiny`, a folder, or a hub's snapshot, which is downloaded once and
+    taken from the hub's cache then.
 
-    Raises FasttuneError where the name is unknown or the hub can't be reached.
+    Raises FasttuneError where the name is unknown, the hub cannot be reached or the folder lacks a file.
     """
     if recipe.base == "builtin:tiny":
         return TINY
@@ -36,12 +28,12 @@ def locate(recipe: ModelRecipe) -> Path:
 
 
 def looks_like_path(base: str) -> bool:
-    """Whether a base that is no folder was meant as one: hub names are `owner/name`."""
+    """Whether a base that is no folder was meant as one: names on a hub are `owner/name`."""
     return base.startswith((".", "/", "~")) or base.count("/") != 1 or "\\" in base
 
 
 def require_model_folder(folder: Path) -> Path:
-    """The folder, if it holds a Hugging Face checkpoint; a message that names what is missing otherwise."""
+    """The folder, if it holds a complete Hugging Face checkpoint. Raises FasttuneError naming what is missing."""
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
     missing += [] if weights else ["*.safetensors"]
@@ -60,7 +52,10 @@ def require_model_folder(folder: Path) -> Path:
 
 
 def download_from_hub(name: str, revision: str | None) -> Path:
-    """A snapshot by huggingface_hub, which honours HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE."""
+    """A snapshot by huggingface_hub, which honors HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE.
+
+    Raises FasttuneError where the hub has no such model, or cannot be reached and the cache holds no copy.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -70,7 +65,7 @@ def download_from_hub(name: str, revision: str | None) -> Path:
     except RepositoryNotFoundError as reason:
         raise error(
             "base-not-found",
-            _("the hub knows no model {name}", name=name),
+            _("the hub has no model {name}", name=name),
             where="model.base",
             why=str(reason).splitlines()[0],
             fix=_("check the spelling (Qwen/Qwen2.5-0.5B-Instruct); a private model needs HF_TOKEN"),
@@ -89,7 +84,10 @@ def download_from_hub(name: str, revision: str | None) -> Path:
 
 
 def download_from_modelscope(name: str, revision: str | None) -> Path:
-    """A snapshot by the modelscope package, which the user installs when they want it."""
+    """A snapshot by the modelscope package, which is not among fasttune's requirements.
+
+    Raises FasttuneError where the package is missing or the download fails.
+    """
     try:
         from modelscope import snapshot_download
     except ImportError:
@@ -97,14 +95,14 @@ def download_from_modelscope(name: str, revision: str | None) -> Path:
             "modelscope-missing",
             _("the package modelscope is not installed"),
             where="model.mirror",
-            fix=_("install it with: .venv/bin/python -m pip install modelscope"),
+            fix=_("install it with: `.venv/bin/python -m pip install modelscope`"),
         ) from None
     try:
         return Path(snapshot_download(name, revision=revision))
     except (OSError, ValueError) as reason:
         raise error(
             "hub-unreachable",
-            _("ModelScope did not give {name}", name=name),
+            _("{name} can't be downloaded from ModelScope", name=name),
             where="model.base",
             why=str(reason).splitlines()[0],
             fix=_("check the name and the connection, or name a local folder as base"),

@@ -1,4 +1,4 @@
-"""What a history line says of the steps since the last one."""
+"""The figures of a line of history.jsonl: sums over the steps since the last line."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fasttune.training.row_budget import GIB
 
 @dataclass
 class MetricsSinceLog:
-    """Sums over the steps since the last logged one. `loss` (of supervised tokens) and `hits` (top-1) stay on the
-    device, so that no step waits for it."""
+    """Sums over the steps since the last logged one. `loss` (nats) and `hits` (top-1), over supervised tokens, stay on
+    the device, so that no step waits for it."""
 
     loss: torch.Tensor
     hits: torch.Tensor
@@ -28,11 +28,11 @@ class MetricsSinceLog:
 
     @classmethod
     def zero(cls, where: torch.device) -> MetricsSinceLog:
-        """Nothing since the last logged step."""
+        """The sums over no step, on a device."""
         return cls(torch.zeros((), device=where), torch.zeros((), dtype=torch.long, device=where))
 
     def add(self, step: Step, loss: torch.Tensor, hits: torch.Tensor, seconds: float) -> None:
-        """Count one step; loss and hits are sums over its supervised tokens."""
+        """Add one step; loss and hits are sums over its supervised tokens, `seconds` is the time it took."""
         self.loss, self.hits = self.loss + loss, self.hits + hits
         self.supervised += step.supervised
         self.tokens += step.tokens
@@ -42,20 +42,20 @@ class MetricsSinceLog:
         self.seconds += seconds
 
     def document(self, tokens_seen: int) -> UnloggedMetrics:
-        """The sums for a checkpoint, exact: a float32 is a Python float."""
+        """The sums for a checkpoint, exact: every float32 is a Python float."""
         sums = asdict(self) | {"loss": self.loss.item(), "hits": self.hits.item()}
         return UnloggedMetrics(**sums, tokens_seen=tokens_seen)
 
     @classmethod
     def read(cls, document: UnloggedMetrics, where: torch.device) -> MetricsSinceLog:
-        """The sums that a checkpoint holds."""
+        """The sums that a checkpoint's window.json holds."""
         sums = asdict(document)
         del sums["tokens_seen"]
         on_device = {name: torch.tensor(sums[name], device=where) for name in ("loss", "hits")}
         return cls(**sums | on_device)
 
     def figures(self) -> dict[str, float]:
-        """The fields of a history line; waits for the device."""
+        """The fields of a line of history.jsonl, means over the summed steps; waits for the device."""
         loss, hits = self.loss.item(), self.hits.item()
         return {
             "loss": loss / self.supervised,

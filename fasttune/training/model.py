@@ -1,12 +1,12 @@
-"""The model: every touch of Unsloth and PEFT. Loads the base, adds LoRA, runs a row through it.
+"""The model: every call of Unsloth and PEFT. Loads the base, adds LoRA, computes a row.
 
-Unsloth has two back ends with one interface. On a CUDA GPU it replaces the forward passes with its Triton kernels and
-takes a row's layout as `prefix_seg_info` or `packed_seq_lengths`; without a GPU it loads stock transformers, and the
-attention of engine.py is registered there. `hidden_states` hides the difference; above this file nobody knows which
-one runs.
+Unsloth has two back ends with one interface. On a GPU it replaces the forward passes with its Triton kernels and takes
+a row's layout as `prefix_seg_info` or `packed_seq_lengths`; without one it loads stock transformers, to which this file
+adds the attention of engine.py and the layers of cpu_layers.py. `hidden_states` hides the difference: its callers do
+not know which back end runs.
 
-Settings that Unsloth reads from the environment are made here, once, before it is imported: no statistics ping (it can
-block for two minutes), no installer, the compile cache in one place, banners off stdout.
+The environment variables that Unsloth reads are set here, before it is imported: no statistics request (it can block
+for two minutes), no installer, one folder for compiled kernels, no banners on stdout.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ FLEX_BLOCK = 128  # Unsloth's shared-prefix kernel pads every layer's Q, K and V
 
 
 def load_tokenizer(base: Path) -> Any:
-    """The base's own tokenizer (Hugging Face, fast)."""
+    """The tokenizer in the base's folder. Code that the folder may hold is never run."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(base)
+    return AutoTokenizer.from_pretrained(base, trust_remote_code=False)
 
 
-def load(base: Path, recipe: ModelRecipe) -> Any:
-    """The frozen base through Unsloth: bf16 or fp16 (or NF4) on a card, float32 on CPU."""
+def load_base(base: Path, recipe: ModelRecipe) -> Any:
+    """The frozen base, loaded by Unsloth in `device.compute_dtype`, or with its weights in NF4 for `load_in_4bit`."""
     fast_language_model = import_unsloth()
     with quiet():
         model, _tokenizer = fast_language_model.from_pretrained(
@@ -60,7 +60,10 @@ def load(base: Path, recipe: ModelRecipe) -> Any:
 
 
 def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) -> Any:
-    """A PeftModel with fresh LoRA weights on the recipe's linear layers, its attention set up for packed rows."""
+    """A PeftModel with fresh LoRA weights on the recipe's linear layers, its attention set up for packed rows.
+
+    `checkpointing`: use gradient checkpointing.
+    """
     fast_language_model = import_unsloth()
     with quiet():
         model = fast_language_model.get_peft_model(
@@ -76,28 +79,29 @@ def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) 
     if device.device_type() == "cpu":
         register_attention()
         model.get_base_model().set_attn_implementation(ATTENTION)
-        use_fast_layers(model)
+        use_cpu_layers(model)
         device.keep_freed_memory()
     return model
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """LoRA weights in PEFT's layout, safetensors."""
+    """Write the LoRA weights in PEFT's layout: adapter_config.json and adapter_model.safetensors."""
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
 
 
 def load_adapter(model: Any, folder: Path) -> None:
-    """Put the weights of an adapter of the same shape into a model that has one."""
+    """Load the weights of an adapter folder into a model that has an adapter of the same shape."""
     model.load_adapter(str(folder), "default", is_trainable=True)
 
 
 def import_unsloth() -> Any:
-    """Unsloth's FastLanguageModel; it must come before transformers' trainer is used, so train.py asks for it first."""
+    """Unsloth's FastLanguageModel. Unsloth patches transformers' Trainer, so modules that import the Trainer call this
+    first."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fasttune" / "unsloth"
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache))
-    for name in ("bitsandbytes.backends.cpu.ops", "unsloth"):  # a filter: levels are set anew by what is imported
+    for name in ("bitsandbytes.backends.cpu.ops", "unsloth"):  # a filter, since the import sets levels anew
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     with quiet():
         from unsloth import FastLanguageModel
@@ -110,7 +114,8 @@ def import_unsloth() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Unsloth announces itself with print and warnings; stdout is for data, so they go nowhere unless asked for."""
+    """Drop what is printed to stdout, and warnings: Unsloth announces itself there, and stdout is for data.
+    FASTTUNE_DEBUG=1 keeps both."""
     if os.environ.get("FASTTUNE_DEBUG"):
         yield
         return
@@ -119,11 +124,12 @@ def quiet() -> Iterator[None]:
         yield
 
 
-# Running ------------------------------------------------------------------------------------------------------------
+# Computing a row ----------------------------------------------------------------------------------------------------
 
 
 def register_attention() -> None:
-    """Make engine.attention known to transformers; without a mask function of that name, no T x T mask is built."""
+    """Register engine.attention with transformers. No mask function of that name is registered, so transformers builds
+    no T x T mask."""
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -139,17 +145,18 @@ def register_attention() -> None:
         spans: Any = None,
         **more: Any,
     ) -> tuple[Any, None]:
-        if spans is None:  # a single sequence, as in generate(): nothing is packed, plain causal attention is right
+        if spans is None:  # one sequence, as in generate(): nothing is packed, plain causal attention
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
         return engine.attention(query, key, value, spans, scaling), None
 
     AttentionInterface.register(ATTENTION, packed)
 
 
-def use_fast_layers(model: Any) -> None:
-    """Run norms, feed-forward and linears with LoRA through layers.py; Unsloth has kernels for them on a card only.
+def use_cpu_layers(model: Any) -> None:
+    """Compute norms, feed-forward and linears with LoRA by cpu_layers.py; Unsloth has kernels for them on GPUs only.
 
-    What these do not know (an adapter switched off, merged or with dropout; another activation) goes on as it was.
+    Cases that cpu_layers.py does not cover keep their own forward pass: an adapter that is disabled, merged or has
+    dropout, and another activation than SiLU.
     """
     from peft.tuners.lora import Linear
     from transformers.activations import SiLUActivation
@@ -157,18 +164,18 @@ def use_fast_layers(model: Any) -> None:
 
     from fasttune.training import cpu_layers
 
-    def norm(layer: Any, _plain: Any, x: torch.Tensor) -> torch.Tensor:
+    def norm(layer: Any, _forward: Any, x: torch.Tensor) -> torch.Tensor:
         return cpu_layers.RmsNorm.apply(x, layer.weight, layer.variance_epsilon)
 
-    def linear(layer: Any, plain: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if args or kwargs or not plain_lora(layer):
-            return plain(x, *args, **kwargs)
+    def linear(layer: Any, forward: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args or kwargs or not is_plain_lora(layer):
+            return forward(x, *args, **kwargs)
         return cpu_layers.LoraLinear.apply(x, lora_scaling(layer), *lora_weights(layer))
 
-    def mlp(layer: Any, plain: Any, x: torch.Tensor) -> torch.Tensor:
+    def mlp(layer: Any, forward: Any, x: torch.Tensor) -> torch.Tensor:
         parts = layer.gate_proj, layer.up_proj, layer.down_proj
-        if not all(isinstance(part, Linear) and plain_lora(part) for part in parts):
-            return plain(x)
+        if not all(isinstance(part, Linear) and is_plain_lora(part) for part in parts):
+            return forward(x)
         weights = [tensor for part in parts for tensor in lora_weights(part)]
         return cpu_layers.LoraMlp.apply(x, tuple(map(lora_scaling, parts)), *weights)
 
@@ -181,8 +188,8 @@ def use_fast_layers(model: Any) -> None:
             layer.forward = functools.partial(norm, layer, layer.forward)
 
 
-def plain_lora(layer: Any) -> bool:
-    """Whether a PEFT linear is its base plus one adapter, nothing else."""
+def is_plain_lora(layer: Any) -> bool:
+    """Whether a PEFT linear computes its base layer plus one adapter: enabled, not merged, without dropout."""
     import torch
 
     (name,) = layer.active_adapters
@@ -190,24 +197,24 @@ def plain_lora(layer: Any) -> bool:
 
 
 def lora_weights(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """Base weight and bias, A and B of a PEFT linear's one adapter."""
+    """W [N, K] and bias [N] or None of a PEFT linear's base layer, A [r, K] and B [N, r] of its one adapter."""
     (name,), base = layer.active_adapters, layer.get_base_layer()
     return base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight
 
 
 def lora_scaling(layer: Any) -> float:
-    """What PEFT multiplies the adapter's part with: alpha / r."""
+    """The factor of the adapter's product, alpha / r."""
     (name,) = layer.active_adapters
     return float(layer.scaling[name])
 
 
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
-    """States after the final norm, [1, T, C], of one packed row; T may be a little more than the row's tokens."""
+    """The hidden states after the final norm of one packed row, [1, T, C]; T is the row's tokens plus padding."""
     from fasttune.training import engine
 
     backbone = model.get_base_model().model
     if device.device_type() == "cpu":
-        batch = engine.padded(batch, engine.ROWS)
+        batch = engine.pad_row(batch, engine.ROWS)
         layout: dict[str, Any] = {"spans": batch.spans}
     else:
         batch, layout = cuda_layout(batch)
@@ -215,10 +222,10 @@ def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def cuda_layout(batch: Batch) -> tuple[Batch, dict[str, Any]]:
-    """A row and the keyword that tells Unsloth's attention its layout.
+    """A row for Unsloth's attention on a GPU, and the keyword argument that describes its layout.
 
-    Rows with shared prefixes go as `prefix_seg_info`, padded to whole flex blocks; others as `packed_seq_lengths`
-    (variable-length attention).
+    A row with shared prefixes is padded to whole blocks and described by `prefix_seg_info` (flex attention), another
+    one by `packed_seq_lengths` (variable-length attention).
     """
     import torch
 
@@ -227,22 +234,22 @@ def cuda_layout(batch: Batch) -> tuple[Batch, dict[str, Any]]:
     where = batch.input_ids.device
     if all(span.prefix_end == span.start for span in batch.spans):
         lengths = [end - begin for span in batch.spans for begin, end in span.suffixes]
-        return batch, {"packed_seq_lengths": engine.moved(torch.tensor(lengths, dtype=torch.int32), where)}
+        return batch, {"packed_seq_lengths": engine.to_device(torch.tensor(lengths, dtype=torch.int32), where)}
     from unsloth.utils.prefix_grouper_kernel import build_seg_info_multigroup
 
-    batch = engine.padded(batch, FLEX_BLOCK)
+    batch = engine.pad_row(batch, FLEX_BLOCK)
     groups = [(s.prefix_end - s.start, [end - begin for begin, end in s.suffixes]) for s in batch.spans]
     segments, _groups = build_seg_info_multigroup(groups, where)
     return batch, {"prefix_seg_info": segments}
 
 
-def head(model: Any) -> torch.Tensor:
+def lm_head_weight(model: Any) -> torch.Tensor:
     """The frozen output embedding, [V, C]."""
     return model.get_output_embeddings().weight
 
 
 def generate(model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: int) -> str:
-    """The greedy answer to a tokenized prompt, ended by the template's end token."""
+    """The greedy answer to a tokenized prompt, up to the end-of-sequence token or `max_new_tokens`."""
     import torch
 
     fast_language_model = import_unsloth()
@@ -264,26 +271,32 @@ def generate(model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: 
 # Memory -------------------------------------------------------------------------------------------------------------
 
 
-def shape(model: Any) -> row_budget.Shape:
-    """What decides the memory of a row, from the model's configuration.
+def memory_shape(model: Any) -> row_budget.MemoryShape:
+    """What decides the activation memory of a row, from the model's configuration.
 
-    Of layers.py a layer of Qwen2.5 0.5B has been seen to take 87 KB a token in float32 and 50 in bfloat16 (24 layers:
-    2.09 and 1.21 MB); ten states and three inner values are 94. What Unsloth's layers take on a card was counted over
-    transformers' Qwen2 in float32; in 16 bit a card keeps LoRA's own inputs beside them.
+    On a CPU (cpu_layers.py) a layer of Qwen2.5 0.5B was measured to take 87 KB a token in float32 and 50 KB in bfloat16
+    (24 layers: 2.09 and 1.21 MB); 10 vectors of the hidden and 3 of the feed-forward's width are 94 KB. On a GPU 12 and
+    4 are what transformers' Qwen2 keeps in float32: in 16 bit Unsloth keeps half of that, and LoRA's inputs beside it.
     """
     config = model.config
     sizes = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     return (
-        row_budget.Shape(*sizes, 4, states=10, inner=3)
+        row_budget.MemoryShape(*sizes, 4, states=10, inner=3)
         if device.device_type() == "cpu"
-        else row_budget.Shape(*sizes, 2, 12, 4)
+        else row_budget.MemoryShape(*sizes, 2, 12, 4)
     )
 
 
-def recompute_activations(model: Any) -> None:
-    """Turn gradient checkpointing on in a model that was set up without it."""
+def checkpoint_bytes(model: Any) -> int:
+    """About the size of a checkpoint: the adapter and Adam's two moments in float32, and 1 MiB of small files."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return 3 * 4 * trained + 2**20
+
+
+def enable_gradient_checkpointing(model: Any) -> None:
+    """Turn gradient checkpointing on in a model that was set up without it (see `add_lora`)."""
     if device.device_type() == "cpu":
         model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return
-    model.enable_input_require_grads()  # Unsloth's checkpoints are reentrant: without it no gradient comes through
+    model.enable_input_require_grads()  # Unsloth's checkpointing is reentrant: no gradient without it
     import_unsloth().for_training(model, use_gradient_checkpointing=True)

@@ -6,13 +6,13 @@
     S S S r c                        [X d]
     X d
 
-A group computes its prefix once; each suffix sees the prefix and, causally, itself, at the positions it had in its own
-sample. A prefix holds no supervised token, and the first token after it is unsupervised too: then no target is
-predicted from a shared position and the gradients are those of one sample per row (DESIGN section 7, research: Prefix
-Grouper, arXiv 2506.05433).
+A prefix group computes its prefix once; each suffix attends to the prefix and, causally, to itself, at the positions it
+had in its own sample. A prefix holds no supervised token, and the first token after it is unsupervised too: then no
+label is predicted from a shared position and the gradients are those of one sample a row (Prefix Grouper, arXiv
+2506.05433).
 
-What this file does not know: tokens' meaning, tensors, models. Steps depend on seed and epoch alone (E1); the token
-budget only changes how a step is cut into rows.
+This file does not know what tokens mean, tensors or models. The samples of a step depend on seed and epoch alone (E1);
+the token budget only changes how a step is cut into rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fasttune.data.tokenize import Example
 
 @dataclass(frozen=True)
 class Group:
-    """Samples that begin with the same `prefix` tokens (0 = nothing shared); `members` index the examples."""
+    """A prefix group: samples that share their first `prefix` tokens (0: none); `members` are their indices."""
 
     prefix: int
     members: tuple[int, ...]
@@ -39,7 +39,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Row:
-    """Groups that are computed together in one forward pass; `tokens` is its length."""
+    """Prefix groups that one forward pass computes; `tokens` is the row's length."""
 
     groups: tuple[Group, ...]
     tokens: int
@@ -47,10 +47,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: the samples that count in it and the rows that compute them.
+    """One optimizer step: its samples and the rows that compute them.
 
-    `tokens` are the samples' own, `computed_tokens` what the rows hold after sharing, `supervised` the tokens the
-    loss is averaged over. With several processes the rows are those of one of them; all else counts for all.
+    `tokens` counts the samples' own tokens, `computed_tokens` those of the rows after sharing, `supervised` the tokens
+    the loss is averaged over. With several ranks `rows` are those of one rank; all else is of the whole step.
     """
 
     samples: tuple[int, ...]
@@ -69,10 +69,10 @@ def plan_step(
     rank: int = 0,
     world_size: int = 1,
 ) -> Step:
-    """Lay the samples of one step out in rows of at most `budget` tokens (0 = one sample a row), for one of several
-    processes.
+    """Lay the samples of one step out in rows of at most `budget` tokens (0: one sample a row); the result has
+    the rows of one rank.
 
-    A sample longer than the budget gets a row of its own: nothing is cut (E7).
+    A sample longer than the budget has a row of its own: nothing is cut off (E7).
     """
     parts = [lay_out(examples, part, budget, shared_prefix) for part in divide(examples, samples, world_size)]
     return Step(
@@ -84,23 +84,23 @@ def plan_step(
     )
 
 
-def divide(examples: Sequence[Example], samples: Sequence[int], processes: int) -> list[list[int]]:
-    """A step's samples in parts of about equal tokens, one a process; samples that begin alike stay together, so that
-    few prefixes are computed twice."""
-    if processes == 1:
+def divide(examples: Sequence[Example], samples: Sequence[int], world_size: int) -> list[list[int]]:
+    """A step's samples in parts of about equal tokens, one a rank; samples that begin alike stay together, so that few
+    prefixes are computed by two ranks."""
+    if world_size == 1:
         return [list(samples)]
-    order = by_beginning(examples, samples)
+    order = sort_by_prefix(examples, samples)
     whole, before = sum(len(examples[i].tokens) for i in samples), 0
-    parts: list[list[int]] = [[] for _ in range(processes)]
+    parts: list[list[int]] = [[] for _ in range(world_size)]
     for i in order:
         size = len(examples[i].tokens)
-        parts[(2 * before + size) * processes // (2 * whole)].append(i)  # where its middle lies
+        parts[(2 * before + size) * world_size // (2 * whole)].append(i)  # the part that holds the sample's middle
         before += size
     return parts
 
 
 def lay_out(examples: Sequence[Example], samples: Sequence[int], budget: int, shared_prefix: bool) -> list[Row]:
-    """The rows of one process."""
+    """The rows of one rank."""
     if budget == 0:
         return [Row((Group(0, (i,)),), len(examples[i].tokens)) for i in samples]
     shares = shared_prefix and samples
@@ -109,76 +109,77 @@ def lay_out(examples: Sequence[Example], samples: Sequence[int], budget: int, sh
 
 
 def group_tokens(examples: Sequence[Example], group: Group) -> int:
-    """Tokens a group computes: its prefix once and every suffix."""
+    """Tokens that a group computes: prefix + sum over its members of (length - prefix)."""
     return group.prefix + sum(len(examples[i].tokens) - group.prefix for i in group.members)
 
 
 def shareable(example: Example) -> int:
-    """The longest prefix of a sample that may be shared: it and the token after it are unsupervised."""
+    """The longest prefix of a sample that may be shared: neither it nor the token after it is supervised."""
     return example.supervised[0][0] - 1
 
 
-def by_beginning(examples: Sequence[Example], samples: Sequence[int]) -> list[int]:
-    """The samples with those that begin alike side by side; deterministic, in no order that means more."""
+def sort_by_prefix(examples: Sequence[Example], samples: Sequence[int]) -> list[int]:
+    """The samples sorted so that those with a common prefix are neighbours; deterministic."""
 
-    def beginning(i: int) -> bytes:  # bytes sort quickly
+    def prefix(i: int) -> bytes:  # bytes sort fast; their order has no meaning beyond putting neighbours together
         return array("I", examples[i].tokens[: shareable(examples[i])]).tobytes()
 
-    return sorted(samples, key=lambda i: (beginning(i), i))
+    return sorted(samples, key=lambda i: (prefix(i), i))
 
 
 def shared_tokens(a: Example, b: Example) -> int:
-    """How many tokens at their beginning two samples may share."""
+    """The length of the prefix that two samples may share."""
     return min(common_prefix(a.tokens, b.tokens), shareable(a), shareable(b))
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of leading tokens that are equal."""
+    """The number of leading tokens that are equal."""
     return next(compress(count(), map(operator.ne, a, b)), min(len(a), len(b)))
 
 
-# Which samples share: the tree of common prefixes --------------------------------------------------------------------
+# Which samples share: the tree of common prefixes ---------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class Fork:
-    """A place in the tree of common prefixes: the branches below it part after `depth` tokens.
+    """A node of the tree of common prefixes, below which the samples differ after `depth` common tokens.
 
-    `samples` branch off alone, `forks` are the branches of several. A group opens here where the one that is open above
-    shares fewer than `opens_below` tokens; `bends` say what such a group saves in this branch (see `weigh`).
-    `members` are the samples of the group that opens here.
+    `samples` are leaves directly below it, `forks` the nodes below it. Let s be the prefix of the group that is open
+    above: where s < `opens_below`, a group opens here, and `members` are its samples. `breakpoints` describe, as a
+    piecewise-linear function of s, what the group above saves in this subtree (see `find_breakpoints`).
     """
 
     depth: int
     samples: list[int] = field(default_factory=list)
     forks: list[Fork] = field(default_factory=list)
-    bends: Counter[int] = field(default_factory=Counter)
+    breakpoints: Counter[int] = field(default_factory=Counter)
     opens_below: int = 0
     members: list[int] = field(default_factory=list)
 
 
 def share_prefixes(examples: Sequence[Example], samples: Sequence[int]) -> list[Group]:
-    """The partition into groups that computes the fewest tokens, deterministic for given samples.
+    """The partition into prefix groups that computes the fewest tokens; the same for every order of the samples.
 
-    Each fork either opens a group of its own or leaves its samples to the one that is open above it. What is cheaper
-    is weighed from the leaves to the root for whatever group may be open, then chosen from the root to the leaves.
+    Dynamic programming over the tree of common prefixes: each fork either opens a group of its own or leaves its
+    samples to the group that is open above. From the leaves to the root each fork's saving is found as a function of
+    the prefix of the group above; from the root to the leaves the better of both is chosen.
     """
     *forks, root = prefix_tree(examples, samples)
     for fork in forks:
-        weigh(fork)
-    open_above = {root: root}
+        find_breakpoints(fork)
+    group_above = {root: root}
     for fork in [root, *reversed(forks)]:
-        above = open_above.pop(fork)
-        home = fork if above.depth < fork.opens_below else above
-        home.members += fork.samples
-        open_above |= dict.fromkeys(fork.forks, home)
+        above = group_above.pop(fork)
+        group = fork if above.depth < fork.opens_below else above
+        group.members += fork.samples
+        group_above |= dict.fromkeys(fork.forks, group)
     shared = [Group(fork.depth, tuple(sorted(fork.members))) for fork in forks if fork.members]
     return sorted([*shared, *(Group(0, (i,)) for i in root.members)], key=lambda group: group.members)
 
 
 def prefix_tree(examples: Sequence[Example], samples: Sequence[int]) -> list[Fork]:
-    """The forks of the samples' shareable beginnings, each after those below it; the last is the root, of depth 0."""
-    order = by_beginning(examples, samples)
+    """The forks of the samples' shareable prefixes in post-order: those below a fork come before it, the root last."""
+    order = sort_by_prefix(examples, samples)
     path, done = [Fork(0)], []
     for i, following in zip_longest(order, order[1:]):
         depth = 0 if following is None else shared_tokens(examples[i], examples[following])
@@ -193,87 +194,95 @@ def prefix_tree(examples: Sequence[Example], samples: Sequence[int]) -> list[For
     return [*done, *path]
 
 
-def weigh(fork: Fork) -> None:
-    """Find the groups above a fork that are worse for its branch than one of its own, once its branches are weighed.
+def find_breakpoints(fork: Fork) -> None:
+    """Find for which groups above a fork a group of its own saves more; the forks below it come before.
 
-    What a branch saves under a group that shares s tokens grows with s, ever faster as more of its samples join that
-    group: `bends` are the s from where on how many more join. With a group at this fork the saving is that at s =
-    depth, less the depth once, and the same for all s. Below some s that is more; there the branch is flat.
-    A bend costs a sample a token at each lower s, so a fork keeps no more than sqrt(2 x depth) of them.
+    Let S(s) be the tokens saved in the fork's subtree by the best choice there, where the group above has a prefix of s
+    tokens (s <= depth). S is piecewise linear, convex and non-decreasing: each member of the group above saves s
+    tokens, and the more tokens it shares, the more samples join it. `breakpoints[b]` is by how much the slope grows at
+    s = b. The sum of the branches' functions, taken at s = depth less `depth` (one prefix more is computed), is what a
+    group at this fork saves, whatever s is. Hence
+
+        S(s) = max(sum of branches at s, sum of branches at depth - depth),
+
+    which is constant below s = opens_below. The sum loses at least one token for each lower s and sample, and stops at
+    a loss of depth, so a fork keeps at most about sqrt(2 depth) breakpoints.
     """
-    bends = Counter({0: len(fork.samples)})
+    breakpoints = Counter({0: len(fork.samples)})
     for below in fork.forks:
-        bends.update(below.bends)
-    s, lost, joining = fork.depth, 0, sum(more for at, more in bends.items() if at < fork.depth)
-    for at in sorted((at for at in bends if at < fork.depth), reverse=True):
-        if lost + joining * (s - at) > fork.depth:
-            tokens, rest = divmod(fork.depth - lost, joining)
+        breakpoints.update(below.breakpoints)
+    s, lost, slope = fork.depth, 0, sum(growth for at, growth in breakpoints.items() if at < fork.depth)
+    for at in sorted((at for at in breakpoints if at < fork.depth), reverse=True):
+        if lost + slope * (s - at) > fork.depth:
+            tokens, rest = divmod(fork.depth - lost, slope)
             fork.opens_below = s - tokens
-            fork.bends.update({s - tokens: joining - rest, s - tokens - 1: rest})
+            fork.breakpoints.update({s - tokens: slope - rest, s - tokens - 1: rest})
             return
-        s, lost, joining = at, lost + joining * (s - at), joining - bends[at]
-        fork.bends[at] = bends[at]
+        s, lost, slope = at, lost + slope * (s - at), slope - breakpoints[at]
+        fork.breakpoints[at] = breakpoints[at]
 
 
 # How groups fill rows ------------------------------------------------------------------------------------------------
 
 
 def fill_rows(examples: Sequence[Example], groups: Sequence[Group], budget: int) -> list[Row]:
-    """Rows of at most `budget` tokens; a larger group is cut and what is left of it shares a row with others."""
-    pieces = [piece for group in groups for piece in cut_group(examples, group, budget)]
-    sizes = [group_tokens(examples, piece) for piece in pieces]
-    filled = best_fit(sizes, budget)
-    return [Row(tuple(pieces[n] for n in row), sum(sizes[n] for n in row)) for row in filled]
+    """Lay groups out in rows of at most `budget` tokens. A larger group is cut; its last part may share a row with
+    others."""
+    parts = [part for group in groups for part in cut_group(examples, group, budget)]
+    sizes = [group_tokens(examples, part) for part in parts]
+    bins = best_fit(sizes, budget)
+    return [Row(tuple(parts[n] for n in row), sum(sizes[n] for n in row)) for row in bins]
 
 
 def cut_group(examples: Sequence[Example], group: Group, budget: int) -> list[Group]:
-    """The group in pieces of at most `budget` tokens, each with its prefix; one sample is never cut.
+    """The group in parts of at most `budget` tokens, each with a prefix of its own; one sample is never cut.
 
-    Best-fit makes the fewest pieces, hence the fewest repeated prefixes; neighbours in the tree may share more than
-    the group does. The way that computes fewer tokens is taken.
+    Of two ways the one that computes fewer tokens: best-fit makes the fewest parts, hence the fewest repeated
+    prefixes; parts of neighbours in the tree of prefixes may share more than the whole group does.
     """
     if group_tokens(examples, group) <= budget:
         return [group]
     suffixes = [len(examples[i].tokens) - group.prefix for i in group.members]
-    fitted = [[group.members[n] for n in piece] for piece in best_fit(suffixes, budget - group.prefix)]
-    fewest = [Group(group.prefix if len(piece) > 1 else 0, tuple(piece)) for piece in fitted]
-    alike = cut_in_order(examples, by_beginning(examples, group.members), budget)
-    return min(fewest, alike, key=lambda pieces: sum(group_tokens(examples, piece) for piece in pieces))
+    bins = [[group.members[n] for n in bin] for bin in best_fit(suffixes, budget - group.prefix)]
+    fewest = [Group(group.prefix if len(members) > 1 else 0, tuple(members)) for members in bins]
+    neighbours = cut_in_order(examples, sort_by_prefix(examples, group.members), budget)
+    return min(fewest, neighbours, key=lambda parts: sum(group_tokens(examples, part) for part in parts))
 
 
 def cut_in_order(examples: Sequence[Example], order: Sequence[int], budget: int) -> list[Group]:
-    """Samples in pieces of neighbours, each as long as fits and with the prefix that all of it shares."""
-    pieces: list[tuple[int, list[int]]] = []  # (prefix, members)
-    tokens = 0  # of the last piece's samples, nothing shared
+    """Samples in parts of neighbours, each as long as fits and with the prefix that its samples share."""
+    parts: list[tuple[int, list[int]]] = []  # (prefix, members)
+    tokens = 0  # of the last part's samples, nothing shared
     for i in order:
         tokens += len(examples[i].tokens)
-        if pieces:
-            before, members = pieces[-1]
+        if parts:
+            before, members = parts[-1]
             prefix = shared_tokens(examples[members[-1]], examples[i])
             prefix = prefix if len(members) == 1 else min(prefix, before)
             if tokens - len(members) * prefix <= budget:
-                pieces[-1] = (prefix, members)
+                parts[-1] = (prefix, members)
                 members.append(i)
                 continue
-        pieces.append((0, [i]))
+        parts.append((0, [i]))
         tokens = len(examples[i].tokens)
-    return [Group(prefix, tuple(members)) for prefix, members in pieces]
+    return [Group(prefix, tuple(members)) for prefix, members in parts]
 
 
 def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of `sizes` in few bins of at most `capacity`: largest first, each into the fullest bin that has room.
+    """Best-fit decreasing bin packing: indices of `sizes` in bins of at most `capacity`, largest first, each into the
+    fullest bin that can take it.
 
     A size above the capacity has a bin of its own.
     """
     bins: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (free, bin) of the bins that can take one more, ascending
+    open_bins: list[tuple[int, int]] = []  # (free, bin) of the bins that can take one more, ascending
     smallest = min(sizes, default=0)
     for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
-        fits = bisect_left(rooms, (sizes[n], 0))
-        free, chosen = rooms.pop(fits) if fits < len(rooms) else (capacity, len(bins))
+        at = bisect_left(open_bins, (sizes[n], 0))
+        free, chosen = open_bins.pop(at) if at < len(open_bins) else (capacity, len(bins))
         if chosen == len(bins):
             bins.append([])
         bins[chosen].append(n)
         if free - sizes[n] >= smallest:
-            insort(rooms, (free - sizes[n], chosen))
+            insort(open_bins, (free - sizes[n], chosen))
     return bins

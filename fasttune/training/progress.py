@@ -1,6 +1,6 @@
-"""What a waiting person sees: start-up phases with their seconds, and the live line of a training.
+"""What is shown while fasttune works: start-up phases with their seconds, and the progress line of a training.
 
-Knows the console, nothing of models, trainers or files.
+This file does not know models, trainers or files.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from fasttune.console import _, say, stderr_console
 PLAIN_LINE_EVERY = 10.0  # seconds between lines where stderr is no terminal
 
 
-class Phases:
-    """Names each start-up phase as it begins and says how long it took; `seconds` keeps it by the phase's key."""
+class PhaseTimer:
+    """Shows the name of each start-up phase while it runs and prints how long it took; `seconds` holds that by the
+    phase's key."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -27,16 +28,17 @@ class Phases:
         started = time.monotonic()
         with stderr_console.status(name):
             yield
-        self.took(key, name, time.monotonic() - started)
+        self.record(key, name, time.monotonic() - started)
 
-    def took(self, key: str, name: str, seconds: float) -> None:
-        """A phase is over."""
+    def record(self, key: str, name: str, seconds: float) -> None:
+        """Keep and print the seconds of a phase that is over."""
         self.seconds[key] = round(seconds, 3)
         say(f"{name}: {seconds:.1f} s")
 
 
-class LiveLine:
-    """Step, loss, accuracy, tokens/s and time left: a moving line in a terminal, a line now and then elsewhere."""
+class ProgressLine:
+    """Step, loss, accuracy, tokens/s and time left: a moving line in a terminal, elsewhere a plain line every
+    PLAIN_LINE_EVERY seconds."""
 
     def __init__(self, total_steps: int) -> None:
         self.total = total_steps
@@ -52,12 +54,12 @@ class LiveLine:
         self.last_line = 0.0
 
     def start(self, step: int) -> None:
-        """Training begins after `step` steps that were trained before."""
+        """Show the line; `step` steps were trained before."""
         self.progress.start()
         self.task = self.progress.add_task(_("first step"), total=self.total, completed=step)
 
     def show(self, step: int, logs: Mapping[str, float]) -> None:
-        """A line of history has come: of a step or of an evaluation."""
+        """Show the figures of a history line: of a step, or of an evaluation."""
         if "eval_loss" in logs:
             say(
                 _(
@@ -83,5 +85,5 @@ class LiveLine:
             say(_("step {step}/{total}  {text}", step=step, total=self.total, text=text))
 
     def stop(self) -> None:
-        """Training is over."""
+        """Remove the line."""
         self.progress.stop()

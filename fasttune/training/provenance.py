@@ -18,11 +18,11 @@ from fasttune.runs import documents
 from fasttune.runs.documents import BaseRecord, DataRecord, Provenance, RowRecord
 from fasttune.runs.store import Run
 
-SAMPLED = 4 * 1024 * 1024
+SAMPLED_BYTES = 4 * 1024 * 1024  # read at either end of a weight file
 
 
 def collect(plan: Plan, base: Path, device: str, rows: RowRecord) -> Provenance:
-    """What provenance.json holds when a run begins."""
+    """The provenance of a run that begins."""
     model, data = plan.recipe.model, plan.recipe.data
     return Provenance(
         fasttune=fasttune.__version__,
@@ -42,7 +42,7 @@ def collect(plan: Plan, base: Path, device: str, rows: RowRecord) -> Provenance:
 
 
 def require_same_base(before: Run, base: Path) -> None:
-    """Raises FasttuneError where the base's files are not those an earlier run was trained on."""
+    """Raises FasttuneError where the base's fingerprint is not that of the base `before` was trained on."""
     recorded = documents.read_provenance(before).base
     if recorded.fingerprint != fingerprint(base):
         raise error(
@@ -55,17 +55,17 @@ def require_same_base(before: Run, base: Path) -> None:
 
 
 def device_name(device: str) -> dict[str, Any]:
-    """The card with its memory, or the processor and its threads."""
+    """The GPU with its memory in GiB, or the processor with torch's threads."""
     import torch
 
     if device == "cuda":
-        card = torch.cuda.get_device_properties(0)
-        return {"kind": "cuda", "name": card.name, "memory_gib": round(card.total_memory / 1024**3, 2)}
+        gpu = torch.cuda.get_device_properties(0)
+        return {"kind": "cuda", "name": gpu.name, "memory_gib": round(gpu.total_memory / 1024**3, 2)}
     return {"kind": "cpu", "name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
 
 
 def commit() -> str:
-    """The commit of a fasttune that runs from its repository, `-dirty` where files differ; empty elsewhere."""
+    """The commit of fasttune where it runs from its repository, with `-dirty` for changed files; otherwise empty."""
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return ""
@@ -77,17 +77,18 @@ def commit() -> str:
 
 
 def fingerprint(base: Path) -> str:
-    """sha256 over a checkpoint's configuration and, for each weight file, its name, size and first and last 4 MiB.
+    """sha256 over the names, sizes, first and last 4 MiB of a base's config.json, tokenizer.json and weight files.
 
-    Whole files would take a 3B model a minute at every start; a change of weights shows in what is read.
+    Reading whole files would take a minute at every start with a 3B model. A change that this misses shows in the check
+    batch's loss (resume_check.py).
     """
     digest = hashlib.sha256()
     for path in [base / "config.json", base / "tokenizer.json", *sorted(base.glob("*.safetensors"))]:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with open(path, "rb") as file:
-            digest.update(file.read(SAMPLED))
-            if size > 2 * SAMPLED:
-                file.seek(-SAMPLED, 2)
-                digest.update(file.read(SAMPLED))
+            digest.update(file.read(SAMPLED_BYTES))
+            if size > 2 * SAMPLED_BYTES:
+                file.seek(-SAMPLED_BYTES, 2)
+                digest.update(file.read(SAMPLED_BYTES))
     return digest.hexdigest()

@@ -1,9 +1,10 @@
-"""The resume check: a fixed batch is scored before the first new step and compared with what was recorded.
+"""The resume check: the check batch is scored before the first new step and compared with what was recorded.
 
-With every checkpoint and adapter lies proof.json: the loss and the tokens of the check batch (the first samples of the
-training data), the step, the optimizer's own step count, the learning rate, the random state and the package versions.
-A run that starts from it scores the same batch again. Equal within rounding, both losses are shown: "check batch loss
-0.5123 (saved: 0.5123)". Otherwise nothing is trained: weights, template, data or arithmetic are not what they were.
+With every checkpoint and adapter there is proof.json: the loss and the tokens of the check batch (the first samples of
+the training data), the step, the optimizer's own step count, the learning rate, the random state and the package
+versions. A run that starts from it scores the same batch again. Where both losses are equal within rounding they are
+shown: "check batch loss 0.5123 (saved: 0.5123)". Otherwise nothing is trained: weights, chat template, data or
+arithmetic have changed.
 """
 
 from __future__ import annotations
@@ -34,8 +35,6 @@ class Scorer(Protocol):
     optimizer: Any
     examples: Sequence[Example]
 
-    def random_state(self) -> str: ...
-
     def score(self, examples: Sequence[Example], plan: Callable[[int], Step]) -> tuple[float, float]: ...
 
 
@@ -48,7 +47,7 @@ def record(trainer: Scorer, folder: Path) -> None:
         loss=check_batch_loss(trainer),
         samples=tuple(example.sample_id for example in trainer.examples[:SAMPLES]),
         tokens=tokens_digest(trainer),
-        random_state=trainer.random_state(),
+        random_state=device.random_state_digest(),
         device=device.device_type(),
         packages=machine.package_versions(),
     )
@@ -76,7 +75,7 @@ def check_checkpoint(trainer: Scorer, checkpoint: Path, learning_rate: float) ->
     ):
         if then != now:
             raise mismatch(checkpoint, _("its {name} was {then}, now it is {now}", name=name, then=then, now=now))
-    if saved.device == device.device_type() and saved.random_state != trainer.random_state():
+    if saved.device == device.device_type() and saved.random_state != device.random_state_digest():
         raise mismatch(checkpoint, _("the state of the random generators is not the saved one"))
     say(
         _(
@@ -131,7 +130,7 @@ def mismatch(where: Path, what: str) -> FasttuneError:
         "continuation-not-proven",
         what,
         where=str(where),
-        why=_("weights, base, chat template, data or packages are not what they were; nothing was trained"),
+        why=_("weights, base, chat template, data or packages have changed; nothing was trained"),
         fix=_("undo what changed since, or start a new run from the base"),
     )
 

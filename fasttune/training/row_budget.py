@@ -1,10 +1,10 @@
 """How many tokens a row may hold, and what to do when memory ran out: arithmetic on bytes and tokens.
 
-What this file does not know: torch, devices, models. model.py measures, trainer.py acts.
+This file does not know torch, devices or models: device.py and model.py measure, trainer.py acts.
 
-A step that does not fit is planned again in smaller rows (E3). What a row may hold from which moment on is written
-down, so that a run that is resumed cuts every step as it was cut before (E2). A moment is the number of the step that
-is being trained; half a step later is the evaluation after it.
+A step that runs out of memory is planned again in smaller rows (E3). The budget and the moments at which it changed are
+recorded, so that a resumed run lays every step out as before (E2). A moment is the number of the step that is being
+trained (from 1); half a step later is the evaluation after it.
 """
 
 from __future__ import annotations
@@ -18,128 +18,130 @@ from fasttune.runs.documents import RowRecord, RowsFrom
 from fasttune.training.packing import Row
 
 GIB = 1024**3
-BLOCK = 128  # rows are sized in blocks of Unsloth's shared-prefix kernel
-LONGEST_ROW = 65536  # longer rows keep no device busier
-MEASURED_ROW = 1024  # what a shorter row takes says more about what is loaded once than about rows
-SMALL_ROW = 2048  # shorter rows leave a card idle and compute prefixes again and again
+BLOCK = 128  # budgets are multiples of the block of Unsloth's shared-prefix kernel
+LONGEST_ROW = 65536  # longer rows are no faster on any device
+MEASURED_ROW = 1024  # what a shorter row takes is mostly what is loaded once, not what grows with the row
+SMALL_ROW = 2048  # shorter rows leave a GPU idle and compute a shared prefix many times
 SMALLEST_ROW = 256
 
-Recourse = Literal["smaller rows", "recompute", "none"]
+Remedy = Literal["smaller rows", "gradient checkpointing", "none"]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What decides the memory of a row: decoder layers, their widths, and bytes of a hidden state's value.
+class MemoryShape:
+    """What decides the activation memory of a row: the number of decoder layers, the widths of their hidden states and
+    of their feed-forward (`intermediate`), and the bytes of one value of a hidden state (`value_bytes`).
 
-    `states` and `inner` are how many values of 4 bytes and of either width a layer keeps of a token, what it needs for
-    a moment included.
+    For each token a layer keeps `states` vectors of the hidden width and `inner` ones of the feed-forward's, counted
+    in float32, temporary ones included.
     """
 
     layers: int
     hidden: int
     intermediate: int
-    width: int
+    value_bytes: int
     states: int
     inner: int
 
-    def layer(self) -> int:
-        """Bytes that one decoder layer keeps of a token for its backward pass."""
+    def layer_bytes(self) -> int:
+        """Bytes a token that one decoder layer keeps for its backward pass."""
         return (self.states * self.hidden + self.inner * self.intermediate) * 4
 
-    def kept(self) -> int:
-        """Bytes a token takes where every layer keeps all."""
-        return self.layers * self.layer()
+    def token_bytes(self) -> int:
+        """Bytes a token without gradient checkpointing: every layer keeps all."""
+        return self.layers * self.layer_bytes()
 
-    def recomputed(self) -> int:
-        """Bytes a token takes where layers keep their input only and one at a time is computed again."""
-        return self.layers * self.hidden * self.width + self.layer()
+    def checkpointed_token_bytes(self) -> int:
+        """Bytes a token with gradient checkpointing: every layer keeps its input, one at a time keeps all."""
+        return self.layers * self.hidden * self.value_bytes + self.layer_bytes()
 
 
-def estimated_budget(free: int, shape: Shape, recomputes: bool | Literal["auto"]) -> int:
-    """Tokens of a row before anything was measured: what half of the free memory holds.
+def estimated_budget(free: int, shape: MemoryShape, gradient_checkpointing: bool | Literal["auto"]) -> int:
+    """Tokens of a row before anything was measured: those whose activations take half of `free` bytes.
 
-    Where recomputation is left to us, rows that need none come first, unless they would be short.
+    With "auto", rows without gradient checkpointing are preferred unless they would be shorter than SMALL_ROW.
     """
-    kept = rounded(free / 2 / shape.kept())
-    if recomputes is False or (recomputes == "auto" and kept >= SMALL_ROW):
-        return kept
-    return rounded(free / 2 / shape.recomputed())
+    budget = round_to_blocks(free / 2 / shape.token_bytes())
+    if gradient_checkpointing is False or (gradient_checkpointing == "auto" and budget >= SMALL_ROW):
+        return budget
+    return round_to_blocks(free / 2 / shape.checkpointed_token_bytes())
 
 
-def needs_recomputation(free: int, shape: Shape, rows: Sequence[Row]) -> bool:
-    """Whether what the longest row keeps is too much for the free memory (somewhat more than half of it)."""
-    return shape.kept() * longest(rows) > 0.6 * free
+def needs_gradient_checkpointing(free: int, shape: MemoryShape, rows: Sequence[Row]) -> bool:
+    """Whether the activations of the longest row would take more than 0.6 of `free` bytes (the estimated budget plans
+    with 0.5)."""
+    return shape.token_bytes() * longest_row(rows) > 0.6 * free
 
 
 def measured_budget(free: int, tokens: int, taken: int) -> int:
-    """Tokens of a row where one of `tokens` tokens took `taken` bytes and `free` bytes can be had.
+    """usable x tokens / taken: a row of `tokens` tokens took `taken` bytes, and usable = free - max(free / 5, GiB / 2).
 
-    A fifth of the free memory, at least half a GiB, is left alone: the card of a desktop is shared with it, and memory
-    is never handed out without gaps. What a row takes whatever its length counts as if it grew with it, which errs on
-    the safe side.
+    The reserve is for a desktop that uses the same GPU, and for fragmentation. The part of `taken` that does not
+    depend on the row's length counts as if it did, which makes the budget smaller, never larger.
     """
     usable = free - max(free // 5, GIB // 2)
-    return rounded(usable * tokens / max(taken, 1))
+    return round_to_blocks(usable * tokens / max(taken, 1))
 
 
-def rounded(tokens: float) -> int:
-    """Whole blocks within what makes sense."""
+def round_to_blocks(tokens: float) -> int:
+    """`tokens` rounded down to a multiple of BLOCK, within SMALLEST_ROW and LONGEST_ROW."""
     return min(LONGEST_ROW, max(SMALLEST_ROW, int(tokens) // BLOCK * BLOCK))
 
 
 def row_samples(row: Row) -> list[int]:
-    """The samples a row computes."""
+    """The indices of the samples that a row computes."""
     return [member for group in row.groups for member in group.members]
 
 
-def recourse(row: Row, *, may_recompute: bool) -> Recourse:
-    """What to do about a row that did not fit.
+def choose_remedy(row: Row, *, may_checkpoint: bool) -> Remedy:
+    """What to do about a row that ran out of memory; `may_checkpoint`: gradient checkpointing is off and may be used.
 
-    Halving comes first: it costs a prefix computed once more. Recomputation costs a third more time in every row from
-    then on, but below SMALL_ROW tokens halving costs more than that.
+    Halving comes first: it costs one more computation of a prefix. Gradient checkpointing costs a third more time in
+    every later row, but below SMALL_ROW tokens halving costs more than that. "none" where a single sample is left.
     """
     several = len(row_samples(row)) > 1
-    if several and (row.tokens > SMALL_ROW or not may_recompute):
+    if several and (row.tokens > SMALL_ROW or not may_checkpoint):
         return "smaller rows"
-    return "recompute" if may_recompute else "none"
+    return "gradient checkpointing" if may_checkpoint else "none"
 
 
 @dataclass
 class RowBudget:
-    """Tokens a row may hold: as chosen, as measured from some moment on, and made smaller at others."""
+    """The most tokens of a row: `chosen` at the start, `measured` as (moment, tokens) from step 2 on, and `cuts` of the
+    same form where memory ran out."""
 
     chosen: int
     cuts: list[tuple[float, int]] = field(default_factory=list)
     measured: tuple[float, int] | None = None
 
     def at(self, moment: float) -> int:
-        """The tokens of a row at a moment; 0 is one sample a row."""
+        """The most tokens of a row at a moment; 0 is one sample a row."""
         known = self.measured[1] if self.measured and self.measured[0] <= moment else self.chosen
         return min([known, *(tokens for since, tokens in self.cuts if since <= moment)])
 
     @property
     def now(self) -> int:
-        """The tokens of a row after all that has happened."""
+        """The most tokens of a row after all changes."""
         return self.at(math.inf)
 
     def cut(self, moment: float, tokens: int) -> None:
-        """No row may hold more than this from now on."""
+        """Let no row hold more than `tokens` from a moment on."""
         self.cuts.append((moment, tokens))
 
-    def record(self, asked: int | str, *, checkpointing: bool) -> RowRecord:
-        """What provenance.json holds of it; `asked` is the recipe's tokens_per_row."""
+    def record(self, requested: int | str, *, checkpointing: bool) -> RowRecord:
+        """The budget as provenance.json holds it; `requested` is the recipe's tokens_per_row."""
         return RowRecord(
             tokens_per_row=self.now,
             rows_chosen=self.chosen,
             rows_measured=RowsFrom(*self.measured) if self.measured else None,
             rows_cut=tuple(RowsFrom(*cut) for cut in self.cuts),
-            rows_asked=asked,
+            rows_asked=requested,
             gradient_checkpointing=checkpointing,
         )
 
     @classmethod
     def read(cls, record: RowRecord) -> RowBudget:
-        """The budget of a run that is resumed, from its provenance.json."""
+        """The budget that a run's provenance.json holds."""
         measured = record.rows_measured
         return cls(
             record.rows_chosen or record.tokens_per_row,
@@ -148,11 +150,11 @@ class RowBudget:
         )
 
 
-def half(row: Row) -> int:
-    """The tokens a row may hold after one like this did not fit: half of it."""
+def halved(row: Row) -> int:
+    """The budget after this row ran out of memory: half of its tokens."""
     return max(1, row.tokens // 2)
 
 
-def longest(rows: Sequence[Row]) -> int:
-    """Tokens of the longest row."""
+def longest_row(rows: Sequence[Row]) -> int:
+    """Tokens of the longest row, 0 where there is none."""
     return max((row.tokens for row in rows), default=0)

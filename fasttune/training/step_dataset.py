@@ -1,4 +1,4 @@
-"""The Trainer's data set: an item is the samples of one optimizer step, laid out in rows when it is trained."""
+"""The Trainer's data set: an item is the samples of one optimizer step, laid out in rows when the step is trained."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fasttune.training.packing import Step
 
 
 class StepDataset(torch.utils.data.Dataset[tuple[int, ...]]):
-    """The sample indices of each optimizer step of an epoch; `epoch` is set at its beginning."""
+    """The indices of the samples of each optimizer step of an epoch. Set `epoch` (from 0) before it begins."""
 
     def __init__(self, examples: Sequence[Example], plan: Plan) -> None:
         self.examples = examples
         self.settings = plan.recipe.train
-        self.can_share = self.settings.shared_prefix and device.shares_prefixes()
-        self.has_dropout = plan.recipe.lora.dropout > 0  # in a shared prefix the mask would be the same for all samples
+        self.can_share = self.settings.shared_prefix and device.supports_shared_prefixes()
+        self.has_dropout = plan.recipe.lora.dropout > 0  # a shared prefix would have one dropout mask for all samples
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -33,18 +33,23 @@ class StepDataset(torch.utils.data.Dataset[tuple[int, ...]]):
 
     @property
     def shares(self) -> bool:
-        """Whether training rows share prefixes."""
+        """Whether rows of training share prefixes."""
         return self.can_share and not self.has_dropout
 
     def plan(self, samples: Sequence[int], budget: int) -> Step:
-        """Lay a step's samples out in rows."""
-        return self.plan_of_rank(self.examples, samples, budget, self.shares)
+        """Lay a training step out in rows of at most `budget` tokens; the rows are those of this rank."""
+        return self._plan(self.examples, samples, budget, self.shares)
 
     def plan_held_out(self, examples: Sequence[Example], budget: int) -> Step:
-        """Lay held-out samples out in rows; there is no dropout in evaluation."""
-        return self.plan_of_rank(examples, range(len(examples)), budget, self.can_share)
+        """The same for held-out samples, which share prefixes whatever lora.dropout is: evaluation has no dropout."""
+        return self._plan(examples, range(len(examples)), budget, self.can_share)
 
-    def plan_of_rank(self, examples: Sequence[Example], samples: Sequence[int], budget: int, shares: bool) -> Step:
-        """A step with the rows of this rank."""
+    def _plan(self, examples: Sequence[Example], samples: Sequence[int], budget: int, shares: bool) -> Step:
         rank, world_size = distributed.rank(), distributed.world_size()
         return packing.plan_step(examples, samples, budget, shared_prefix=shares, rank=rank, world_size=world_size)
+
+
+def single_item(items: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Collate a batch of one item: the item."""
+    (item,) = items
+    return item

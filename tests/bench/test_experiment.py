@@ -57,8 +57,8 @@ def test_what_needs_a_gpu_says_so(matrix: Matrix) -> None:
 def test_an_arm_leaves_out_what_this_version_has_or_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     (arm,) = parse_arms("fasttune-stock-layers")
     assert experiment.why_skipped(arm) == ""
-    monkeypatch.delattr("fasttune.training.model.use_fast_layers")
-    assert "use_fast_layers" in experiment.why_skipped(arm)
+    monkeypatch.delattr("fasttune.training.model.use_cpu_layers")
+    assert "use_cpu_layers" in experiment.why_skipped(arm)
 
 
 def test_another_learning_rate_is_not_fast_but_invalid(

@@ -158,7 +158,7 @@ def test_truth_table(
         assert after == before
     elif outcome == "files":
         newest = series.runs()[-1]
-        assert "is trained; going on with its files" in done.stderr
+        assert "training is complete; exporting" in done.stderr
         assert document(newest / "scores.json") == {"probes": [], "answered_by": None}
         assert {**after[newest.name], "scores.json": b""} == {**before[newest.name], "scores.json": b""}
     elif outcome == "goes-on":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -33,9 +34,9 @@ def agree(
     trained = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
     originals = [tensor for tensor in copies if tensor is not None and tensor.requires_grad]
     results = [found, *torch.autograd.grad(found, trained, upstream)]
-    wanted = [expected, *torch.autograd.grad(expected, originals, upstream.double())]
+    exact_results = [expected, *torch.autograd.grad(expected, originals, upstream.double())]
     assert [result.dtype for result in results[1:]] == [tensor.dtype for tensor in trained]
-    for one, other in zip(results, wanted, strict=True):
+    for one, other in zip(results, exact_results, strict=True):
         assert (one.double() - other).abs().max() <= tolerance * other.abs().max()
 
 
@@ -50,7 +51,8 @@ def lora(inputs: int, outputs: int, dtype: torch.dtype, *, bias: bool = False) -
     ]
 
 
-def plain_linear(x, scaling, weight, bias, a, b):  # type: ignore[no-untyped-def]
+def plain_linear(x: torch.Tensor, scaling: float, *weights: Any) -> torch.Tensor:
+    weight, bias, a, b = weights
     return F.linear(x, weight, bias) + scaling * (x @ a.T) @ b.T
 
 
@@ -75,7 +77,7 @@ def test_the_feed_forward(dtype: torch.dtype, tolerance: float, rows: int) -> No
     x = torch.randn(1, rows, 32, dtype=dtype, requires_grad=True)
     weights = lora(32, 24, dtype) + lora(32, 24, dtype, bias=True) + lora(24, 32, dtype)
 
-    def plain(x, *weights):  # type: ignore[no-untyped-def]
+    def plain(x: torch.Tensor, *weights: Any) -> torch.Tensor:
         gate, up = plain_linear(x, 0.5, *weights[:4]), plain_linear(x, 2.0, *weights[4:8])
         return plain_linear(F.silu(gate) * up, 1.5, *weights[8:])
 

@@ -252,7 +252,7 @@ def test_killed_before_its_files_were_made(short: Path, tmp_path: Path) -> None:
     (series.run(1).parent / "current").unlink()
     before = contents(series.run(1) / "adapter")
     done = series.train(*SHORT)
-    assert "persona/001-fresh is trained; going on with its files" in done.stderr
+    assert "persona/001-fresh: training is complete; exporting" in done.stderr
     assert contents(series.run(1) / "adapter") == before and series.names() == ["001-fresh"]
     assert (series.run(1).parent / "current").read_text() == "persona/001-fresh\n"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -13,9 +12,6 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 from series import Series, checkpoints, document, history, largest_difference, losses, untimed
-
-from fasttune.data.tokenize import Example
-from fasttune.training.packing import divide, plan_step
 
 SETTINGS = ("train.max_steps=7", "train.save_steps=3", "data.val=val.jsonl", "train.eval_steps=2")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -53,7 +49,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_run_resumes(tmp_path: Path) -> None:
     """Ctrl-C reaches all processes and torchrun, which sends it again: one checkpoint, then on from there, by one process
     or by two."""
     series, straight = Series.new(tmp_path / "stopped"), Series.new(tmp_path / "straight")
@@ -69,20 +65,21 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     run = series.run(1)
     (saved,) = checkpoints(run)
     assert 0 < int(saved.split("-")[1]) < 30, output
-    assert f"goes on from step {saved.split('-')[1]}" in train_together(series, *settings)
+    assert f"resuming at step {saved.split('-')[1]}" in train_together(series, *settings)
     assert largest_difference(run, straight.run(1)) < 2e-4
     assert len(losses(run)) == 30
 
 
 LITTLE_MEMORY = """
 import torch
-from fasttune import cli, model, processes
+from fasttune import cli
+from fasttune.training import distributed, model
 
 real = model.hidden_states
 
-def hidden_states(net, batch):
-    states = real(net, batch)
-    if processes.rank() == 1 and batch.input_ids.shape[1] > 60:
+def hidden_states(peft_model, batch):
+    states = real(peft_model, batch)
+    if distributed.rank() == 1 and batch.input_ids.shape[1] > 60:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     return states
 
@@ -118,36 +115,3 @@ def test_processes_that_cannot_meet_are_refused(fasttune: Cli, tmp_path: Path) -
     assert done.returncode == 2
     assert "WORLD_SIZE is 2, but LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set" in done.stderr
     assert not (tmp_path / "runs").exists()
-
-
-# The division of a step ---------------------------------------------------------------------------------------------
-
-
-def example(rng: random.Random, name: int) -> Example:
-    """A sample below one of three prompts."""
-    prompt = [rng.randrange(3)] * rng.randrange(1, 30)
-    tokens = (*prompt, *(rng.randrange(9) for _ in range(rng.randrange(3, 40))))
-    return Example(str(name), tokens, ((len(prompt) + 1, len(tokens)),))
-
-
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("processes", [1, 2, 3, 8])
-def test_every_sample_is_computed_by_one_process(seed: int, processes: int) -> None:
-    rng = random.Random(seed)
-    examples = [example(rng, n) for n in range(rng.randrange(1, 40))]
-    samples = rng.sample(range(len(examples)), rng.randrange(1, len(examples) + 1))
-    steps = [plan_step(examples, samples, 100, process=n, processes=processes) for n in range(processes)]
-    computed = [i for step in steps for row in step.rows for group in row.groups for i in group.members]
-    assert sorted(computed) == sorted(samples)
-    assert sum(row.tokens for step in steps for row in step.rows) == steps[0].computed_tokens
-    whole = plan_step(examples, samples, 100)
-    for step in steps:
-        assert (step.samples, step.tokens, step.supervised) == (whole.samples, whole.tokens, whole.supervised)
-    sizes = [sum(len(examples[i].tokens) for i in part) for part in divide(examples, samples, processes)]
-    longest = max(len(examples[i].tokens) for i in samples)
-    assert max(sizes) - min(sizes) <= 2 * longest
-
-
-def test_samples_that_begin_alike_stay_together() -> None:
-    examples = [Example(str(n), (*([n % 2] * 50), 7, 8, n), ((52, 53),)) for n in range(8)]
-    assert [sorted(part) for part in divide(examples, range(8), 2)] == [[0, 2, 4, 6], [1, 3, 5, 7]]

@@ -3,17 +3,23 @@ Qwen2."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
 import torch
 from samples import random_examples
 from transformers import AttentionInterface, Qwen2Config, Qwen2ForCausalLM
 
 from fasttune.data import batches
+from fasttune.data.tokenize import Example
 from fasttune.training import engine, packing
 from fasttune.training.engine import Batch
 
 
-def attend(module, query, key, value, attention_mask, scaling, spans=None, **_more):  # type: ignore[no-untyped-def]
+def attend(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, spans: Any = None, **_more: Any
+) -> tuple[torch.Tensor, None]:
     return engine.attention(query, key, value, spans, scaling), None
 
 
@@ -38,14 +44,21 @@ def small_model(attention: str, *, checkpointing: bool = False) -> Qwen2ForCausa
     return model.train()
 
 
-def packed(examples, budget, *, attention="packed-under-test", checkpointing=False, change=lambda batch: batch):  # type: ignore[no-untyped-def]
+def packed(
+    examples: Sequence[Example],
+    budget: int,
+    *,
+    attention: str = "packed-under-test",
+    checkpointing: bool = False,
+    change: Callable[[Batch], Batch] = lambda batch: batch,
+) -> tuple[float, int, list[torch.Tensor]]:
     """Loss and gradients of one step through collate, attention and loss."""
     model = small_model(attention, checkpointing=checkpointing)
     step = packing.plan_step(examples, range(len(examples)), budget)
     total, hits = 0.0, 0
     for row in step.rows:
         batch = change(engine.collate(row, examples))
-        layout = {"spans": batch.spans}
+        layout: dict[str, Any] = {"spans": batch.spans}
         if attention == "sdpa":
             layout = {"attention_mask": engine.dense_mask(batch.spans, batch.input_ids.shape[1])}
         hidden = model.model(batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout)[0]
@@ -55,7 +68,7 @@ def packed(examples, budget, *, attention="packed-under-test", checkpointing=Fal
     return total, hits, [p.grad for p in model.parameters() if p.grad is not None]
 
 
-def reference(examples):  # type: ignore[no-untyped-def]
+def reference(examples: Sequence[Example]) -> tuple[float, int, list[torch.Tensor]]:
     """The same by stock transformers, one sample a forward pass, its own labels and shift."""
     model = small_model("sdpa")  # eager takes its softmax in float32
     supervised = sum(map(batches.supervised_tokens, examples))
@@ -65,14 +78,14 @@ def reference(examples):  # type: ignore[no-untyped-def]
         for start, end in example.supervised:
             labels[0, start:end] = torch.tensor(example.tokens[start:end])
         logits = model(torch.tensor([example.tokens]), use_cache=False).logits[:, :-1]
-        wanted = labels[:, 1:]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum") / supervised
+        shifted = labels[:, 1:]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), shifted.flatten(), reduction="sum") / supervised
         loss.backward()
-        total, hits = total + loss.item(), hits + int((logits.argmax(-1) == wanted).sum())
+        total, hits = total + loss.item(), hits + int((logits.argmax(-1) == shifted).sum())
     return total, hits, [p.grad for p in model.parameters() if p.grad is not None]
 
 
-def difference(one, other) -> float:  # type: ignore[no-untyped-def]
+def difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
     """Largest gradient difference relative to the largest gradient."""
     assert len(one) == len(other) > 0
     largest = max(gradient.abs().max() for gradient in other)
@@ -101,12 +114,12 @@ def test_block_attention_equals_the_dense_mask(seed: int) -> None:
     assert difference(gradients, plain) < 1e-9
 
 
-def shift_targets(batch: Batch) -> Batch:
-    return Batch(batch.input_ids, batch.position_ids, batch.predictors, batch.targets.roll(1), batch.spans)
+def shift_labels(batch: Batch) -> Batch:
+    return Batch(batch.input_ids, batch.position_ids, batch.label_positions, batch.labels.roll(1), batch.spans)
 
 
-def shift_predictors(batch: Batch) -> Batch:
-    return Batch(batch.input_ids, batch.position_ids, batch.predictors - 1, batch.targets, batch.spans)
+def shift_positions(batch: Batch) -> Batch:
+    return Batch(batch.input_ids, batch.position_ids, batch.label_positions - 1, batch.labels, batch.spans)
 
 
 def restart_positions(batch: Batch) -> Batch:
@@ -115,7 +128,7 @@ def restart_positions(batch: Batch) -> Batch:
     for span in batch.spans:
         for begin, end in span.suffixes:
             positions[0, begin:end] = torch.arange(end - begin)
-    return Batch(batch.input_ids, positions, batch.predictors, batch.targets, batch.spans)
+    return Batch(batch.input_ids, positions, batch.label_positions, batch.labels, batch.spans)
 
 
 def one_token_less_prefix(batch: Batch) -> Batch:
@@ -126,11 +139,11 @@ def one_token_less_prefix(batch: Batch) -> Batch:
         else s
         for s in batch.spans
     )
-    return Batch(batch.input_ids, batch.position_ids, batch.predictors, batch.targets, spans)
+    return Batch(batch.input_ids, batch.position_ids, batch.label_positions, batch.labels, spans)
 
 
-@pytest.mark.parametrize("change", [shift_targets, shift_predictors, restart_positions, one_token_less_prefix])
-def test_off_by_one_is_noticed(change) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("change", [shift_labels, shift_positions, restart_positions, one_token_less_prefix])
+def test_off_by_one_is_noticed(change: Callable[[Batch], Batch]) -> None:
     examples = random_examples(1, count=9)
     assert any(group.prefix > 1 for row in packing.plan_step(examples, range(9), 4096).rows for group in row.groups)
     _loss, _hits, gradients = packed(examples, 4096, change=change)
@@ -143,33 +156,35 @@ def test_the_tiled_loss_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, ti
     torch.manual_seed(0)
     hidden = torch.randn(1, 50, 16, dtype=torch.float64, requires_grad=True)
     head = torch.randn(300, 16, dtype=torch.float64)
-    predictors, targets = torch.randperm(50)[:31], torch.randint(300, (31,))
-    batch = Batch(torch.zeros(1, 50), torch.zeros(1, 50), predictors, targets, ())
+    label_positions, labels = torch.randperm(50)[:31], torch.randint(300, (31,))
+    batch = Batch(torch.zeros(1, 50), torch.zeros(1, 50), label_positions, labels, ())
     monkeypatch.setattr(engine, "TILE_ELEMENTS", {"cpu": tile})
     total, hits = engine.loss(hidden, head, batch)
     (total * 0.25).backward()
     fast, hidden.grad = hidden.grad, None
-    logits = hidden[0, predictors] @ head.T
-    plain = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    logits = hidden[0, label_positions] @ head.T
+    plain = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
     (plain * 0.25).backward()
     assert total.item() == pytest.approx(plain.item(), rel=1e-12)
-    assert int(hits) == int((logits.argmax(1) == targets).sum())
+    assert int(hits) == int((logits.argmax(1) == labels).sum())
     assert torch.allclose(fast, hidden.grad, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_loss_of_large_logits_stays_exact_in_low_precision(monkeypatch: pytest.MonkeyPatch, dtype) -> None:  # type: ignore[no-untyped-def]
+def test_the_loss_of_large_logits_stays_exact_in_low_precision(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     """The running maximum must rescale what earlier tiles summed, or this overflows; sums are taken in float32."""
     torch.manual_seed(0)
     hidden, head = (torch.randn(40, 64) * 3).to(dtype), (torch.randn(500, 64) * 3).to(dtype)
-    targets = torch.randint(500, (40,))
-    batch = Batch(torch.zeros(1, 40), torch.zeros(1, 40), torch.arange(40), targets, ())
+    labels = torch.randint(500, (40,))
+    batch = Batch(torch.zeros(1, 40), torch.zeros(1, 40), torch.arange(40), labels, ())
     monkeypatch.setattr(engine, "TILE_ELEMENTS", {"cpu": 40 * 17})
     total, _hits = engine.loss(hidden[None], head, batch)
     logits = torch.nn.functional.linear(hidden, head).float()  # rounded to the dtype, as any head's logits are
     assert logits.max() > 100
     assert total.item() == pytest.approx(
-        float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum")),
+        float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum")),
         rel=1e-5 if dtype == torch.float32 else 2e-3,
     )
 
@@ -181,7 +196,7 @@ def test_the_loss_of_large_logits_stays_exact_in_low_precision(monkeypatch: pyte
 def test_merged_attention_equals_the_masked_one(
     monkeypatch: pytest.MonkeyPatch,
     tile: int,
-    dtype,  # type: ignore[no-untyped-def]
+    dtype: torch.dtype,
     tolerance: float,
 ) -> None:
     """Two groups, one without a prefix, four query heads on two key heads: output and all three gradients."""
@@ -191,7 +206,8 @@ def test_merged_attention_equals_the_masked_one(
     shapes = [(1, 4, 30, 16), (1, 2, 30, 16), (1, 2, 30, 16)]
     inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     upstream = torch.randn(1, 30, 4, 16, dtype=dtype)
-    out = engine.attention(*inputs, spans, 0.25)
+    query, key, value = inputs
+    out = engine.attention(query, key, value, spans, 0.25)
     found = [out, *torch.autograd.grad(out, inputs, upstream)]
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     mask = engine.dense_mask(spans, 30)
@@ -205,9 +221,9 @@ def test_merged_attention_equals_the_masked_one(
 def test_a_padded_row_computes_the_same(multiple: int) -> None:
     examples = random_examples(3, count=9)
     expected_loss, expected_hits, expected = packed(examples, 4096)
-    loss, hits, gradients = packed(examples, 4096, change=lambda batch: engine.padded(batch, multiple))
+    loss, hits, gradients = packed(examples, 4096, change=lambda batch: engine.pad_row(batch, multiple))
     (row,) = packing.plan_step(examples, range(9), 4096).rows
-    length = engine.padded(engine.collate(row, examples), multiple).input_ids.shape[1]
+    length = engine.pad_row(engine.collate(row, examples), multiple).input_ids.shape[1]
     assert length % multiple == 0 and row.tokens <= length < row.tokens + multiple
-    assert (loss, hits) == (pytest.approx(expected_loss, rel=1e-12), expected_hits)
+    assert loss == pytest.approx(expected_loss, rel=1e-12) and hits == expected_hits
     assert difference(gradients, expected) < 1e-12

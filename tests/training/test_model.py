@@ -1,72 +1,24 @@
-"""Where a base is found, which device is used, and the layout handed to Unsloth's CUDA attention."""
+"""The layout handed to Unsloth's attention on a GPU, the CPU's own layers inside a PEFT model, and the tokenizer."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fasttune.console import FasttuneError
-from fasttune.recipe.schema import ModelRecipe
-from fasttune.training import device, hub
+from fasttune.training import hub
 from fasttune.training import model as models
-
-
-def test_the_builtin_base_is_a_complete_checkpoint() -> None:
-    folder = hub.locate(ModelRecipe(base="builtin:tiny"))
-    assert hub.require_model_folder(folder) == folder
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 10_000_000
-
-
-@pytest.mark.parametrize(
-    ("base", "code"),
-    [
-        ("./nowhere", "base-not-found"),
-        ("D:\\models\\qwen", "base-not-found"),
-        ("no-such-owner/no-such-model", "hub-unreachable"),
-    ],
-)
-def test_a_base_that_is_not_there(base: str, code: str) -> None:
-    with pytest.raises(FasttuneError) as caught:
-        hub.locate(ModelRecipe(base=base))
-    (finding,) = caught.value.findings
-    assert finding.code == code and finding.where == "model.base"
-
-
-def test_an_incomplete_folder_names_what_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FasttuneError, match=r"tokenizer.json, \*.safetensors missing"):
-        hub.locate(ModelRecipe(base=str(tmp_path)))
-
-
-def test_modelscope_without_its_package_says_how_to_get_it() -> None:
-    with pytest.raises(FasttuneError) as caught:
-        hub.locate(ModelRecipe(base="Qwen/Qwen2.5-0.5B-Instruct", mirror="modelscope"))
-    assert "pip install modelscope" in caught.value.findings[0].fix
-
-
-def test_a_card_that_torch_cannot_drive_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
-    if torch.cuda.is_available():
-        pytest.skip("this machine's card works")
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA GeForce RTX 4060 (UUID: GPU-1)'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    with pytest.raises(FasttuneError, match="RTX 4060") as caught:
-        device.device_type()
-    assert caught.value.findings[0].code == "gpu-not-usable"
-    monkeypatch.setenv("UNSLOTH_FORCE_CPU", "1")
-    assert device.device_type() == "cpu"
-
 
 CUDA_LAYOUT = """
 import torch
 from unsloth.utils.prefix_grouper_kernel import PrefixSegInfo
-from fasttune import engine, model, packing
-from fasttune.render import Example
+from fasttune.data.tokenize import Example
+from fasttune.training import engine, model, packing
 
 examples = [Example(str(n), (*range(100), 200 + n, 7, 8), ((101, 103),)) for n in range(4)]
 examples.append(Example("alone", tuple(range(300, 310)), ((5, 10),)))
@@ -86,7 +38,7 @@ print("layout good")
 
 
 def test_the_layout_for_unsloths_cuda_attention() -> None:
-    """Unsloth's GPU stack imports without a card under UNSLOTH_ALLOW_CPU; its own builder takes our groups."""
+    """Unsloth's GPU stack imports without a GPU under UNSLOTH_ALLOW_CPU; its own builder takes our groups."""
     done = subprocess.run(
         [sys.executable, "-c", "import os; os.environ['UNSLOTH_ALLOW_CPU'] = '1'\nimport unsloth\n" + CUDA_LAYOUT],
         capture_output=True, text=True, check=False,
@@ -98,7 +50,7 @@ SOME = ("q_proj", "v_proj", "up_proj", "down_proj")
 ALL = (*SOME, "k_proj", "o_proj", "gate_proj")
 
 
-def peft_model(dropout: float = 0.0, targets: tuple[str, ...] = SOME):  # type: ignore[no-untyped-def]
+def peft_model(dropout: float = 0.0, targets: tuple[str, ...] = SOME) -> Any:
     """A small Qwen2 with an adapter whose B is not zero, as PEFT builds it."""
     torch, peft, transformers = (pytest.importorskip(name) for name in ("torch", "peft", "transformers"))
     torch.manual_seed(1)
@@ -113,48 +65,65 @@ def peft_model(dropout: float = 0.0, targets: tuple[str, ...] = SOME):  # type: 
     return peft.get_peft_model(transformers.Qwen2ForCausalLM(config), lora)
 
 
-def logits_and_gradients(net):  # type: ignore[no-untyped-def]
+def logits_and_gradients(model: Any) -> list[Any]:
     """Of one pass over fixed tokens."""
     import torch
 
     torch.manual_seed(2)
-    net.zero_grad()
-    logits = net(torch.arange(1, 60)[None]).logits
+    model.zero_grad()
+    logits = model(torch.arange(1, 60)[None]).logits
     logits.logsumexp(-1).sum().backward()
-    return [logits.detach()] + [p.grad for p in net.parameters() if p.grad is not None]
+    return [logits.detach()] + [p.grad for p in model.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("targets", [SOME, ALL])  # all: the feed-forward is one function
-def test_fast_layers_compute_what_the_plain_ones_compute(targets: tuple[str, ...]) -> None:
-    net = peft_model(targets=targets)
-    plain = logits_and_gradients(net)
-    models.use_fast_layers(net)
-    fast = logits_and_gradients(net)
+def test_cpu_layers_compute_what_the_plain_ones_compute(targets: tuple[str, ...]) -> None:
+    model = peft_model(targets=targets)
+    plain = logits_and_gradients(model)
+    models.use_cpu_layers(model)
+    fast = logits_and_gradients(model)
     assert len(fast) == 1 + 2 * 2 * len(targets)  # two layers, A and B
     for one, other in zip(fast, plain, strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
-def test_fast_layers_know_when_the_adapter_is_off_merged_or_drops() -> None:
+def test_cpu_layers_know_when_the_adapter_is_off_merged_or_drops() -> None:
     import torch
 
-    def logits():  # type: ignore[no-untyped-def]
+    def logits() -> Any:
         with torch.no_grad():
-            return net(torch.arange(1, 60)[None]).logits
+            return model(torch.arange(1, 60)[None]).logits
 
-    net = peft_model(targets=ALL)
+    model = peft_model(targets=ALL)
     tuned = logits()
-    with net.disable_adapter():
+    with model.disable_adapter():
         base = logits()
-    models.use_fast_layers(net)
-    with net.disable_adapter():
+    models.use_cpu_layers(model)
+    with model.disable_adapter():
         assert torch.allclose(logits(), base, atol=1e-5)
-    net.merge_adapter()
+    model.merge_adapter()
     assert torch.allclose(logits(), tuned, atol=1e-5)
     assert not torch.allclose(base, tuned, atol=1e-2)
 
     dropping = peft_model(dropout=0.5, targets=ALL)
     plain = logits_and_gradients(dropping)
-    models.use_fast_layers(dropping)
+    models.use_cpu_layers(dropping)
     for one, other in zip(logits_and_gradients(dropping), plain, strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_code_in_the_base_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder may name classes of its own: they are not imported, and nobody is asked whether they may be."""
+    base, trace = shutil.copytree(hub.TINY, tmp_path / "base"), tmp_path / "was run"
+    for name, changes in {
+        "config.json": {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}},
+        "tokenizer_config.json": {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}},
+    }.items():
+        known = json.loads((base / name).read_text(encoding="utf-8"))
+        (base / name).write_text(json.dumps(known | changes), encoding="utf-8")
+    (base / "own.py").write_text(f"open({str(trace)!r}, 'w')\n", encoding="utf-8")
+    questions: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": questions.append(question))
+    with pytest.raises(ValueError, match="custom code"):
+        models.load_tokenizer(base)
+    assert not questions and not trace.exists()

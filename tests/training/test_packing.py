@@ -36,7 +36,7 @@ def test_every_sample_is_in_one_row_within_the_budget(seed: int, budget: int) ->
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_shared_prefix_is_common_and_leaves_an_unlearned_token(seed: int) -> None:
+def test_a_shared_prefix_is_common_and_leaves_an_unsupervised_token(seed: int) -> None:
     examples = random_examples(seed, count=12)
     for row in packing.plan_step(examples, range(12), 80).rows:
         for group in row.groups:
@@ -73,14 +73,14 @@ def test_sharing_computes_as_few_tokens_as_any_partition(seed: int, make: Callab
 
 
 def contexts(examples: list[Example], rows: Iterable[Row]) -> Counter[tuple[tuple[int, ...], int]]:
-    """What is predicted from what: (all tokens a predictor may see, target), by the plain mask of the layout."""
+    """What is predicted from what: (all tokens a position may attend to, label), by the plain mask of the layout."""
     found: Counter[tuple[tuple[int, ...], int]] = Counter()
     for row in rows:
         batch = engine.collate(row, examples)
         seen = engine.dense_mask(batch.spans, row.tokens)[0, 0]
-        for predictor, target in zip(batch.predictors.tolist(), batch.targets.tolist(), strict=True):
-            assert batch.position_ids[0, seen[predictor]].tolist() == list(range(int(seen[predictor].sum())))
-            found[tuple(batch.input_ids[0, seen[predictor]].tolist()), target] += 1
+        for position, label in zip(batch.label_positions.tolist(), batch.labels.tolist(), strict=True):
+            assert batch.position_ids[0, seen[position]].tolist() == list(range(int(seen[position].sum())))
+            found[tuple(batch.input_ids[0, seen[position]].tolist()), label] += 1
     return found
 
 
@@ -92,13 +92,13 @@ def test_every_supervised_token_counts_once_in_its_own_context(
     chance = random.Random(seed)
     examples = make(seed, chance.randint(1, 24))
     samples = chance.sample(range(len(examples)), chance.randint(1, len(examples)))
-    wanted = Counter(
+    expected = Counter(
         (examples[i].tokens[:at], examples[i].tokens[at])
         for i in samples for start, end in examples[i].supervised for at in range(start, end)
     )  # fmt: skip
     for budget in (0, 1, chance.randint(2, 40), chance.randint(40, 200), 4096):
         step = packing.plan_step(examples, samples, budget)
-        assert contexts(examples, step.rows) == wanted
+        assert contexts(examples, step.rows) == expected
         assert step == packing.plan_step(examples, samples, budget)  # deterministic
 
 
@@ -141,10 +141,10 @@ def bins_at_least(sizes: Sequence[int], capacity: int) -> int:
     bounds = [0]
     for small in {0, *(size for size in sizes if 2 * size <= capacity)}:
         alone = sum(size > capacity - small for size in sizes)
-        halves = [size for size in sizes if capacity - small >= size > capacity / 2]
-        room = len(halves) * capacity - sum(halves)
-        rest = sum(size for size in sizes if small <= size <= capacity / 2) - room
-        bounds.append(alone + len(halves) + max(0, math.ceil(rest / capacity)))
+        over_half = [size for size in sizes if capacity - small >= size > capacity / 2]
+        free = len(over_half) * capacity - sum(over_half)
+        rest = sum(size for size in sizes if small <= size <= capacity / 2) - free
+        bounds.append(alone + len(over_half) + max(0, math.ceil(rest / capacity)))
     return own + max(bounds)
 
 
@@ -266,3 +266,36 @@ def test_a_common_system_prompt_is_computed_once() -> None:
     step = packing.plan_step(examples, range(16), 4096)
     assert step.rows == (packing.Row((Group(100, tuple(range(16))),), 100 + 16 * 3),)
     assert packing.plan_step(examples, range(16), 4096, shared_prefix=False).computed_tokens == 16 * 103
+
+
+# The division of a step among ranks ---------------------------------------------------------------------------------
+
+
+def prompted(rng: random.Random, name: int) -> Example:
+    """A sample below one of three prompts."""
+    prompt = [rng.randrange(3)] * rng.randrange(1, 30)
+    tokens = (*prompt, *(rng.randrange(9) for _ in range(rng.randrange(3, 40))))
+    return Example(str(name), tokens, ((len(prompt) + 1, len(tokens)),))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_every_sample_is_computed_by_one_rank(seed: int, world_size: int) -> None:
+    rng = random.Random(seed)
+    examples = [prompted(rng, n) for n in range(rng.randrange(1, 40))]
+    samples = rng.sample(range(len(examples)), rng.randrange(1, len(examples) + 1))
+    steps = [packing.plan_step(examples, samples, 100, rank=n, world_size=world_size) for n in range(world_size)]
+    computed = [i for step in steps for row in step.rows for group in row.groups for i in group.members]
+    assert sorted(computed) == sorted(samples)
+    assert sum(row.tokens for step in steps for row in step.rows) == steps[0].computed_tokens
+    whole = packing.plan_step(examples, samples, 100)
+    for step in steps:
+        assert (step.samples, step.tokens, step.supervised) == (whole.samples, whole.tokens, whole.supervised)
+    sizes = [sum(len(examples[i].tokens) for i in part) for part in packing.divide(examples, samples, world_size)]
+    longest = max(len(examples[i].tokens) for i in samples)
+    assert max(sizes) - min(sizes) <= 2 * longest
+
+
+def test_samples_that_begin_alike_stay_together() -> None:
+    examples = [Example(str(n), (*([n % 2] * 50), 7, 8, n), ((52, 53),)) for n in range(8)]
+    assert [sorted(part) for part in packing.divide(examples, range(8), 2)] == [[0, 2, 4, 6], [1, 3, 5, 7]]

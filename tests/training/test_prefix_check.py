@@ -1,5 +1,5 @@
-"""The self-check of shared prefixes: right attention passes, attention that is wrong by one token does not; the run then
-goes on without sharing. Runs on the CPU's attention what a card's is put to before its first step."""
+"""The check of shared prefixes: correct attention passes, attention that is wrong by one token does not, and the run then
+shares no prefix. What a GPU's attention is checked by before its first step, tested on the CPU's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from series import Series, adapter, document, history
 
 from fasttune.data.tokenize import Example
@@ -30,7 +31,7 @@ def one_too_many(prefix_end: int) -> int:
 
 
 def test_good_attention_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "checks_sharing", lambda: True)
+    monkeypatch.setattr(device, "needs_prefix_check", lambda: True)
     checked, plain = Series.new(tmp_path / "checked"), Series.new(tmp_path / "plain")
     assert "switched off" not in checked.train(*SETTINGS).stderr
     found = document(checked.run(1) / "provenance.json")["sharing_check"]
@@ -42,49 +43,47 @@ def test_good_attention_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("end", [one_too_few, one_too_many])
 def test_wrong_attention_switches_sharing_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Any) -> None:
-    def wrong_pieces(spans: Sequence[engine.Span]) -> list[engine.Piece]:
-        return [piece if piece.causal else replace(piece, key_end=end(piece.key_end)) for piece in pieces(spans)]
+    def wrong_blocks(spans: Sequence[engine.Span]) -> list[engine.Block]:
+        return [block if block.causal else replace(block, key_end=end(block.key_end)) for block in blocks(spans)]
 
-    pieces = engine.pieces
+    blocks = engine.attention_blocks
     wrong, unshared = Series.new(tmp_path / "wrong"), Series.new(tmp_path / "unshared")
     unshared.train(*SETTINGS, "train.shared_prefix=false")
-    monkeypatch.setattr(device, "checks_sharing", lambda: True)
-    monkeypatch.setattr(engine, "pieces", wrong_pieces)
+    monkeypatch.setattr(device, "needs_prefix_check", lambda: True)
+    monkeypatch.setattr(engine, "attention_blocks", wrong_blocks)
     done = wrong.train(*SETTINGS)
     assert (
         "shared prefixes give another loss or gradient than plain attention here; they are switched off" in done.stderr
     )
     found = document(wrong.run(1) / "provenance.json")["sharing_check"]
-    assert found["gradient"] > prefix_check.TOLERANCE[engine.torch.bfloat16]  # seen in 16 bit as well
+    assert found["gradient"] > prefix_check.TOLERANCE[torch.bfloat16]  # noticed in 16 bit as well
     assert adapter(wrong.run(1)) == adapter(unshared.run(1))
     assert history(wrong.run(1))[0]["computed_tokens"] == history(unshared.run(1))[0]["computed_tokens"]
 
 
 def test_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "checks_sharing", lambda: True)
+    monkeypatch.setattr(device, "needs_prefix_check", lambda: True)
     series = Series.new(tmp_path)
     series.train(*SETTINGS, "lora.dropout=0.1")  # prefixes are not shared: no check
-    assert "sharing_check" not in document(series.run(1) / "provenance.json")
+    assert document(series.run(1) / "provenance.json")["sharing_check"] is None
 
 
 def test_a_pair_of_rows() -> None:
     examples = [Example(str(n), (*range(50), 100 + n, 7, 8), ((51, 53),)) for n in range(6)]
     examples.append(Example("alone", tuple(range(300, 310)), ((5, 10),)))
-    shared, plain = prefix_check.pair(examples, plan_step(examples, range(7), 4096).rows) or ([], [])
+    shared, plain = prefix_check.paired_rows(examples, plan_step(examples, range(7), 4096).rows) or ([], [])
     (row,) = shared
     assert row.groups[0].prefix == 50 and len(row.groups[0].members) == prefix_check.SAMPLES
     assert row.tokens == 50 + prefix_check.SAMPLES * 3
     assert [row.tokens for row in plain] == [53] * prefix_check.SAMPLES
-    assert prefix_check.pair(examples, plan_step(examples, [0, 6], 4096).rows) is None
+    assert prefix_check.paired_rows(examples, plan_step(examples, [0, 6], 4096).rows) is None
 
 
 def test_not_a_number_is_a_difference() -> None:
-    import torch
-
     loss, gradients = torch.tensor(2.0), [torch.ones(3), torch.ones(2, 2)]
-    same = prefix_check.difference((loss, gradients), (loss, gradients))
+    same = prefix_check.relative_difference((loss, gradients), (loss, gradients))
     assert same == prefix_check.Difference(0, 0) and same.within(1e-9)
-    broken = prefix_check.difference((loss, [torch.tensor([1, 1, math.nan]), gradients[1]]), (loss, gradients))
+    broken = prefix_check.relative_difference((loss, [torch.tensor([1, 1, math.nan]), gradients[1]]), (loss, gradients))
     assert not broken.within(1)
-    half = prefix_check.difference((loss * 1.5, [gradient * 1.5 for gradient in gradients]), (loss, gradients))
+    half = prefix_check.relative_difference((loss * 1.5, [gradient * 1.5 for gradient in gradients]), (loss, gradients))
     assert half.loss == pytest.approx(0.5) and half.gradient == pytest.approx(0.5)

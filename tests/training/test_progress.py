@@ -10,7 +10,7 @@ LOGS = {"loss": 1.25, "mean_token_accuracy": 0.5, "tokens_per_second": 1234.5}
 
 
 def test_a_phase_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
-    phases = progress.Phases()
+    phases = progress.PhaseTimer()
     with phases("load", "loading"):
         pass
     assert 0 <= phases.seconds["load"] < 1
@@ -18,7 +18,7 @@ def test_a_phase_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_lines_without_a_terminal_are_few(capsys: pytest.CaptureFixture[str]) -> None:
-    line = progress.LiveLine(total_steps=50)
+    line = progress.ProgressLine(total_steps=50)
     line.start(0)
     for step in range(1, 51):
         line.show(step, LOGS)

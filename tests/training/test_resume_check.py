@@ -1,5 +1,5 @@
-"""Proof of continuation: what is shown at a start from a checkpoint or an adapter, and that nothing is trained where the
-state is not what it claims to be."""
+"""The resume check: what is shown at a start from a checkpoint or an adapter, and that nothing is trained where the state
+is not what was recorded."""
 
 from __future__ import annotations
 
@@ -55,26 +55,26 @@ def newest(series: Series) -> Path:
 
 
 def whole_again(checkpoint: Path) -> None:
-    """Write the manifest anew, so that only the proof can tell."""
+    """Write the manifest anew, so that only the check batch can tell."""
     files = {path.name: file_sha256(path) for path in checkpoint.iterdir() if path.name != "manifest.json"}
     step = document(checkpoint / "manifest.json")["step"]
     (checkpoint / "manifest.json").write_text(json.dumps({"step": step, "sha256": files}))
     assert checkpoints.find_damage(checkpoint) == ""
 
 
-def test_the_proof_shows_both_losses(parent: Series) -> None:
-    """The losses are those of the fixed batch before and after, computed apart; the loss does not begin at the base's."""
+def test_both_losses_are_shown(parent: Series) -> None:
+    """The losses are those of the check batch before and after, computed apart; the loss does not begin at the base's."""
     done = parent.train(MORE, flags="--continue incremental")
     shown = re.search(
-        r"goes on from step 6: the fixed batch scores (\S+), (\S+) when it was saved; learning rate (\S+) before, (\S+) now",
+        r"resuming at step 6: check batch loss (\S+) \(saved: (\S+)\); learning rate (\S+) -> (\S+)",
         done.stderr,
     )
     assert shown
     now, then = float(shown[1]), float(shown[2])
     recorded = document(newest(parent) / "proof.json")
     assert now == then == round(recorded["loss"], 4)
-    assert now == pytest.approx(fixed_loss(parent, newest(parent)), rel=1e-4)
-    assert now < fixed_loss(parent, None) - 0.2
+    assert now == pytest.approx(check_batch_loss(parent, newest(parent)), rel=1e-4)
+    assert now < check_batch_loss(parent, None) - 0.2
     assert losses(parent.run(2))[0] < losses(parent.run(1))[0]
     assert {key: recorded[key] for key in ("step", "optimizer_step", "device")} == {
         "step": 6, "optimizer_step": 6, "device": "cpu",
@@ -83,7 +83,7 @@ def test_the_proof_shows_both_losses(parent: Series) -> None:
     assert recorded["packages"] == machine.package_versions()
 
 
-def fixed_loss(series: Series, adapter: Path | None) -> float:
+def check_batch_loss(series: Series, adapter: Path | None) -> float:
     """Mean loss of the first four samples by plain transformers and peft."""
     import torch
     from peft import PeftModel
@@ -139,15 +139,15 @@ def other_random_state(checkpoint: Path) -> None:
 
 
 TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "weights": (other_weights, r"the fixed batch scored \d\.\d{4} when it was saved, now \d\.\d{4}"),
+    "weights": (other_weights, r"check batch loss \d\.\d{4} \(saved: \d\.\d{4}\)"),
     "optimizer": (other_optimizer, r"its optimizer step was (\d), now it is (?!\1)\d"),
     "step": (other_step, r"its step was (\d), now it is (?!\1)\d"),
-    "random state": (other_random_state, "the random numbers are not where they were"),
+    "random state": (other_random_state, "the state of the random generators is not the saved one"),
 }
 
 
 @pytest.mark.parametrize("what", TAMPERED)
-def test_a_tampered_parent_is_not_gone_on_from(parent: Series, what: str) -> None:
+def test_a_tampered_parent_is_refused(parent: Series, what: str) -> None:
     """It stops before the first new step, and leaves nothing new."""
     tamper, words = TAMPERED[what]
     tamper(newest(parent))
@@ -194,7 +194,7 @@ def test_a_changed_base_is_named(parent: Series) -> None:
 
 
 def test_a_changed_base_that_its_fingerprint_misses(parent: Series) -> None:
-    """The fingerprint reads a part of large files only; the fixed batch goes through all weights."""
+    """The fingerprint reads a part of large files only; the check batch goes through all weights."""
     change_base(parent)
     known = document(parent.run(1) / "provenance.json")
     known["base"]["fingerprint"] = provenance.fingerprint(parent.folder / "base")
@@ -209,12 +209,12 @@ def test_a_changed_chat_template(parent: Series) -> None:
     template.write_text(text.replace("<|im_start|>", "<|im_start|> "))
     assert template.read_text() != text
     done = parent.train(MORE, flags="--continue incremental", code=1)
-    assert "the fixed batch has other tokens than when it was saved" in done.stderr
+    assert "the check batch has other tokens than when the checkpoint was saved" in done.stderr
     assert parent.names() == ["001-fresh"]
 
 
 def test_other_package_versions_are_a_warning(stopped: Series) -> None:
-    """The run goes on all the same."""
+    """The run resumes all the same."""
     path = newest(stopped) / "proof.json"
     known = document(path)
     known["packages"]["torch"] = "1.0"
@@ -244,9 +244,9 @@ def test_loading_never_unpickles(stopped: Series) -> None:
     assert not (stopped.folder / "run by a checkpoint").exists()
 
 
-def test_a_resumed_run_shows_its_proof_and_equals_the_straight_one(stopped: Series, tmp_path: Path) -> None:
+def test_a_resumed_run_shows_both_losses_and_equals_the_straight_one(stopped: Series, tmp_path: Path) -> None:
     done = stopped.train("train.max_steps=6")
-    assert re.search(r"goes on from step \d: the fixed batch scores (\S+), \1 when it was saved", done.stderr)
+    assert re.search(r"resuming at step \d: check batch loss (\S+) \(saved: \1\)", done.stderr)
     straight = Series.new(tmp_path / "straight")
     straight.train("train.max_steps=6")
     assert_same_run(stopped.run(1), straight.run(1))
@@ -256,7 +256,7 @@ def test_tolerances_leave_room_for_rounding_only() -> None:
     assert resume_check.TOLERANCE["cpu"] <= 1e-4 and resume_check.TOLERANCE["cuda"] <= 2e-2
 
 
-def test_the_proofs_of_all_starts_are_kept(stopped: Series) -> None:
+def test_the_losses_of_all_starts_are_kept(stopped: Series) -> None:
     """provenance.json has one entry for each start of the run from a checkpoint, with both losses and both rates."""
     step = checkpoints.checkpoint_step(newest(stopped))
     stopped.train("train.max_steps=6")

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Cli
+from out_of_memory import steps_watched
+from series import Series, document
 
-from fasttune.data.tokenize import Example
+from fasttune.training import device, row_budget
 
 RECIPE = """
 name = "persona"
@@ -275,20 +276,6 @@ def test_a_users_mistake_leaves_no_run_folder(recipe: Path, fasttune: Cli, tmp_p
     assert not (tmp_path / "runs" / "persona").exists()
 
 
-@pytest.mark.parametrize(
-    ("shares", "budget", "lengths"),
-    [(True, 4096, [127]), (False, 4096, [927]), (True, 120, [118, 109]), (True, 0, [103] * 9)],
-)
-def test_evaluation_is_packed_as_training_is(shares: bool, budget: int, lengths: list[int]) -> None:
-    from fasttune.training.trainer import Steps
-
-    settings = SimpleNamespace(train=SimpleNamespace(shared_prefix=shares), lora=SimpleNamespace(dropout=0.5))
-    steps = Steps([], SimpleNamespace(recipe=settings))  # type: ignore[arg-type]
-    examples = [Example(f"x:{n}", (*range(100), 200 + n, 7, 8), ((101, 103),)) for n in range(9)]
-    assert [row.tokens for row in steps.plan_held_out(examples, budget).rows] == lengths
-    assert not steps.plan_held_out([], budget).rows
-
-
 @pytest.mark.parametrize(("change", "shares"), [("lora.dropout=0.1", False), ("lora.dropout=0.0", True)])
 def test_dropout_ends_sharing(recipe: Path, fasttune: Cli, tmp_path: Path, change: str, shares: bool) -> None:
     """A shared prefix would be dropped alike for every sample that begins with it."""
@@ -297,3 +284,17 @@ def test_dropout_ends_sharing(recipe: Path, fasttune: Cli, tmp_path: Path, chang
     assert ("no prefix is shared in training" in done.stderr) is not shares
     (step,) = history(tmp_path / "runs" / "persona" / "001-fresh")
     assert (step["computed_tokens"] < step["num_tokens"]) is shares
+
+
+def test_a_small_machine_gets_smaller_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "auto" is as much as memory allows; it is said and recorded, and a resume keeps it."""
+    series = Series.new(tmp_path)
+    monkeypatch.setattr(device, "free_memory", lambda: 2**25)
+    settings = ("train.max_steps=6", "train.save_steps=2")
+    with steps_watched(dies_in=4):
+        done = series.train(*settings, code=130)
+    budget = document(series.run(1) / "provenance.json")["tokens_per_row"]
+    assert row_budget.SMALLEST_ROW <= budget < 4096
+    assert f"packing budget {budget:,} tokens a row" in done.stderr
+    monkeypatch.undo()
+    assert f"packing budget {budget:,} tokens a row" in series.train(*settings).stderr

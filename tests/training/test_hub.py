@@ -1,0 +1,44 @@
+"""Where a base is found: built in, in a folder, on a hub; and what is said where it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fasttune.console import FasttuneError
+from fasttune.recipe.schema import ModelRecipe
+from fasttune.training import hub
+
+
+def test_the_builtin_base_is_a_complete_checkpoint() -> None:
+    folder = hub.locate(ModelRecipe(base="builtin:tiny"))
+    assert hub.require_model_folder(folder) == folder
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("base", "code"),
+    [
+        ("./nowhere", "base-not-found"),
+        ("D:\\models\\qwen", "base-not-found"),
+        ("no-such-owner/no-such-model", "hub-unreachable"),
+    ],
+)
+def test_a_base_that_is_not_there(base: str, code: str) -> None:
+    with pytest.raises(FasttuneError) as caught:
+        hub.locate(ModelRecipe(base=base))
+    (finding,) = caught.value.findings
+    assert finding.code == code and finding.where == "model.base"
+
+
+def test_an_incomplete_folder_names_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FasttuneError, match=r"tokenizer.json, \*.safetensors missing"):
+        hub.locate(ModelRecipe(base=str(tmp_path)))
+
+
+def test_modelscope_without_its_package_says_how_to_get_it() -> None:
+    with pytest.raises(FasttuneError) as caught:
+        hub.locate(ModelRecipe(base="Qwen/Qwen2.5-0.5B-Instruct", mirror="modelscope"))
+    assert "pip install modelscope" in caught.value.findings[0].fix

@@ -1,0 +1,203 @@
+"""The training loop: memory that runs out never changes a step (E3), a resume lays its rows out as before (E2), and rows
+are sized by what the first step took."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from out_of_memory import NO_CHECKPOINTING, little_memory, steps_watched
+from series import Series, adapter, assert_same_run, checkpoints, document, history, largest_difference, losses, untimed
+
+from fasttune.training import device, row_budget
+from fasttune.training import model as models
+
+SETTINGS = ("train.max_steps=6", "train.save_steps=2", "data.val=val.jsonl", "train.eval_steps=2")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    series = Series.new(tmp_path_factory.mktemp("undisturbed"))
+    series.train(*SETTINGS)
+    return series.run(1)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("dropout", [0, 0.1])
+def test_the_step_is_planned_again_in_smaller_rows(
+    tmp_path: Path, undisturbed: Path, backward: bool, dropout: float
+) -> None:
+    """Bit for bit the run that began with the smaller budget, dropout's random numbers included; to rounding the run that
+    never ran out."""
+    settings = (*SETTINGS, *NO_CHECKPOINTING, f"lora.dropout={dropout}")
+    series = Series.new(tmp_path / "little")
+    with little_memory(lambda tokens, _call: tokens > 60, backward=backward) as rows:
+        done = series.train(*settings)
+    run = series.run(1)
+    found = document(run / "provenance.json")
+    budget = found["tokens_per_row"]
+    assert max(rows) > 60 >= budget
+    assert f"step 1: out of memory in a row of {rows[0]} tokens; the step is planned again" in done.stderr
+    assert f"with at most {budget} tokens a row from here on" in done.stderr
+
+    small = Series.new(tmp_path / "small")
+    small.train(*settings, f"train.tokens_per_row={budget}")
+    assert found["rows_cut"][-1]["step"] == 1
+    assert adapter(run) == adapter(small.run(1))
+    assert untimed(history(run)) == untimed(history(small.run(1)))
+    if not dropout:
+        assert 0 < largest_difference(run, undisturbed) < 2e-4
+        assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+def test_nothing_of_a_failed_attempt_stays(tmp_path: Path) -> None:
+    """A later row of the step fails: the gradients of those before it are cleared, or they would count twice."""
+    settings = (*SETTINGS, *NO_CHECKPOINTING, "train.batch_size=10", "train.tokens_per_row=130")
+    series = Series.new(tmp_path / "little")
+    with little_memory(lambda _tokens, call: call == 2) as rows:
+        series.train(*settings)
+    assert rows[0] != rows[1]
+    budget = document(series.run(1) / "provenance.json")["tokens_per_row"]
+    assert budget == rows[1] // 2
+    small = Series.new(tmp_path / "small")
+    small.train(*settings, f"train.tokens_per_row={budget}")
+    assert adapter(series.run(1)) == adapter(small.run(1))
+
+
+def test_evaluation_survives(tmp_path: Path, undisturbed: Path) -> None:
+    """Rows without gradient that run out of memory: the held-out loss is the same to rounding, and training continues."""
+    import torch
+
+    series = Series.new(tmp_path)
+    with little_memory(lambda tokens, _call: tokens > 60 and not torch.is_grad_enabled()):
+        done = series.train(*SETTINGS)
+    assert "step 2: out of memory" in done.stderr
+    lines, expected = history(series.run(1)), history(undisturbed)
+    for key in ("eval_loss", "eval_mean_token_accuracy"):
+        values = [line[key] for line in lines if key in line]
+        assert values == pytest.approx([line[key] for line in expected if key in line], rel=1e-5) and len(values) == 3
+    assert document(series.run(1) / "provenance.json")["rows_cut"][0]["step"] == 2.5
+
+
+def test_gradient_checkpointing_comes_before_giving_up(tmp_path: Path, undisturbed: Path) -> None:
+    """A single sample fits with gradient checkpointing only: "auto" turns it on, and the gradients are the same."""
+    import torch
+
+    series = Series.new(tmp_path)
+    real: Callable[[Any], None] = models.enable_gradient_checkpointing
+    checkpointed: list[Any] = []
+
+    def enable(model: Any) -> None:
+        checkpointed.append(model)
+        real(model)
+
+    def keeps_all(_tokens: int, _call: int) -> bool:
+        return torch.is_grad_enabled() and not checkpointed
+
+    with little_memory(keeps_all) as rows, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "enable_gradient_checkpointing", enable)
+        done = series.train(*SETTINGS)
+    (model,) = checkpointed
+    assert all(layer.gradient_checkpointing for layer in model.get_base_model().model.layers)
+    assert done.stderr.count("gradient checkpointing is on from here on") == 1 and rows[0] == rows[1]
+    assert adapter(series.run(1)) == adapter(undisturbed)
+    assert document(series.run(1) / "provenance.json")["gradient_checkpointing"] is True
+
+
+# Resuming and continuing --------------------------------------------------------------------------------------------
+
+
+def train_with_little_memory(series: Series, settings: Sequence[str], training: bool, dies_in: int) -> None:
+    """Rows of step 4 run out of memory, or those of the evaluation after it; the process "dies" in a later step."""
+    import torch
+
+    def is_too_large(tokens: int, _call: int) -> bool:
+        return tokens > 60 and step[-1] == 4 and torch.is_grad_enabled() is training
+
+    with steps_watched(dies_in) as step, little_memory(is_too_large):
+        series.train(*settings, code=130 if dies_in else 0)
+
+
+@pytest.mark.parametrize("dies_in", [5, 7])
+@pytest.mark.parametrize("training", [True, False], ids=["in step 4", "in the evaluation after it"])
+def test_a_resume_cuts_its_steps_alike(tmp_path: Path, dies_in: int, training: bool) -> None:
+    """E2: out of memory, killed, and run again with memory enough: bit for bit the run that was not killed. Steps and
+    evaluations before the cut are replayed with the rows they had, those after it with the smaller ones."""
+    settings = ("train.max_steps=9", "train.save_steps=3", *SETTINGS[2:], *NO_CHECKPOINTING)
+    straight, killed = Series.new(tmp_path / "straight"), Series.new(tmp_path / "killed")
+    train_with_little_memory(straight, settings, training, 0)
+    train_with_little_memory(killed, settings, training, dies_in)
+    cuts = document(straight.run(1) / "provenance.json")["rows_cut"]
+    assert {cut["step"] for cut in cuts} == {4 if training else 4.5}
+    # A best evaluation saves a checkpoint as well; only those from before the cut are left to resume from.
+    for name in checkpoints(killed.run(1)):
+        if int(name.split("-")[1]) >= 4 and dies_in == 5:
+            shutil.rmtree(killed.run(1) / "checkpoints" / name)
+    assert checkpoints(killed.run(1))
+    with steps_watched() as step:
+        killed.train(*settings)
+    assert step[1] == (4 if dies_in == 5 else 7)
+    assert_same_run(killed.run(1), straight.run(1))
+    assert document(killed.run(1) / "provenance.json")["rows_cut"] == cuts
+
+
+def test_a_continued_run_begins_with_the_smaller_rows(tmp_path: Path) -> None:
+    series = Series.new(tmp_path)
+    with little_memory(lambda tokens, _call: tokens > 60):
+        series.train("train.epochs=1", *NO_CHECKPOINTING)
+    budget = document(series.run(1) / "provenance.json")["tokens_per_row"]
+    with little_memory(lambda _tokens, _call: False) as rows:
+        series.train("train.epochs=1", "continue.add_epochs=1", *NO_CHECKPOINTING, flags="--continue incremental")
+    assert document(series.run(2) / "provenance.json")["tokens_per_row"] == budget
+    assert max(rows) <= budget
+
+
+def test_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
+    """Memory is taken away after step 4: the run ends with a message, and resumes once it is back."""
+    series, straight = Series.new(tmp_path / "little"), Series.new(tmp_path / "straight")
+    settings = ("train.max_steps=6", "train.save_steps=2", "train.tokens_per_row=0")
+    with little_memory(lambda _tokens, call: call > 25):
+        done = series.train(*settings, code=1)
+    run = series.run(1)
+    assert "does not fit into memory" in done.stderr and "Traceback" not in done.stderr
+    assert "train.gradient_checkpointing = true" not in done.stderr  # it was turned on before that
+    assert checkpoints(run) and not list(run.rglob("*.partial"))
+    series.train(*settings)
+    straight.train(*settings)
+    assert_same_run(run, straight.run(1))
+
+
+# The measured budget ------------------------------------------------------------------------------------------------
+
+
+def test_the_first_step_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second step on rows are as long as the first step's longest one says; a resume cuts them alike."""
+    settings = ("train.max_steps=6", "train.save_steps=2")
+    estimated = Series.new(tmp_path / "estimated")
+    estimated.train(*settings)
+    assert document(estimated.run(1) / "provenance.json")["rows_measured"] is None  # its rows are too short to tell
+
+    monkeypatch.setattr(row_budget, "MEASURED_ROW", 1)
+    monkeypatch.setattr(row_budget, "SMALLEST_ROW", 1)
+    monkeypatch.setattr(row_budget, "BLOCK", 1)
+    monkeypatch.setattr(device, "free_memory", lambda: 3 * row_budget.GIB)
+    monkeypatch.setattr(device, "reset_peak", lambda: 0)
+    monkeypatch.setattr(
+        device, "peak_memory", lambda: 5 * row_budget.GIB
+    )  # the longest row took more than twice what is there
+    straight, killed = Series.new(tmp_path / "straight"), Series.new(tmp_path / "killed")
+    with little_memory(lambda _tokens, _call: False) as rows:
+        done = straight.train(*settings)
+    found = document(straight.run(1) / "provenance.json")
+    budget = rows[0] * int(2.4 * row_budget.GIB) // (5 * row_budget.GIB)
+    assert found["rows_measured"] == {"step": 2, "tokens_per_row": budget}
+    assert f"packing budget now {budget:,} tokens a row ({rows[0]:,} tokens took 5.00 of 3.0 GiB free)" in done.stderr
+    assert rows[0] > budget and len(rows) > 6
+    with steps_watched(dies_in=4):
+        killed.train(*settings, code=130)
+    killed.train(*settings)
+    assert_same_run(killed.run(1), straight.run(1))
+    assert largest_difference(straight.run(1), estimated.run(1)) < 2e-4
