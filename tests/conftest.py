@@ -63,10 +63,10 @@ def fasttune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """The command line with its runs under tmp_path, in this process: Unsloth is imported once for all tests."""
     from fasttune import cli
 
-    def call(*arguments: str | Path, **variables: str) -> Done:
+    def call(*arguments: str | Path, cwd: Path = REPOSITORY, **variables: str) -> Done:
         out, err = io.StringIO(), io.StringIO()
         with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.chdir(REPOSITORY)
+            patch.chdir(cwd)
             patch.setattr(sys, "argv", ["fasttune", *map(str, arguments)])
             own = {"FASTTUNE_RUNS": str(tmp_path / "runs"), "XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "160"}
             for name, value in {**own, **variables}.items():
