@@ -6,8 +6,13 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import pytest
+from series import RECIPE, Series
+
+from fasttune import pipeline
+from fasttune.console import Finding, UsageError
 from fasttune.files import append_line, write_json
 from fasttune.pipeline import Planner, RunRequest
 from fasttune.planning.strategy import Plan
@@ -75,3 +80,34 @@ def provenance(plan: Plan) -> Provenance:
 def file_tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def request(*overrides: str, strategy: str | None = None, **options: Any) -> RunRequest:
+    """`fasttune run persona.toml --continue STRATEGY --set OVERRIDE…` in the folder of a series."""
+    return RunRequest(Path("persona.toml"), overrides, strategy=strategy, **options)
+
+
+def planned(*overrides: str, strategy: str | None = None, **options: Any) -> Plan:
+    """The plan of that request."""
+    return Planner().plan(request(*overrides, strategy=strategy, **options))
+
+
+def refusal(*overrides: str, strategy: str | None = None, **options: Any) -> tuple[Finding, ...]:
+    """The findings that `fasttune run` refuses that request with."""
+    with pytest.raises(UsageError) as refused:
+        pipeline.run(request(*overrides, strategy=strategy, **options), Planner())
+    return refused.value.findings
+
+
+def advice(*overrides: str, strategy: str | None = None) -> list[Finding]:
+    """What is advised about that request."""
+    return list(planned(*overrides, strategy=strategy, allow_overfit=True).findings)
+
+
+def write_parent(folder: Path, recipe: str = RECIPE) -> Run:
+    """A series with the finished run 001-fresh in a new folder: 2 epochs of 3 steps, its held-out loss still falling.
+
+    To be called with the folder as the working directory.
+    """
+    Series.new(folder, recipe)
+    return write_run(request("train.epochs=2", "data.val=val.jsonl"), held_out=(4.2, 4.0))

@@ -92,7 +92,9 @@ def test_trained(folder: Path, cell: Cell) -> None:
 
 
 @pytest.mark.parametrize(
-    "cell", [next(cell for cell in REFUSALS if cell.outcome == outcome) for outcome in FINDINGS], ids=lambda cell: cell.name
+    "cell",
+    [next(cell for cell in REFUSALS if cell.outcome == outcome) for outcome in FINDINGS],
+    ids=lambda cell: cell.name,
 )
 def test_a_refusal_on_the_command_line(fasttune: Cli, states: dict[str, Path], cell: Cell) -> None:
     """Exit code 2, one error with its place and a hint, no traceback; once for every code."""
