@@ -9,17 +9,19 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from conftest import Done
+from conftest import Done, Shared
 
 SYSTEM = "你是小灯，守灯塔的猫，说话短。"
 PAIRS = [
@@ -41,6 +43,7 @@ report_to = ["none"]
 [export]
 gguf = []
 """
+SHORT = ("train.max_steps=6", "train.save_steps=2")
 TIMES = {"tokens_per_second", "supervised_tokens_per_second", "samples_per_second", "step_seconds", "memory_gib"}
 
 
@@ -70,13 +73,14 @@ class Series:
         """`fasttune run persona.toml FLAGS --set SETTING…`"""
         return self(*words(settings, flags), code=code)
 
-    def start(self, *settings: str, flags: str = "") -> multiprocessing.process.BaseProcess:
+    def start(self, *settings: str, flags: str = "") -> BaseProcess:
         """The same in a child process; what it prints is appended to the file `log`."""
         import torch
 
         imported()
-        kind = "spawn" if torch.cuda.is_available() else "fork"  # a forked child has no card
-        child = multiprocessing.get_context(kind).Process(target=log_call, args=(self.folder, words(settings, flags)))
+        method = "spawn" if torch.cuda.is_available() else "fork"  # a forked child has no GPU
+        context: Any = multiprocessing.get_context(method)
+        child: BaseProcess = context.Process(target=log_call, args=(self.folder, words(settings, flags)))
         child.start()
         return child
 
@@ -87,7 +91,7 @@ class Series:
         wait(lambda: any(len(history(run)) >= lines for run in self.runs() if run not in before), child)
         send(child, number)
         (run,) = set(self.folder.glob("runs/persona/*-*")) - before
-        assert child.exitcode == {signal.SIGINT: 130, signal.SIGKILL: -9}[number], self.log
+        assert child.exitcode == (130 if number == signal.SIGINT else -number), self.log
         assert not (run / "adapter").exists()
         return run
 
@@ -105,6 +109,22 @@ class Series:
     def run(self, number: int) -> Path:
         (found,) = self.folder.glob(f"runs/persona/{number:03d}-*")
         return found
+
+
+def copied(series: Series, folder: Path) -> Series:
+    """A copy of a series in a new folder, to go on with."""
+    return Series(shutil.copytree(series.folder, folder))
+
+
+def trained_parent(shared: Shared) -> Series:
+    """The finished run persona/001-fresh, made once: 2 epochs of 3 steps, evaluated once an epoch. To be copied."""
+    train = ("train.epochs=2", "data.val=val.jsonl")
+    return Series(shared("parent", lambda folder: Series.new(folder).train(*train)))
+
+
+def short_run(shared: Shared) -> Path:
+    """An uninterrupted run of SHORT, made once; a test may copy its series and change nothing of it."""
+    return Series(shared("short", lambda folder: Series.new(folder).train(*SHORT))).run(1)
 
 
 def words(settings: tuple[str, ...], flags: str) -> list[str]:
@@ -148,7 +168,7 @@ def log_call(folder: Path, arguments: list[str]) -> None:
     sys.exit(code)
 
 
-def wait(reached: Callable[[], bool], child: multiprocessing.process.BaseProcess) -> bool:
+def wait(reached: Callable[[], bool], child: BaseProcess) -> bool:
     """Whether something came about before the child ended."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and child.is_alive():
@@ -158,7 +178,7 @@ def wait(reached: Callable[[], bool], child: multiprocessing.process.BaseProcess
     return False
 
 
-def send(child: multiprocessing.process.BaseProcess, number: int) -> int | None:
+def send(child: BaseProcess, number: int) -> int | None:
     """A signal, and the exit code of what it left."""
     if child.is_alive() and child.pid:
         os.kill(child.pid, number)
@@ -228,12 +248,12 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def state(path: Path) -> dict[str, Any]:
     """A trainer_state.json without the times in it."""
-    found = document(path)
+    found: dict[str, Any] = document(path)
     return found | {"log_history": untimed(found["log_history"])}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, the lock left out."""
+    """Every file below a folder with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 

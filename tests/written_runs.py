@@ -77,11 +77,6 @@ def provenance(plan: Plan) -> Provenance:
     )  # fmt: skip
 
 
-def file_tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def request(*overrides: str, strategy: str | None = None, **options: Any) -> RunRequest:
     """`fasttune run persona.toml --continue STRATEGY --set OVERRIDE…` in the folder of a series."""
     return RunRequest(Path("persona.toml"), overrides, strategy=strategy, **options)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from series import PAIRS, RECIPE, Series, write_samples
-from written_runs import file_tree, planned, refusal, request, write_parent, write_run
+from series import PAIRS, RECIPE, Series, contents, write_samples
+from written_runs import planned, refusal, request, write_parent, write_run
 
 from fasttune.planning.resume import run_to_resume
 from fasttune.runs.store import Run
@@ -30,13 +30,13 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_incremental_refuses_what_its_checkpoint_is_bound_to(parent: Run, tmp_path: Path, key: str) -> None:
-    before = file_tree(tmp_path)
+    before = contents(tmp_path)
     findings = refusal("continue.add_epochs=1", f"{key}={CHANGES[key]}", strategy="incremental")
     (finding,) = (one for one in findings if one.where == f"persona.toml: {key}")
     assert finding.code == "continue-differs" and "the parent had" in finding.what
     assert "incremental" in finding.why and "checkpoint of persona/001-fresh" in finding.why
     assert 'strategy = "retune"' in finding.fix and '"custom"' in finding.fix
-    assert file_tree(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_every_difference_is_named_at_once(parent: Run, tmp_path: Path) -> None:
@@ -92,11 +92,11 @@ TOO_LONG, NOTHING = "too-many-epochs", "nothing-to-train"
 def test_a_total_that_can_not_be(
     parent: Run, tmp_path: Path, options: dict[str, Any], settings: tuple[str, ...], code: str, key: str, words: str
 ) -> None:
-    before = file_tree(tmp_path)
+    before = contents(tmp_path)
     (finding,) = refusal(*settings, **options)
     assert (finding.code, finding.where) == (code, f"persona.toml: {key}")
     assert words in finding.what and finding.fix
-    assert file_tree(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_more_than_ten_epochs_where_that_is_meant(parent: Run) -> None:
@@ -105,10 +105,10 @@ def test_more_than_ten_epochs_where_that_is_meant(parent: Run) -> None:
 
 @pytest.mark.parametrize("named", ["persona/007", "nobody/001", "persona"])
 def test_overwriting_something_else_deletes_nothing(parent: Run, tmp_path: Path, named: str) -> None:
-    before = file_tree(tmp_path)
+    before = contents(tmp_path)
     (finding,) = refusal("train.max_steps=1", overwrite=named)
     assert finding.code == ("not-a-run-id" if named == "persona" else "unknown-run") and named in finding.what
-    assert file_tree(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_an_unknown_parent(parent: Run) -> None:

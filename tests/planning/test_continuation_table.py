@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 from continuations import CELLS, EPOCHS, REFUSALS, SETTINGS, TRAININGS, Cell
-from series import Series
-from written_runs import file_tree, write_run
+from series import Series, contents
+from written_runs import write_run
 
 from fasttune import files, pipeline
 from fasttune.console import UsageError
@@ -62,19 +62,19 @@ def test_the_table_is_whole() -> None:
 
 @pytest.mark.parametrize("cell", REFUSALS, ids=lambda cell: cell.name)
 def test_refused(folder: Path, cell: Cell) -> None:
-    before = file_tree(folder)
+    before = contents(folder)
     with pytest.raises(UsageError) as refused:
         pipeline.run(cell.request, Planner())
     code, where, words = FINDINGS[cell.outcome]
     finding = refused.value.findings[0]
     assert (finding.code, finding.where, finding.level) == (code, where, "error")
     assert words in finding.what and finding.fix
-    assert file_tree(folder) == before
+    assert contents(folder) == before
 
 
 @pytest.mark.parametrize("cell", TRAININGS, ids=lambda cell: cell.name)
 def test_trained(folder: Path, cell: Cell) -> None:
-    before = file_tree(folder)
+    before = contents(folder)
     plan = Planner().plan(cell.request)
     deleted = pipeline.run_to_overwrite(cell.request, plan)
     resumed = run_to_resume(cell.request.root, plan, "new" if deleted else cell.request.on_existing)
@@ -88,7 +88,7 @@ def test_trained(folder: Path, cell: Cell) -> None:
         assert (plan.start.parent.id if plan.start.parent else None) == cell.parent
         assert (plan.start.kind, plan.start.step) == ("checkpoint" if cell.start_step else "base", cell.start_step)
         assert plan.total_steps == cell.steps[-1]
-    assert file_tree(folder) == before
+    assert contents(folder) == before
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,13 @@ def test_trained(folder: Path, cell: Cell) -> None:
 def test_a_refusal_on_the_command_line(fasttune: Cli, states: dict[str, Path], cell: Cell) -> None:
     """Exit code 2, one error with its place and a hint, no traceback; once for every code."""
     folder = states[cell.state]
-    before, changes = file_tree(folder), [word for one in SETTINGS[cell.strategy] for word in ("--set", one)]
+    before, changes = contents(folder), [word for one in SETTINGS[cell.strategy] for word in ("--set", one)]
     done = fasttune("run", "persona.toml", *cell.command.split(), *changes, cwd=folder, FASTTUNE_RUNS="runs")
     _code, where, words = FINDINGS[cell.outcome]
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"error: {where}: " if where else "error: ")
     assert words in done.stderr and "hint: " in done.stderr and "Traceback" not in done.stderr
-    assert file_tree(folder) == before
+    assert contents(folder) == before
 
 
 def test_a_live_process_keeps_its_run(states: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
