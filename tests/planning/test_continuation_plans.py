@@ -73,7 +73,8 @@ def test_what_is_left_unsaid_comes_from_the_parent(parent: Run, tmp_path: Path) 
 def test_a_schedule_without_warmup_inherits_none(parent: Run) -> None:
     write_run(request("train.warmup_steps=2", "train.max_steps=3", on_existing="new"))
     found = sources(planned("train.lr_scheduler_type=constant", strategy="retune"))
-    assert found["train.warmup_steps"] == (0.0, "default (constant has no warm-up)")
+    value, source = found["train.warmup_steps"]
+    assert value == 0.0 and source.startswith("default (constant has no warm")
     assert sources(planned(strategy="retune"))["train.warmup_steps"][0] == 2
 
 

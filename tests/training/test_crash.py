@@ -340,8 +340,9 @@ def test_with_no_whole_checkpoint_the_run_begins_again(stopped: Series, short: P
         truncate(stopped.run(1) / "checkpoints" / name / "optimizer.pt")
     done = stopped.train(*SHORT)
     assert done.stderr.count("optimizer.pt is not what was written") == len(checkpoints(stopped.run(1)))
-    assert "no whole one is left" in done.stderr and "resuming at step" not in done.stderr
+    assert "no whole one is left" in done.stderr and "goes on from" not in done.stderr
     assert_same_run(stopped.run(1), short)
+    assert "resuming at step" not in done.stderr
 
 
 def test_a_renamed_checkpoint_is_not_used(stopped: Series) -> None:
