@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -47,6 +48,23 @@ SHORT = ("train.max_steps=6", "train.save_steps=2")
 TIMES = {"tokens_per_second", "supervised_tokens_per_second", "samples_per_second", "step_seconds", "memory_gib"}
 
 
+@functools.cache
+def imported() -> None:
+    """Everything that a training imports, once, so that a forked child has it; and out of the way of the garbage
+    collection that every training begins with, which takes a fifth of a second otherwise."""
+    import fasttune.training.train  # noqa: F401
+
+    gc.freeze()
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What one of several processes came to."""
+
+    exitcode: int | None
+    log: str
+
+
 @dataclass(frozen=True)
 class Series:
     """A folder with the recipe persona.toml, train.jsonl (10 samples: 3 steps an epoch), val.jsonl and runs/."""
@@ -75,14 +93,7 @@ class Series:
 
     def start(self, *settings: str, flags: str = "") -> BaseProcess:
         """The same in a child process; what it prints is appended to the file `log`."""
-        import torch
-
-        imported()
-        method = "spawn" if torch.cuda.is_available() else "fork"  # a forked child has no GPU
-        context: Any = multiprocessing.get_context(method)
-        child: BaseProcess = context.Process(target=log_call, args=(self.folder, words(settings, flags)))
-        child.start()
-        return child
+        return start_child(log_call, self.folder, words(settings, flags))
 
     def stop(self, *settings: str, lines: int = 1, number: int = signal.SIGINT, flags: str = "") -> Path:
         """Start a training and send it a signal once its history has so many lines; its folder."""
@@ -94,6 +105,25 @@ class Series:
         assert child.exitcode == (130 if number == signal.SIGINT else -number), self.log
         assert not (run / "adapter").exists()
         return run
+
+    def train_ranks(self, *settings: str, prepare: Callable[[], None] = imported) -> list[Rank]:
+        """The training by two ranks that meet as those of torchrun do, in children of this process: what each came to.
+
+        `prepare` is called in each of them first.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        meet = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        arguments, children = words(settings, ""), []
+        for rank in range(2):
+            own = {**meet, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            children.append(start_child(call_rank, self.folder, arguments, own, prepare))
+        for child in children:
+            child.join(300)
+        logs = [self.folder / f"log{rank}" for rank in range(2)]
+        return [
+            Rank(child.exitcode, log.read_text(encoding="utf-8")) for child, log in zip(children, logs, strict=True)
+        ]
 
     @property
     def log(self) -> str:
@@ -131,13 +161,16 @@ def words(settings: tuple[str, ...], flags: str) -> list[str]:
     return ["run", "persona.toml", *flags.split(), *(word for one in settings for word in ("--set", one))]
 
 
-@functools.cache
-def imported() -> None:
-    """Everything that a training imports, once, so that a forked child has it; and out of the way of the garbage
-    collection that every training begins with, which takes a fifth of a second otherwise."""
-    import fasttune.training.train  # noqa: F401
+def start_child(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """A child process that has imported everything already, where a fork is possible."""
+    import torch
 
-    gc.freeze()
+    imported()
+    method = "spawn" if torch.cuda.is_available() else "fork"  # a forked child has no GPU
+    context: Any = multiprocessing.get_context(method)
+    child: BaseProcess = context.Process(target=target, args=arguments)
+    child.start()
+    return child
 
 
 def call(folder: Path, arguments: list[str]) -> int:
@@ -161,11 +194,18 @@ def call(folder: Path, arguments: list[str]) -> int:
     raise AssertionError("the command line always exits")
 
 
-def log_call(folder: Path, arguments: list[str]) -> None:
+def log_call(folder: Path, arguments: list[str], name: str = "log") -> None:
     """What a child process does."""
-    with open(folder / "log", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+    with open(folder / name, "a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         code = call(folder, arguments)
     sys.exit(code)
+
+
+def call_rank(folder: Path, arguments: list[str], environment: dict[str, str], prepare: Callable[[], None]) -> None:
+    """What a child process does that is one rank of several."""
+    os.environ.update(environment)
+    prepare()
+    log_call(folder, arguments, f"log{environment['RANK']}")
 
 
 def wait(reached: Callable[[], bool], child: BaseProcess) -> bool:
