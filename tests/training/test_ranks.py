@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from series import Series, document, largest_difference
 
@@ -22,7 +23,7 @@ def little_memory_on_rank_1() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return states
 
-    model.hidden_states = hidden_states
+    patch.object(model, "hidden_states", hidden_states).start()
 
 
 def test_memory_runs_out_on_one_of_them(tmp_path: Path) -> None:
