@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import io
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ import pytest
 
 os.environ["FASTTUNE_LANG"] = "en"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as cli.main does, before torch is loaded here
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a tiny model gains nothing from more; the tests run side by side
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Each call has a token cache of its own; what Unsloth compiles may stay.
 caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -28,6 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a network; a te
 pytest_plugins = ["exports"]  # its session fixtures are made once for all files of export/
 REPOSITORY = Path(__file__).parent.parent
 Cli = Callable[..., Any]
+Shared = Callable[[str, Callable[[Path], object]], Path]
 
 
 def call_fasttune(runs: Path, *arguments: str | Path, stdin: str | None = None, **variables: str) -> Any:
@@ -59,29 +63,36 @@ class Done:
     stderr: str
 
 
-@pytest.fixture
-def fasttune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """The command line with its runs under tmp_path, in this process: Unsloth is imported once for all tests."""
+def call_here(
+    runs: Path, *arguments: str | Path, cwd: Path = REPOSITORY, stdin: str | None = None, **variables: str
+) -> Done:
+    """The same in this process, where Unsloth is imported once for all tests."""
     from fasttune import cli
 
-    def call(*arguments: str | Path, **variables: str) -> Done:
-        out, err = io.StringIO(), io.StringIO()
-        with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.chdir(REPOSITORY)
-            patch.setattr(sys, "argv", ["fasttune", *map(str, arguments)])
-            own = {"FASTTUNE_RUNS": str(tmp_path / "runs"), "XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "160"}
-            for name, value in {**own, **variables}.items():
-                patch.setenv(name, value)
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-        return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+    out, err = io.StringIO(), io.StringIO()
+    own = {"FASTTUNE_RUNS": str(runs), "XDG_CACHE_HOME": str(runs.parent / "cache"), "COLUMNS": "160"}
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["fasttune", *map(str, arguments)])
+        if stdin is not None:
+            patch.setattr(sys, "stdin", io.StringIO(stdin))
+        for name, value in {**own, **variables}.items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
-    return call
+
+@pytest.fixture
+def fasttune(tmp_path: Path) -> Cli:
+    """The command line in this process with its runs under tmp_path."""
+    return functools.partial(call_here, tmp_path / "runs")
 
 
 @dataclass(frozen=True)
 class Quickstart:
-    """A finished run of recipes/quickstart.toml: what it printed as JSON, its folder, and the command line beside it."""
+    """A finished run of recipes/quickstart.toml, which no test changes: what it printed as JSON, its folder, and the
+    command line beside it, in this process."""
 
     result: dict[str, Any]
     folder: Path
@@ -89,14 +100,40 @@ class Quickstart:
 
 
 @pytest.fixture(scope="session")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Makes a folder once for all tests of a session, also where pytest-xdist runs them in several processes: what
+    takes long to make and no test changes. `make` fills the folder; who comes while it does waits for it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # that of all workers
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = root / "shared" / name, root / "shared" / f"{name}.made"
+        folder.parent.mkdir(exist_ok=True)
+        with open(root / "shared" / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def quickstart(shared: Shared) -> Quickstart:
     """The quick start as the README runs it, once for all tests that look at its result."""
-    runs = tmp_path_factory.mktemp("quickstart")
-    done = call_fasttune(runs, "run", "recipes/quickstart.toml", "--json")
-    assert done.returncode == 0, done.stderr
-    return Quickstart(
-        json.loads(done.stdout), runs / "quickstart" / "001-fresh", functools.partial(call_fasttune, runs)
-    )
+
+    def train(runs: Path) -> None:
+        done = call_fasttune(runs, "run", "recipes/quickstart.toml", "--json")
+        assert done.returncode == 0, done.stderr
+        (runs / "result.json").write_text(done.stdout, encoding="utf-8")
+
+    runs = shared("quickstart", train)
+    result = json.loads((runs / "result.json").read_text(encoding="utf-8"))
+    return Quickstart(result, runs / "quickstart" / "001-fresh", functools.partial(call_here, runs))
 
 
 @contextmanager

@@ -9,17 +9,20 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from conftest import Done
+from conftest import Done, Shared
 
 SYSTEM = "你是小灯，守灯塔的猫，说话短。"
 PAIRS = [
@@ -41,7 +44,25 @@ report_to = ["none"]
 [export]
 gguf = []
 """
+SHORT = ("train.max_steps=6", "train.save_steps=2")
 TIMES = {"tokens_per_second", "supervised_tokens_per_second", "samples_per_second", "step_seconds", "memory_gib"}
+
+
+@functools.cache
+def imported() -> None:
+    """Everything that a training imports, once, so that a forked child has it; and out of the way of the garbage
+    collection that every training begins with, which takes a fifth of a second otherwise."""
+    import fasttune.training.train  # noqa: F401
+
+    gc.freeze()
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What one of several processes came to."""
+
+    exitcode: int | None
+    log: str
 
 
 @dataclass(frozen=True)
@@ -70,15 +91,9 @@ class Series:
         """`fasttune run persona.toml FLAGS --set SETTING…`"""
         return self(*words(settings, flags), code=code)
 
-    def start(self, *settings: str, flags: str = "") -> multiprocessing.process.BaseProcess:
+    def start(self, *settings: str, flags: str = "") -> BaseProcess:
         """The same in a child process; what it prints is appended to the file `log`."""
-        import torch
-
-        imported()
-        kind = "spawn" if torch.cuda.is_available() else "fork"  # a forked child has no card
-        child = multiprocessing.get_context(kind).Process(target=log_call, args=(self.folder, words(settings, flags)))
-        child.start()
-        return child
+        return start_child(log_call, self.folder, words(settings, flags))
 
     def stop(self, *settings: str, lines: int = 1, number: int = signal.SIGINT, flags: str = "") -> Path:
         """Start a training and send it a signal once its history has so many lines; its folder."""
@@ -87,9 +102,28 @@ class Series:
         wait(lambda: any(len(history(run)) >= lines for run in self.runs() if run not in before), child)
         send(child, number)
         (run,) = set(self.folder.glob("runs/persona/*-*")) - before
-        assert child.exitcode == {signal.SIGINT: 130, signal.SIGKILL: -9}[number], self.log
+        assert child.exitcode == (130 if number == signal.SIGINT else -number), self.log
         assert not (run / "adapter").exists()
         return run
+
+    def train_ranks(self, *settings: str, prepare: Callable[[], None] = imported) -> list[Rank]:
+        """The training by two ranks that meet as those of torchrun do, in children of this process: what each came to.
+
+        `prepare` is called in each of them first.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        meet = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        arguments, children = words(settings, ""), []
+        for rank in range(2):
+            own = {**meet, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            children.append(start_child(call_rank, self.folder, arguments, own, prepare))
+        for child in children:
+            child.join(300)
+        logs = [self.folder / f"log{rank}" for rank in range(2)]
+        return [
+            Rank(child.exitcode, log.read_text(encoding="utf-8")) for child, log in zip(children, logs, strict=True)
+        ]
 
     @property
     def log(self) -> str:
@@ -107,17 +141,36 @@ class Series:
         return found
 
 
+def copied(series: Series, folder: Path) -> Series:
+    """A copy of a series in a new folder, to go on with."""
+    return Series(shutil.copytree(series.folder, folder))
+
+
+def trained_parent(shared: Shared) -> Series:
+    """The finished run persona/001-fresh, made once: 2 epochs of 3 steps, evaluated once an epoch. To be copied."""
+    train = ("train.epochs=2", "data.val=val.jsonl")
+    return Series(shared("parent", lambda folder: Series.new(folder).train(*train)))
+
+
+def short_run(shared: Shared) -> Path:
+    """An uninterrupted run of SHORT, made once; a test may copy its series and change nothing of it."""
+    return Series(shared("short", lambda folder: Series.new(folder).train(*SHORT))).run(1)
+
+
 def words(settings: tuple[str, ...], flags: str) -> list[str]:
     return ["run", "persona.toml", *flags.split(), *(word for one in settings for word in ("--set", one))]
 
 
-@functools.cache
-def imported() -> None:
-    """Everything that a training imports, once, so that a forked child has it; and out of the way of the garbage
-    collection that every training begins with, which takes a fifth of a second otherwise."""
-    import fasttune.training.train  # noqa: F401
+def start_child(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """A child process that has imported everything already, where a fork is possible."""
+    import torch
 
-    gc.freeze()
+    imported()
+    method = "spawn" if torch.cuda.is_available() else "fork"  # a forked child has no GPU
+    context: Any = multiprocessing.get_context(method)
+    child: BaseProcess = context.Process(target=target, args=arguments)
+    child.start()
+    return child
 
 
 def call(folder: Path, arguments: list[str]) -> int:
@@ -141,14 +194,21 @@ def call(folder: Path, arguments: list[str]) -> int:
     raise AssertionError("the command line always exits")
 
 
-def log_call(folder: Path, arguments: list[str]) -> None:
+def log_call(folder: Path, arguments: list[str], name: str = "log") -> None:
     """What a child process does."""
-    with open(folder / "log", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+    with open(folder / name, "a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         code = call(folder, arguments)
     sys.exit(code)
 
 
-def wait(reached: Callable[[], bool], child: multiprocessing.process.BaseProcess) -> bool:
+def call_rank(folder: Path, arguments: list[str], environment: dict[str, str], prepare: Callable[[], None]) -> None:
+    """What a child process does that is one rank of several."""
+    os.environ.update(environment)
+    prepare()
+    log_call(folder, arguments, f"log{environment['RANK']}")
+
+
+def wait(reached: Callable[[], bool], child: BaseProcess) -> bool:
     """Whether something came about before the child ended."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and child.is_alive():
@@ -158,7 +218,7 @@ def wait(reached: Callable[[], bool], child: multiprocessing.process.BaseProcess
     return False
 
 
-def send(child: multiprocessing.process.BaseProcess, number: int) -> int | None:
+def send(child: BaseProcess, number: int) -> int | None:
     """A signal, and the exit code of what it left."""
     if child.is_alive() and child.pid:
         os.kill(child.pid, number)
@@ -228,12 +288,12 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def state(path: Path) -> dict[str, Any]:
     """A trainer_state.json without the times in it."""
-    found = document(path)
+    found: dict[str, Any] = document(path)
     return found | {"log_history": untimed(found["log_history"])}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, the lock left out."""
+    """Every file below a folder with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 

@@ -1,4 +1,4 @@
-"""Nothing is ever lost: kills at any moment, damaged checkpoints, full disks, two processes at once. Whatever happens, the
+"""Nothing is ever lost: kills at any moment, damaged checkpoints, two processes at once. Whatever happens, the
 same command goes on, and what comes out is bit for bit the uninterrupted run."""
 
 from __future__ import annotations
@@ -7,29 +7,31 @@ import io
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, Shared
 from series import (
+    SHORT,
     Series,
     adapter,
     assert_same_run,
     call,
     checkpoints,
     contents,
+    copied,
     document,
     history,
     send,
+    short_run,
     steps,
     untimed,
     wait,
@@ -46,38 +48,39 @@ STEPS = (
     "train.max_steps=14", "train.save_steps=1", "train.logging_steps=3", "lora.dropout=0.1", "data.val=val.jsonl",
     "train.eval_steps=4",
 )  # fmt: skip
-SHORT = ("train.max_steps=6", "train.save_steps=2")
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def straight(shared: Shared) -> Path:
     """The uninterrupted run of STEPS."""
-    series = Series.new(tmp_path_factory.mktemp("straight"))
-    series.train(*STEPS)
-    return series.run(1)
+    return Series(shared("straight", lambda folder: Series.new(folder).train(*STEPS))).run(1)
 
 
-@pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def short(shared: Shared) -> Path:
     """The uninterrupted run of SHORT."""
-    series = Series.new(tmp_path_factory.mktemp("short"))
-    series.train(*SHORT)
-    return series.run(1)
-
-
-@pytest.fixture(scope="module")
-def stopped_once(tmp_path_factory: pytest.TempPathFactory) -> Series:
-    """A run of SHORT that was killed after step 5: checkpoints 2 and 4."""
-    series = Series.new(tmp_path_factory.mktemp("stopped"))
-    run = series.stop(*SHORT, lines=5, number=signal.SIGKILL)
-    assert checkpoints(run)[:2] == ["checkpoint-2", "checkpoint-4"]
-    return series
+    return short_run(shared)
 
 
 @pytest.fixture
-def stopped(stopped_once: Series, tmp_path: Path) -> Series:
-    """A copy of it to go on with."""
-    return Series(shutil.copytree(stopped_once.folder, tmp_path / "copy"))
+def stopped(shared: Shared, tmp_path: Path) -> Series:
+    """A copy of a run of SHORT that was killed after step 5: checkpoints 2 and 4."""
+
+    def make(folder: Path) -> None:
+        run = Series.new(folder).stop(*SHORT, lines=5, number=signal.SIGKILL)
+        assert checkpoints(run)[:2] == ["checkpoint-2", "checkpoint-4"]
+
+    return copied(Series(shared("stopped", make)), tmp_path / "copy")
+
+
+@pytest.fixture
+def choose() -> random.Random:
+    """Random moments. A failed test shows their seed; FASTTUNE_TEST_SEED repeats them (as far as a kill's moment can be
+    repeated)."""
+    given = os.environ.get("FASTTUNE_TEST_SEED")
+    seed = int(given) if given else random.SystemRandom().randrange(2**32)
+    print(f"FASTTUNE_TEST_SEED={seed}")
+    return random.Random(seed)
 
 
 # Kills --------------------------------------------------------------------------------------------------------------
@@ -95,6 +98,11 @@ def progress(series: Series) -> int:
 def saved(series: Series) -> int:
     """The step of the newest checkpoint."""
     return max((int(name.split("-")[1]) for run in series.runs() for name in checkpoints(run)), default=0)
+
+
+def is_at(series: Series, step: int, *, inside: bool = False) -> Callable[[], bool]:
+    """Tells whether a checkpoint of this step is saved; `inside`: and one is being written."""
+    return lambda: saved(series) >= step and saving(series) >= inside
 
 
 def kill(series: Series, reached: Callable[[], bool], delay: float) -> bool:
@@ -116,24 +124,18 @@ def assert_nothing_is_half_there(series: Series) -> None:
         ] == []
 
 
-def test_killed_at_random_moments(straight: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments(straight: Path, tmp_path: Path, choose: random.Random) -> None:
     """E2 and E6: four kills, two of them while a checkpoint is being written."""
-    series, seed = Series.new(tmp_path), random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
-    choose = random.Random(seed)
+    series = Series.new(tmp_path)
     for inside in (False, True, False, True):
         at = saved(series) + choose.choice((1, 2))
-        killed = kill(
-            series,
-            lambda at=at, inside=inside: saved(series) >= at and saving(series) >= inside,
-            choose.uniform(0, 0.03),
-        )
+        killed = kill(series, is_at(series, at, inside=inside), choose.uniform(0, 0.03))
         assert killed and not (series.run(1) / "adapter").exists()
         assert_nothing_is_half_there(series)
     series.train(*STEPS)
     assert_same_run(series.run(1), straight)
     assert series.names() == ["001-fresh"]
-    assert series.log.count("goes on from step") >= 2
+    assert series.log.count("resuming at step") >= 2
 
 
 def test_stopped_between_two_logged_lines(straight: Path, tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_stopped_between_two_logged_lines(straight: Path, tmp_path: Path) -> Non
     series = Series.new(tmp_path)
     for at in (1, 4, 7):
         child = series.start(*STEPS)
-        assert wait(lambda at=at: saved(series) >= at, child)
+        assert wait(is_at(series, at), child)
         assert send(child, signal.SIGINT) == 130
     series.train(*STEPS)
     assert_same_run(series.run(1), straight)
@@ -171,11 +173,9 @@ def test_ctrl_c_in_the_middle_of_a_print(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_many_random_moments(straight: Path, tmp_path: Path) -> None:
+def test_killed_at_many_random_moments(straight: Path, tmp_path: Path, choose: random.Random) -> None:
     """At least 30 kills: at any time from the start to the last file, at random steps, and inside checkpoint writing."""
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
-    choose, kills, inside, number = random.Random(seed), 0, 0, 0
+    kills, inside, number = 0, 0, 0
     while kills < 30 or inside < 10:
         series, finished = Series.new(tmp_path / str(number)), False
         number += 1
@@ -184,12 +184,7 @@ def test_killed_at_many_random_moments(straight: Path, tmp_path: Path) -> None:
             if way == "any time":
                 killed = kill(series, lambda: True, choose.uniform(0, 3))
             else:
-                during = way == "saving"
-                killed = kill(
-                    series,
-                    lambda series=series, at=at, during=during: saved(series) >= at and saving(series) >= during,
-                    choose.uniform(0, 0.04),
-                )
+                killed = kill(series, is_at(series, at, inside=way == "saving"), choose.uniform(0, 0.04))
             kills, inside, finished = kills + killed, inside + (killed and saving(series)), not killed
             assert_nothing_is_half_there(series)
         assert_same_run(series.run(1), straight)
@@ -198,9 +193,11 @@ def test_killed_at_many_random_moments(straight: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_is_killed_at_random_moments(straight: Path, tmp_path: Path) -> None:
+def test_a_process_of_its_own_is_killed_at_random_moments(
+    straight: Path, tmp_path: Path, choose: random.Random
+) -> None:
     """The same with `python -m fasttune`, imports and all."""
-    series, choose = Series.new(tmp_path), random.Random()
+    series = Series.new(tmp_path)
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "fasttune", *words(STEPS, "")]
     for _attempt in range(8):
@@ -287,7 +284,13 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-HARMS = {"flipped": flip, "truncated": truncate, "empty": lambda path: path.write_bytes(b""), "missing": Path.unlink}
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+HARMS: dict[str, Callable[[Path], None]] = {
+    "flipped": flip, "truncated": truncate, "empty": empty, "missing": Path.unlink,
+}  # fmt: skip
 
 
 def flaw(name: str, harm: str) -> str:
@@ -328,7 +331,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(stopped: Series, short: P
     done = stopped.train(*SHORT)
     assert f"{newest.name} is damaged and is not used" in done.stderr and flaw(name, harm) in done.stderr
     assert "checkpoint-2 is used instead" in done.stderr
-    assert "goes on from step 2" in done.stderr
+    assert "resuming at step 2" in done.stderr
     assert_same_run(stopped.run(1), short)
 
 
@@ -339,6 +342,7 @@ def test_with_no_whole_checkpoint_the_run_begins_again(stopped: Series, short: P
     assert done.stderr.count("optimizer.pt is not what was written") == len(checkpoints(stopped.run(1)))
     assert "no whole one is left" in done.stderr and "goes on from" not in done.stderr
     assert_same_run(stopped.run(1), short)
+    assert "resuming at step" not in done.stderr
 
 
 def test_a_renamed_checkpoint_is_not_used(stopped: Series) -> None:
@@ -356,7 +360,7 @@ def test_other_folders_are_no_checkpoints(stopped: Series, short: Path) -> None:
     shutil.copytree(folder / newest, folder / "checkpoint-9-copy")
     shutil.copytree(folder / newest, folder / "checkpoint-9.partial")
     done = stopped.train(*SHORT)
-    assert f"goes on from step {newest.split('-')[1]}" in done.stderr
+    assert f"resuming at step {newest.split('-')[1]}" in done.stderr
     shutil.rmtree(folder / "checkpoint-9-copy")
     assert_same_run(stopped.run(1), short)
 
@@ -378,75 +382,6 @@ def test_an_incremental_run_from_a_parent_with_damage(short: Path, tmp_path: Pat
     assert steps(series.run(2)) == [5, 6, 7, 8, 9]
     plan = document(series.run(2) / "plan.json")
     assert (plan["start_step"], plan["total_steps"]) == (4, 9)
-
-
-# No room ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Makes a file system of its own of a size, or changes its size."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def size(wanted: str) -> Path:
-        option = f"{'remount,' if os.path.ismount(place) else ''}size={wanted}"
-        made = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)], capture_output=True, check=False
-        )
-        if made.returncode:
-            pytest.skip("a small file system can be mounted by root only")
-        return place
-
-    yield size
-    if os.path.ismount(place):
-        subprocess.run(["umount", str(place)], check=True)
-
-
-KEEP = (*SHORT[:1], "train.save_steps=1", "train.save_total_limit=9")
-
-
-def test_a_full_disk_keeps_the_last_checkpoint(small_disk: Callable[[str], Path], tmp_path: Path) -> None:
-    series = Series.new(tmp_path / "series")
-    disk = small_disk("5m")
-    full = series.train(*KEEP, flags=f"--runs {disk}", code=1)
-    assert "no space left: a checkpoint needs 2.9 MB" in full.stderr and "hint: free some space" in full.stderr
-    assert "Traceback" not in full.stderr
-    run = disk / "persona" / "001-fresh"
-    assert checkpoints(run) == ["checkpoint-1", "checkpoint-2"] and not list(disk.rglob("*.partial"))
-    again = series.train(*KEEP, flags=f"--runs {disk}", code=1)
-    assert "goes on from step 2" in again.stderr and "no space left" in again.stderr
-
-    small_disk("40m")
-    series.train(*KEEP, flags=f"--runs {disk}")
-    series.train(*KEEP)
-    assert_same_run(run, series.run(1))
-
-
-@pytest.mark.parametrize(("size", "found"), [("12k", []), ("60k", ["001-fresh"])])
-def test_a_disk_that_is_full_from_the_start(
-    small_disk: Callable[[str], Path], tmp_path: Path, size: str, found: list[str]
-) -> None:
-    """No room for the run folder's first files, or for the first checkpoint."""
-    series, disk = Series.new(tmp_path / "series"), small_disk(size)
-    full = series.train(*KEEP, flags=f"--runs {disk}", code=1)
-    assert "no space left: a checkpoint needs 2.9 MB, 0.0 MB are free" in full.stderr
-    assert sorted(path.name for path in disk.glob("persona/[0-9]*")) == found
-
-
-def test_a_quota_keeps_the_last_checkpoint(short: Path, tmp_path: Path) -> None:
-    """The system refuses larger files from the middle of a run on, as a quota does."""
-    series = Series.new(tmp_path)
-    child = series.start(*SHORT)
-    assert wait(lambda: len(list(series.folder.glob("runs/persona/*/checkpoints/*2"))) > 0, child)
-    assert child.pid
-    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
-    child.join(120)
-    assert child.exitcode == 1, series.log
-    assert "no space left: a checkpoint needs 2.9 MB" in series.log and "Traceback" not in series.log
-    assert checkpoints(series.run(1))[0] == "checkpoint-2" and not list(series.folder.rglob("*.partial"))
-    series.train(*SHORT)
-    assert_same_run(series.run(1), short)
 
 
 # Two processes ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli
-from series import Series, checkpoints, document, history, largest_difference, losses, untimed
+from series import Series, checkpoints, history, largest_difference, losses, untimed
 
 SETTINGS = ("train.max_steps=7", "train.save_steps=3", "data.val=val.jsonl", "train.eval_steps=2")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -68,46 +68,6 @@ def test_a_stopped_run_resumes(tmp_path: Path) -> None:
     assert f"resuming at step {saved.split('-')[1]}" in train_together(series, *settings)
     assert largest_difference(run, straight.run(1)) < 2e-4
     assert len(losses(run)) == 30
-
-
-LITTLE_MEMORY = """
-import torch
-from fasttune import cli
-from fasttune.training import distributed, model
-
-real = model.hidden_states
-
-def hidden_states(peft_model, batch):
-    states = real(peft_model, batch)
-    if distributed.rank() == 1 and batch.input_ids.shape[1] > 60:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    return states
-
-model.hidden_states = hidden_states
-cli.main()
-"""
-
-
-def test_memory_runs_out_in_one_of_them(tmp_path: Path) -> None:
-    """All plan again: the budget is the same everywhere, and nothing of the attempt counts."""
-    one, two = Series.new(tmp_path / "one"), Series.new(tmp_path / "two")
-    program = tmp_path / "little.py"
-    program.write_text(LITTLE_MEMORY, encoding="utf-8")
-    settings = ("train.max_steps=3", "train.gradient_checkpointing=false")
-    one.train(*settings)
-    output = train_together(two, *settings, program=(str(program),))
-    assert output.count("the step is planned again with at most") == 1, output
-    assert document(two.run(1) / "provenance.json")["tokens_per_row"] <= 60
-    assert 0 < largest_difference(one.run(1), two.run(1)) < 2e-4
-
-
-def test_a_mistake_is_said_once(tmp_path: Path) -> None:
-    series = Series.new(tmp_path)
-    output = train_together(series, "train.learning_rate=-1", code=1)
-    assert output.count("error: persona.toml") + output.count("error: --set") + output.count("error: train.") == 1, (
-        output
-    )
-    assert not (tmp_path / "runs").exists()
 
 
 def test_processes_that_cannot_meet_are_refused(fasttune: Cli, tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""What is advised about a plan: epochs that suit the data, one change at a time, the strategy that fits the parent's
+figures, a larger base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from series import RECIPE, Series
+from written_runs import advice, write_history, write_parent
+
+from fasttune.console import Finding
+from fasttune.runs import documents
+from fasttune.runs.store import Run
+
+
+@pytest.fixture
+def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """001-fresh of 2 epochs, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return write_parent(tmp_path)
+
+
+def end_with(parent: Run, loss: float, accuracy: float, held_out: Sequence[float] = ()) -> None:
+    """Give the parent other figures."""
+    write_history(parent, range(1, 7), 3, loss=loss, accuracy=accuracy, held_out=held_out)
+
+
+def by_code(findings: list[Finding], code: str) -> list[Finding]:
+    """Those of one code."""
+    return [one for one in findings if one.code == code]
+
+
+def test_one_change_at_a_time(parent: Run) -> None:
+    code = "one-change-at-a-time"
+    assert not by_code(advice("train.learning_rate=1e-3", strategy="retune"), code)
+    three = advice("train.learning_rate=1e-3", "lora.r=16", "train.epochs=5", strategy="retune")
+    (finding,) = by_code(three, code)
+    assert (finding.level, finding.where) == ("warning", "persona.toml")
+    assert "train.epochs, lora.r, train.learning_rate all differ from persona/001-fresh" in finding.what
+    assert "first epochs, then the learning rate, then the rank" in finding.fix
+
+
+def test_epochs_for_the_data(parent: Run) -> None:
+    (few,) = by_code(advice("name=new", "train.epochs=2"), "epochs-for-data")
+    assert "2.0 epochs over 10 samples; 5 to 8 usually suit so many" in few.what
+    assert not by_code(advice("name=new", "train.epochs=6"), "epochs-for-data")
+    after = advice("continue.start=adapter", "train.epochs=4", strategy="custom")
+    assert not by_code(after, "epochs-for-data"), "the adapter's 2 epochs count"
+
+
+@pytest.mark.parametrize(
+    ("loss", "accuracy", "held_out", "fits", "symptom"),
+    [
+        (0.2, 0.95, [2.0, 1.0, 1.2], "retune", "the samples, word for word"),
+        (0.9, 0.7, [2.0, 1.5], "augment / incremental", "too short or shallow"),
+        (0.4, 0.75, [], "augment / incremental", "too short or shallow"),
+        (0.3, 0.9, [2.0, 1.5], "augment", "out of character at times"),
+        (0.3, 0.9, [0.8, 0.6], "retune", "perhaps not good enough"),
+        (0.3, 0.9, [], "retune", "perhaps not good enough"),
+    ],
+)
+def test_the_strategy_that_fits_the_parents_figures(
+    parent: Run, loss: float, accuracy: float, held_out: list[float], fits: str, symptom: str
+) -> None:
+    end_with(parent, loss, accuracy, held_out)
+    settings = {"incremental": ("continue.add_epochs=1",), "retune": ("train.epochs=2",), "augment": ()}
+    for chosen, overrides in settings.items():
+        findings = advice(*overrides, strategy=chosen)
+        other = by_code(findings, "other-strategy-fits")
+        if chosen in fits.split(" / "):
+            assert not other
+        elif symptom == "the samples, word for word":
+            (rising,) = by_code(findings, "held-out-loss-rising")
+            assert "its held-out loss rose from 1.000 to 1.200 before it ended" in rising.what
+            assert "add data, or retune with fewer epochs or a lower learning rate" in rising.fix
+        else:
+            assert f"{fits} fits better than {chosen} where its answers are {symptom}" in other[0].what
+            assert other[0].fix == f"--continue {fits.split(' / ')[0]}"
+    assert not by_code(advice("continue.add_epochs=1", strategy="custom"), "other-strategy-fits")
+
+
+@pytest.mark.parametrize("changed", [{"train_samples": 60}, {"epochs": 7.0}])
+def test_with_enough_samples_or_epochs_more_epochs_come_first(parent: Run, changed: dict[str, int | float]) -> None:
+    end_with(parent, 0.9, 0.7)
+    documents.write(parent.plan, replace(documents.read_plan(parent), **changed))  # type: ignore[arg-type]
+    (finding,) = by_code(advice(strategy="retune"), "other-strategy-fits")
+    assert "incremental / augment fits better than retune" in finding.what
+
+
+def test_a_fresh_run_beside_a_finished_one_begins_again(parent: Run) -> None:
+    """Its loss starts where the parent's did, at 3.69 every time: not what is meant where it should go on."""
+    end_with(parent, 0.512, 0.9)
+    (finding,) = by_code(advice(), "begins-again")
+    assert "persona/001-fresh ended at loss 0.512" in finding.what
+    assert "--continue incremental" in finding.fix
+    assert not by_code(advice("name=new"), "begins-again")
+
+
+@pytest.mark.parametrize(
+    ("base", "system", "answer", "advised"),
+    [
+        ("builtin:tiny", "你" * 350, "好。", True),
+        ("builtin:tiny", "你好。", "好" * 150, True),
+        ("builtin:tiny", "你好。", "好。", False),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "你" * 350, "好。", True),
+        ("Qwen/Qwen2.5-1.5B-Instruct", "你" * 350, "好。", False),
+        ("./my-model", "你" * 350, "好。", False),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "You are a cat. " * 60, "Yes.", False),
+    ],
+)
+def test_a_small_base_for_a_complex_persona(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, system: str, answer: str, advised: bool
+) -> None:
+    monkeypatch.chdir(Series.new(tmp_path, RECIPE.replace("builtin:tiny", base)).folder)
+    rows = [{"system": system, "instruction": f"问{n}", "output": answer} for n in range(10)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = by_code(advice(), "larger-base")
+    assert [("a small base" in one.what, "Qwen/Qwen2.5-1.5B-Instruct" in one.fix) for one in found] == [
+        (True, True)
+    ] * advised

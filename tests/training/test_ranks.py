@@ -1,0 +1,46 @@
+"""What several ranks do together, without torchrun: they are forked and meet through gloo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from series import Series, document, largest_difference
+
+
+def little_memory_on_rank_1() -> None:
+    """Rank 1 has room for rows of 60 tokens."""
+    import torch
+
+    from fasttune.training import distributed, model
+
+    real = model.hidden_states
+
+    def hidden_states(peft_model: Any, batch: Any) -> Any:
+        states = real(peft_model, batch)
+        if distributed.rank() == 1 and batch.input_ids.shape[1] > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return states
+
+    patch.object(model, "hidden_states", hidden_states).start()
+
+
+def test_memory_runs_out_on_one_of_them(tmp_path: Path) -> None:
+    """All plan again: the budget is the same everywhere, and nothing of the attempt counts."""
+    one, two = Series.new(tmp_path / "one"), Series.new(tmp_path / "two")
+    settings = ("train.max_steps=3", "train.gradient_checkpointing=false")
+    one.train(*settings)
+    ranks = two.train_ranks(*settings, prepare=little_memory_on_rank_1)
+    assert [rank.exitcode for rank in ranks] == [0, 0], ranks
+    assert ranks[0].log.count("is planned again with at most") == 1, ranks[0].log
+    assert document(two.run(1) / "provenance.json")["tokens_per_row"] <= 60
+    assert 0 < largest_difference(one.run(1), two.run(1)) < 2e-4
+
+
+def test_a_mistake_is_said_once(tmp_path: Path) -> None:
+    series = Series.new(tmp_path)
+    first, worker = series.train_ranks("train.learning_rate=-1")
+    assert (first.exitcode, worker.exitcode) == (2, 0)
+    assert first.log.count("error: ") == 1 and worker.log == ""
+    assert not (tmp_path / "runs").exists()
