@@ -112,7 +112,9 @@ def first_choices(series: Series) -> dict[str, str]:
     """What can be done, the likeliest choice first."""
     choices = {}
     if unfinished(series.request.root, series.recipe.name):
-        choices["resume"] = _("▶️ resume {run}: it was stopped before its end", run=series.newest.id)
+        is_trained = series.newest.status == "finished"
+        why = _("it was not exported or probed") if is_trained else _("it was stopped before its end")
+        choices["resume"] = _("▶️ resume {run}: {why}", run=series.newest.id, why=why)
     if series.parent:
         choices["continue"] = _("🔄 continue training, in one of four ways")
     choices["new"] = _("🆕 new run, keep the old ones")
