@@ -208,13 +208,18 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: path.unlink(), "the file is missing"),
     "empty": (lambda path: path.write_bytes(b""), "Expecting value"),
     "cut": (cut, "line"),
     "no UTF-8": (lambda path: path.write_bytes(b"\xff\xfe"), "utf-8"),
     "no object": (lambda path: path.write_text("[]"), "this is no JSON object"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+    "a folder": (make_folder, "Is a directory"),
 }
 
 

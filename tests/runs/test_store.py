@@ -62,25 +62,30 @@ def test_names(tmp_path: Path) -> None:
         assert "linzhi" in caught.value.findings[0].fix
 
 
+def status(run: Run) -> str:
+    """The state of a run, which changes between two calls."""
+    return run.status
+
+
 def test_status_and_a_lock_that_a_dead_process_does_not_keep(tmp_path: Path) -> None:
     run = store.create(tmp_path, "linzhi", "fresh")
-    assert run.status == "stopped"
+    assert status(run) == "stopped"
     code = (
         "import time; from pathlib import Path; from fasttune.files import locked\n"
         f"with locked(Path({str(run.lock)!r}), ''):\n print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    assert run.status == "running"
+    assert status(run) == "running"
     with pytest.raises(FasttuneError, match="busy"), files.locked(run.lock, "busy"):
         pass
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    assert run.status == "stopped"
+    assert status(run) == "stopped"
     with files.locked(run.lock, "busy"):
         pass
     run.adapter.mkdir()
-    assert run.status == "finished"
+    assert status(run) == "finished"
 
 
 def make_current_often(run: Run) -> None:

@@ -54,7 +54,7 @@ def test_members_of_a_union() -> None:
 
 
 def test_defaults_stand_for_what_is_left_out_and_unknown_fields_are_left_out() -> None:
-    short = {"points": [], "kind": "open", "centre": None, "from": 1, "x": 1.0, "later": 7}
+    short: dict[str, Any] = {"points": [], "kind": "open", "centre": None, "from": 1, "x": 1.0, "later": 7}
     assert from_json(Shape, short) == Shape((), "open", None, 1, Point(1.0))
 
 

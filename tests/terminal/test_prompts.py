@@ -24,7 +24,7 @@ def test_every_shortcut_is_a_key_of_its_own_and_more_choices_have_none() -> None
     titles = {f"key{n}": f"title {n}" for n in range(count)}
     for index in (0, 8, 9, 10, count - 1):
         keys = prompts.SHORTCUTS[index] + ENTER
-        assert answer([("Which?", keys)], lambda keys=keys: prompts.choose("Which?", titles))[0] == f"key{index}"
+        assert answer([("Which?", keys)], lambda: prompts.choose("Which?", titles))[0] == f"key{index}"
     more = titles | {"one": "more"}
     picked, screen = answer([("Which?", "\x1b[A" + ENTER)], lambda: prompts.choose("Which?", more))
     assert picked == "one" and "(arrow keys, then Enter)" in screen
