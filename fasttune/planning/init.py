@@ -26,7 +26,6 @@ from fasttune.recipe.load import check_entry
 from fasttune.recipe.schema import KEYS, DataRecipe
 from fasttune.recipe.values import Entry, as_toml
 
-GIB = 2**30
 ESTIMATE_MARGIN = 4 / 3  # how far a sample's tokens may exceed their estimate
 TEMPLATE_TOKENS = 8  # at most, that a chat template writes around a message; ChatML has 5
 BASES = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B")}
