@@ -10,12 +10,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import fasttune
 from fasttune.console import FasttuneError, _, can_ask, say, show_findings
+
+if TYPE_CHECKING:
+    from fasttune.pipeline import Planner, RunRequest
 
 STOPPED = 130
 
@@ -64,13 +67,13 @@ def commands() -> None:
 @runs_option
 @click.option(
     "--continue", "strategy", type=click.Choice(["incremental", "retune", "augment", "custom"]),
-    help=_("Go on from the series' current run in this way, whatever strategy the recipe names."),
+    help=_("Continue from the series' current run with this strategy, whatever strategy the recipe names."),
 )  # fmt: skip
 @click.option(
     "--on-existing", type=click.Choice(["resume", "new", "stop", "skip"]),
     help=_(
-        "With earlier runs of this name: resume an unfinished one, train a new one, stop, or skip training and use "
-        "what is there. Default: a terminal asks; else resume, else stop."
+        "With earlier runs of this name: resume an unfinished one, train a new one, stop, or skip training and show "
+        "the run in use. Default: ask at a terminal; without one resume, else stop."
     ),
 )  # fmt: skip
 @click.option("--overwrite", metavar="NAME/NNN", help=_("Remove this run, then train; the only option that deletes."))
@@ -99,22 +102,27 @@ def run(
 
     request = pipeline.RunRequest(recipe_file, overrides, root, strategy, on_existing, overwrite, allow_overfit)
     planner = pipeline.Planner()
-    if can_ask():
-        from fasttune.terminal import menu
-
-        if menu.needs_answer(request, planner):
-            request = menu.ask_about_existing(request, planner)
+    request = ask_what_is_open(request, planner)
     if request.on_existing == "skip" and store.list_runs(root, name := planner.recipe(request).name):
         from fasttune.terminal import runs_tree
 
-        runs_tree.what_is_there(root, name, as_json=as_json)
+        runs_tree.show_current(root, name, as_json=as_json)
         return 0
     result = pipeline.run(request, planner)
     if not result.record.finished:
-        say(_("stopped at step {step}; the same command goes on from there", step=result.record.steps))
+        say(_("stopped at step {step}; the same command resumes there", step=result.record.steps))
         return STOPPED
-    tables.result(result.record, result.artifacts, result.probes, as_json=as_json)
+    tables.show_result(result.record, result.artifacts, result.probes, as_json=as_json)
     return 0
+
+
+def ask_what_is_open(request: RunRequest, planner: Planner) -> RunRequest:
+    """The request, completed by the menu of its series where it must be and a person can be asked."""
+    if not can_ask():
+        return request
+    from fasttune.terminal import series_menu
+
+    return series_menu.ask_about_existing(request, planner) if series_menu.needs_answer(request, planner) else request
 
 
 @commands.command(help=_("Show every resolved value with its source, and what training would do; starts nothing."))
@@ -127,16 +135,16 @@ def plan(recipe_file: Path, overrides: tuple[str, ...], root: Path, as_json: boo
     from fasttune.terminal import tables
 
     request = pipeline.RunRequest(recipe_file, overrides, root, allow_overfit=True)
-    tables.plan(pipeline.Planner().plan(request), as_json=as_json)
+    tables.show_plan(pipeline.Planner().plan(request), as_json=as_json)
 
 
-@commands.command("show", help=_("Show the tokens of one sample, FILE:LINE, with those that are learned marked."))
+@commands.command("show", help=_("Show the tokens of one sample, FILE:LINE, with the supervised ones marked."))
 @click.argument("sample", metavar="FILE:LINE")
 @click.option(
     "--base",
     default="builtin:tiny",
     show_default=True,
-    help=_("Whose tokenizer and chat template: hub name or folder."),
+    help=_("Hub name or folder of the base whose tokenizer and chat template are used."),
 )
 @click.option(
     "--recipe",
@@ -149,13 +157,13 @@ def plan(recipe_file: Path, overrides: tuple[str, ...], root: Path, as_json: boo
 def show_sample(sample: str, base: str, recipe_file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     from fasttune.terminal import tables
 
-    tables.sample(sample, base, recipe_file, overrides, as_json=as_json)
+    tables.show_sample(sample, base, recipe_file, overrides, as_json=as_json)
 
 
 @commands.command(help=_("Talk to the GGUF of a run (a series name, a run id, or a .gguf file)."))
 @click.argument("name", metavar="RUN")
 @click.option("--prompt", help=_("One question; print the answer and end."))
-@click.option("--system", help=_("Another system prompt than the trained one."))
+@click.option("--system", help=_("A system prompt in place of the trained one."))
 @click.option(
     "--temperature",
     default=0.7,
@@ -173,7 +181,7 @@ def chat(
     chat(name, root, prompt, system, temperature, max_new_tokens)
 
 
-@commands.command(help=_("Write GGUF files of a finished run, as its recipe says or as asked for here."))
+@commands.command(help=_("Write GGUF files of a finished run, as its recipe or the options say."))
 @click.argument("name", metavar="RUN")
 @click.option(
     "--gguf", "types", multiple=True, metavar="TYPE", help=_("f16, q8_0, q6_k, q5_k_m or q4_k_m; may be repeated.")
@@ -193,20 +201,20 @@ def export(name: str, types: tuple[str, ...], ollama: str | None, root: Path) ->
         click.echo(artifact.path)
 
 
-@commands.command("runs", help=_("Show the runs of all series, or of one, as a tree with what each came to."))
+@commands.command("runs", help=_("Show the runs of all series, or of one, as a tree with their figures and verdicts."))
 @click.argument("series", required=False)
 @runs_option
 @json_option
 def list_runs(series: str | None, root: Path, as_json: bool) -> None:
     from fasttune.terminal import runs_tree
 
-    runs_tree.runs_tree(root, series, as_json=as_json)
+    runs_tree.show_runs(root, series, as_json=as_json)
 
 
 @commands.command(help=_("Write a recipe with values chosen from the data and this machine, or a complete example."))
 @click.argument("name", required=False)
 @click.option("--data", "files", multiple=True, metavar="FILE", help=_("The samples; may be repeated."))
-@click.option("--base", help=_("Hub name or folder of the base; default: what the free memory suits."))
+@click.option("--base", help=_("Hub name or folder of the base; default: the largest that fits the free memory."))
 @click.option(
     "--example", metavar="quickstart|linzhi",
     help=_("Write the recipes and the data of this example, which comes with fasttune, into a folder."),
@@ -283,15 +291,15 @@ def bench(
 
     values = overrides + ((f"model.dtype={dtype}",) if dtype else ())
     experiment = Experiment(recipe_file, values, parse_arms(arms), steps, warmup, repeats, warmup_samples, micro_batch)
-    return tables.benchmark(run(experiment, out, say), as_json=as_json)
+    return tables.show_benchmark(run(experiment, out, say), as_json=as_json)
 
 
 @commands.command(help=_("Pick a series, a recipe or a data file, and what to do with it."))
 @runs_option
 def menu(root: Path) -> int:
-    from fasttune.terminal.menu import entry
+    from fasttune.terminal.entry_menu import ask_for_command
 
-    while arguments := entry(root):
+    while arguments := ask_for_command(root):
         try:
             code = commands.main(arguments, prog_name="fasttune", standalone_mode=False)
         except FasttuneError as problem:

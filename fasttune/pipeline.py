@@ -1,8 +1,8 @@
 """What `fasttune run` does, in one place: request -> plan -> train -> export -> probe.
 
 A `RunRequest` is the command line as it is typed. A `Planner` makes plans of requests; it reads each recipe file and
-each data set once, however many requests are planned (the menu plans several before one is carried out). `run` does the
-work. Torch and Unsloth are imported once the plan stands.
+each data set once, however many requests are planned (the menu plans several before one is carried out). `run` carries
+a request out; it imports torch and Unsloth once the plan is made, so that a mistake in a recipe is reported at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A `fasttune run` as it is typed; `overrides` are those of --set, `root` is the runs folder."""
+    """The arguments of a `fasttune run`: `overrides` are those of --set, `root` is the runs folder of --runs."""
 
     recipe: Path
     overrides: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a `fasttune run` has made; no files and answers where training was stopped (`record.finished` is false)."""
+    """What a `fasttune run` has made. Where training was stopped, `record.finished` is false and the rest is empty."""
 
     record: RunRecord
     artifacts: list[Artifact]
@@ -67,7 +67,7 @@ class RunResult:
 
 
 def runs_option(root: Path) -> list[str]:
-    """--runs, unless the folder is the one that is used without it."""
+    """The arguments --runs FOLDER; none for the folder that is used without them."""
     return [] if str(root) == os.environ.get("FASTTUNE_RUNS", "runs") else ["--runs", str(root)]
 
 
@@ -130,9 +130,10 @@ def run_to_overwrite(request: RunRequest, plan: Plan) -> Run | None:
 
 
 def run(request: RunRequest, planner: Planner) -> RunResult:
-    """Carry a request out.
+    """Train what the request asks for, export it and answer the probe questions; what is done already is not repeated.
 
-    Raises FasttuneError for what the user can mend, before anything is trained where it can be known then.
+    Raises FasttuneError for what the user can mend, before training where that is possible: plan, base and export
+    settings are checked first.
     """
     plan = planner.plan(request)
     run_to_delete = run_to_overwrite(request, plan)
@@ -148,7 +149,7 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
         from fasttune.training import hub, train
 
     base, export_recipe = hub.locate(plan.recipe.model), plan.recipe.export
-    preflight.check(request_before_training(base, plan.recipe, plan.system, request.root))  # not after training
+    preflight.check(request_before_training(base, plan.recipe, plan.system, request.root))
     if run_to_delete:
         store.delete(run_to_delete)
     is_trained = resume is not None and resume.status == "finished"

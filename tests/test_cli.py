@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,21 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, Cli, Quickstart
 
-VERBS = ["chat", "plan", "run", "runs", "show"]
+from fasttune import cli
+
 HEAVY = {"torch", "transformers", "unsloth", "numpy", "llama_cpp", "peft"}
+HELP = """
+import contextlib, io, json, sys
+from fasttune import cli
+
+shown = {}
+for verb in ("", *cli.commands.commands):
+    sys.argv = ["fasttune", *verb.split(), "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        cli.main()
+    shown[verb] = out.getvalue()
+print(json.dumps([shown, sorted({name.split(".")[0] for name in sys.modules})]))
+"""
 
 
 def modules_after(*arguments: str) -> set[str]:
@@ -26,16 +41,27 @@ def modules_after(*arguments: str) -> set[str]:
     return set(done.stdout.split("MODULES")[1].split())
 
 
-def test_help_loads_no_torch() -> None:
-    assert not modules_after("--help") & HEAVY
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help(verb: str) -> None:
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_verb_has_help_and_loads_no_torch(language: str) -> None:
+    """Of every verb there is, the group's own help included; texts are translated when the module is loaded."""
     done = subprocess.run(
-        [sys.executable, "-m", "fasttune", verb, "--help"], capture_output=True, text=True, check=True, cwd=REPOSITORY
-    )
-    assert done.stdout.startswith(f"Usage: fasttune {verb}")
+        [sys.executable, "-c", HELP],
+        cwd=REPOSITORY, env={**os.environ, "FASTTUNE_LANG": language}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    shown, modules = json.loads(done.stdout)
+    assert done.stderr == "" and not HEAVY & set(modules)
+    assert set(shown) == {"", *cli.commands.commands} and len(shown) > 9
+    for verb, text in shown.items():
+        assert text.startswith(f"Usage: fasttune {verb}".strip()), verb
+        assert verb in shown[""]
+    assert bool(re.search("[一-鿿]", "".join(shown.values()))) == (language == "zh")
+
+
+@pytest.mark.parametrize("verb", sorted(cli.commands.commands))
+def test_help_names_every_option(fasttune: Cli, verb: str) -> None:
+    text = fasttune(verb, "--help").stdout
+    options = [one.opts[-1] for one in cli.commands.commands[verb].params if one.param_type_name == "option"]
+    assert all(option in text for option in options) and "Traceback" not in text
 
 
 def test_planning_loads_no_torch() -> None:
@@ -94,7 +120,10 @@ def test_runs_lists_what_there_is(quickstart: Quickstart) -> None:
     done = quickstart.fasttune("runs", "--json")
     rows = {row["id"]: row for row in json.loads(done.stdout)["runs"]}
     assert rows["quickstart/001-fresh"]["status"] == "finished"
-    assert rows["quickstart/001-fresh"]["loss"] == quickstart.result["last"]["loss"]
+    row = rows["quickstart/001-fresh"]
+    assert row["loss"] == quickstart.result["last"]["loss"]
+    assert row["epoch_loss"] == quickstart.result["final_loss"]
+    assert row["mean_token_accuracy"] == quickstart.result["final_accuracy"]
     assert "quickstart/001-fresh" in quickstart.fasttune("runs", "quickstart").stdout
     unknown = quickstart.fasttune("runs", "nobody")
     assert unknown.returncode == 2 and "no run called nobody" in unknown.stderr

@@ -1,12 +1,13 @@
 """What is worth saying about a plan before it starts; none of it stops the run.
 
     the parent ended with                        its answers are                     fits
-    held-out loss past its best                  the samples, word for word          retune: fewer epochs, lower rate
+    held-out loss past its best                  the samples, word for word          retune: fewer epochs
     loss above 0.5 or accuracy below 0.8         too short or shallow                incremental, augment
     held-out loss far above its loss             out of character at times           augment, more samples
-    neither                                      perhaps not good enough             retune: learning rate, rank
+    none of these                                perhaps not good enough             retune: learning rate, LoRA rank
 
-And for any run: epochs that suit the number of samples, one change at a time, a base that is large enough.
+The figures of the parent are judged by runs.summary, which holds the thresholds. And for any run: epochs that suit the
+number of samples, one change at a time, a base that is large enough, prefixes that are shared.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from pathlib import Path
 from fasttune.console import Finding, _
 from fasttune.data.dataset import Dataset
 from fasttune.data.tokenize import estimate_tokens
-from fasttune.planning.strategy import Plan, band, band_epochs, differences
+from fasttune.planning.strategy import BANDS, Plan, band, band_epochs, differences
 from fasttune.runs import documents, store, summary
 from fasttune.runs.store import Run
 
-LITTLE = 50  # samples
-SMALL_BASE = 1.0  # billions of parameters
-# Of about this many tokens on, a system prompt or an average answer asks more than a small base can hold.
+FEW_SAMPLES = BANDS[1][0]  # with fewer samples than this, `augment` is tried before `incremental`
+SMALL_BASE = 1.0  # billions of parameters: a base with fewer is small
+# From about this many tokens on, a system prompt or an average answer asks more than a small base can hold.
 LONG_SYSTEM, LONG_ANSWER = 300, 120
 
 
 @dataclass(frozen=True)
 class StrategyFit:
-    """What a run's figures speak for: strategies, the best first, what its answers are like, and the reason."""
+    """The strategies that a run's figures suggest, the best first, what its answers are like, and the reason."""
 
     strategies: tuple[str, ...]
     symptom: str
@@ -56,52 +57,49 @@ def advise(plan: Plan, root: Path) -> list[Finding]:
 
 
 def fitting_strategies(parent: Run) -> StrategyFit:
-    """The strategies that a finished run's figures speak for."""
-    plan, losses = documents.read_plan(parent), summary.held_out(parent)
+    """The strategies that a finished run's figures suggest, by the table at the top of this file."""
+    plan, losses = documents.read_plan(parent), summary.held_out_losses(parent)
     means = summary.final_means(parent)
     loss, accuracy = means.loss, means.accuracy
     samples = plan.train_samples
-    if summary.has_risen(summary.chosen_loss(plan, losses), losses):
-        why = _("its held-out loss rose from {best:.3f} to {last:.3f}: it was learning by heart; fewer epochs, a lower "
+    if summary.has_risen(summary.adapter_eval_loss(plan, losses), losses):
+        why = _("its held-out loss rose from {best:.3f} to {last:.3f}: it is over-fitting; fewer epochs, a lower "
                 "learning rate or more samples help", best=min(losses), last=losses[-1])  # fmt: skip
         return StrategyFit(("retune",), _("the samples, word for word"), why)
     if summary.is_under_trained(means):
         why = _("it ended at loss {loss:.3f} and accuracy {accuracy:.0%}: more epochs are the first thing to try",
                 loss=loss, accuracy=accuracy)  # fmt: skip
-        little = samples < LITTLE and plan.epochs < band_epochs(samples)
-        order = ("augment", "incremental") if little else ("incremental", "augment")
+        few = samples < FEW_SAMPLES and plan.epochs < band_epochs(samples)
+        order = ("augment", "incremental") if few else ("incremental", "augment")
         return StrategyFit(order, _("too short or shallow"), why)
-    if losses and losses[-1] - loss > summary.GAP:
-        why = _("its held-out loss {held_out:.3f} is far above its loss {loss:.3f}: it knows the samples better than "
-                "the character; more and other samples help", held_out=losses[-1], loss=loss)  # fmt: skip
+    if losses and summary.is_far_above(losses[-1], loss):
+        why = _("its held-out loss {held_out:.3f} is far above its loss {loss:.3f}: it has learned the samples better "
+                "than the persona; more and other samples help", held_out=losses[-1], loss=loss)  # fmt: skip
         return StrategyFit(("augment",), _("out of character at times"), why)
-    why = _("its loss {loss:.3f} and accuracy {accuracy:.0%} leave little to more epochs: another learning rate first, "
-            "then another rank", loss=loss, accuracy=accuracy)  # fmt: skip
+    why = _("its loss {loss:.3f} and accuracy {accuracy:.0%} will hardly improve with more epochs: try another "
+            "learning rate first, then another LoRA rank", loss=loss, accuracy=accuracy)  # fmt: skip
     return StrategyFit(("retune",), _("perhaps not good enough"), why)
 
 
 def other_fits(plan: Plan, parent: Run) -> list[Finding]:
-    """Another strategy than the chosen one fits the parent's figures; an expert's custom is left alone."""
+    """Say which strategy fits the parent's figures better than the chosen one; `custom` is never argued with."""
     fit = fitting_strategies(parent)
     if plan.recipe.strategy in (*fit.strategies, "custom"):
         return []
     what = _("{strategies} fits better than {chosen} where its answers are {symptom}",
              strategies=" / ".join(fit.strategies), chosen=plan.recipe.strategy, symptom=fit.symptom)  # fmt: skip
-    fix = _("--continue {strategy}", strategy=fit.strategies[0])
+    fix = f"--continue {fit.strategies[0]}"
     return [Finding("other-strategy-fits", "info", parent.id, what, fit.why, fix)]
 
 
 def begins_again(plan: Plan, root: Path) -> list[Finding]:
-    """A fresh run beside a finished one begins at the base's loss: not what is meant where it should go on."""
+    """Say that a fresh run beside a finished one begins at the base's loss, not at the finished run's."""
     current = store.current(root, plan.recipe.name)
     if current is None or current.status != "finished":
         return []
-    what = _(
-        "begins with the base again; {run} ended at loss {loss:.3f}",
-        run=current.id,
-        loss=summary.final_means(current).loss,
-    )
-    fix = _("--continue incremental goes on from there; --continue retune begins again too, with its settings")
+    loss = summary.final_means(current).loss
+    what = _("starts from the base again; {run} ended at loss {loss:.3f}", run=current.id, loss=loss)
+    fix = _("`--continue incremental` continues it; `--continue retune` starts from the base with its settings")
     return [Finding("begins-again", "info", f"{plan.recipe.path}: strategy", what, fix=fix)]
 
 
@@ -109,23 +107,23 @@ def begins_again(plan: Plan, root: Path) -> list[Finding]:
 
 
 def epochs_for_data(plan: Plan) -> list[Finding]:
-    """Epochs outside the band for the number of samples."""
+    """Epochs outside the band for the number of samples (strategy.BANDS)."""
     samples = len(plan.dataset.train)
     low, high = band(samples)
-    if plan.recipe.train.max_steps or low <= plan.learned_epochs <= high + 1:
+    if plan.recipe.train.max_steps or low <= plan.trained_epochs <= high + 1:
         return []
     return [
         Finding(
             "epochs-for-data", "info", f"{plan.recipe.path}: train.epochs",
             _("{epochs:.1f} epochs over {samples} samples; {low:.0f} to {high:.0f} usually suit so many",
-              epochs=plan.learned_epochs, samples=samples, low=low, high=high),
-            why=_("too few leave the persona vague, too many learn it by heart"),
+              epochs=plan.trained_epochs, samples=samples, low=low, high=high),
+            why=_("too few epochs leave the persona vague, too many over-fit"),
         )
     ]  # fmt: skip
 
 
 def larger_base(plan: Plan) -> list[Finding]:
-    """A small base for a persona that asks much: a long system prompt, or long answers."""
+    """A small base for a persona with a long system prompt or long answers."""
     size = re.search(r"(\d+(?:\.\d+)?)b\b", plan.recipe.model.base.lower())
     small = plan.recipe.model.base == "builtin:tiny" or (size is not None and float(size[1]) < SMALL_BASE)
     system, answer = estimate_tokens(plan.system or ""), answer_tokens(plan.dataset)
@@ -134,40 +132,40 @@ def larger_base(plan: Plan) -> list[Finding]:
     what = _("a small base for this persona: its system prompt has about {system:.0f} tokens, an answer about "
              "{answer:.0f}", system=system, answer=answer)  # fmt: skip
     why = _("a small model forgets parts of a complex persona, however long it trains")
-    fix = _('base = "Qwen/Qwen2.5-1.5B-Instruct", or the 3B one; with load_in_4bit they fit smaller cards')
+    fix = _('base = "Qwen/Qwen2.5-1.5B-Instruct", or the 3B one; with load_in_4bit they fit smaller GPUs')
     return [Finding("larger-base", "info", f"{plan.recipe.path}: model.base", what, why, fix)]
 
 
 def not_shared(plan: Plan) -> list[Finding]:
-    """Why training computes a beginning that samples have in common anew for each of them."""
+    """Settings because of which training computes a prefix that samples share once for each of them."""
     settings, path = plan.recipe.train, plan.recipe.path
     what = _("no prefix is shared in training: the same system prompt is computed anew for every sample")
     found = []
     if plan.recipe.lora.dropout > 0:
-        why = _("dropout differs from sample to sample; in a shared prefix it would be the same for all, which is "
-                "another training")  # fmt: skip
-        fix = _("leave lora.dropout at 0 for the speed of sharing; few samples gain more by fewer epochs")
+        why = _("dropout differs from sample to sample; in a shared prefix it would be the same for all, which changes "
+                "the result")  # fmt: skip
+        fix = _("leave lora.dropout at 0 to share prefixes; few samples gain more by fewer epochs")
         found.append(Finding("prefixes-not-shared", "info", f"{path}: lora.dropout", what, why, fix))
     if not settings.shared_prefix:
-        fix = _("leave it out: the result is the same, only sooner")
+        fix = _("leave it out: the result is the same, and training is faster")
         found.append(
             Finding("prefixes-not-shared", "info", f"{path}: train.shared_prefix", what, _("it is switched off"), fix)
         )
     if settings.tokens_per_row == 0:
         why = _("0 gives each sample a row of its own")
-        fix = _("leave it out: the result is the same, only sooner")
+        fix = _("leave it out: the result is the same, and training is faster")
         found.append(Finding("prefixes-not-shared", "info", f"{path}: train.tokens_per_row", what, why, fix))
     return found
 
 
 def answer_tokens(dataset: Dataset) -> float:
-    """Roughly the tokens of an average answer."""
+    """About how many tokens an average answer has."""
     answers = [m.content for sample in dataset.train for m in sample.messages if m.role == "assistant"]
     return sum(map(estimate_tokens, answers)) / max(1, len(answers))
 
 
 def one_at_a_time(plan: Plan, parent: Run) -> list[Finding]:
-    """More than one of epochs, learning rate and rank changed: nobody will know which one helped."""
+    """Warn where more than one of epochs, learning rate and LoRA rank differs from the parent's."""
     before = documents.read_plan(parent)
     changed = [key for key, _old, _new in differences(parent, plan) if key in ("train.learning_rate", "lora.r")]
     if plan.start.kind == "base" and round(plan.epochs, 3) != round(before.epochs, 3):
@@ -178,22 +176,25 @@ def one_at_a_time(plan: Plan, parent: Run) -> list[Finding]:
         Finding(
             "one-change-at-a-time", "warning", str(plan.recipe.path),
             _("{keys} all differ from {run}", keys=", ".join(changed), run=parent.id),
-            why=_("with more than one change nobody can say which one helped"),
+            why=_("with more than one change it is unknown which one helped"),
             fix=_("one at a time: first epochs, then the learning rate, then the rank"),
         )
     ]  # fmt: skip
 
 
 def already_rising(plan: Plan, parent: Run) -> list[Finding]:
-    """The parent's held-out loss was past its best: more of the same makes it worse."""
-    losses = summary.held_out(parent)
+    """Warn where a run continues from a checkpoint at which the parent's held-out loss was past its best.
+
+    That is the last one, also where early stopping made an earlier checkpoint the adapter.
+    """
+    losses = summary.held_out_losses(parent)
     if plan.start.kind != "checkpoint" or not summary.has_risen(losses[-1] if losses else None, losses):
         return []
     return [
         Finding(
             "held-out-loss-rising", "warning", parent.id,
             _("its held-out loss rose from {best:.3f} to {last:.3f} before it ended", best=min(losses),
-            last=losses[-1]), why=_("it was learning by heart already; more epochs make that worse"),
+            last=losses[-1]), why=_("its last checkpoint is over-fitting; more epochs make that worse"),
             fix=_("add data, or retune with fewer epochs or a lower learning rate"),
         )
     ]  # fmt: skip

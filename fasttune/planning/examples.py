@@ -67,7 +67,7 @@ def files(name: str) -> Iterator[tuple[str, bytes]]:
 
 
 def exists_already(paths: list[Path]) -> UsageError:
-    """The error that names every file that would have been overwritten, with one hint at the end."""
+    """The error that names every file that would be overwritten, with one hint at the end."""
     fix = _("nothing was written; use the files that are there, or write into another folder: --out DIR")
     what, fixes = _("there is a file already"), [""] * (len(paths) - 1) + [fix]
     return UsageError(

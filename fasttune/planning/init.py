@@ -3,7 +3,7 @@
     samples ── how many ──► epochs, batch_size, r, share to hold out      machine ── free memory ──► base, load_in_4bit
             ── how long ──► max_seq_length
 
-Only what differs from the defaults is written, each line with its reason. A file that exists is never written over.
+Only what differs from the defaults is written, each line with its reason. An existing file is never overwritten.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ from fasttune.recipe.load import check_entry
 from fasttune.recipe.schema import KEYS, DataRecipe
 from fasttune.recipe.values import Entry, as_toml
 
-GIB = 2**30
 ESTIMATE_MARGIN = 4 / 3  # how far a sample's tokens may exceed their estimate
 TEMPLATE_TOKENS = 8  # at most, that a chat template writes around a message; ChatML has 5
 BASES = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B")}
-# Free GiB on the card from which a base fits with room to train: 16-bit weights (1.0, 3.1, 6.2 GB; in 4 bits 0.5, 1.2,
-# 2.0 GB), the driver's and torch's own 1.4 GiB, adapter, optimizer and activations.
-CARD = ((11.0, "3B", False), (6.5, "1.5B", False), (4.0, "1.5B", True), (2.8, "0.5B", False), (0.0, "0.5B", True))
+# (free GPU memory in GiB, size, load_in_4bit): the first whose memory is free is chosen. It holds the weights (16 bits:
+# 1.0, 3.1, 6.2 GB; 4 bits: 0.5, 1.2, 2.0 GB), the driver's and torch's 1.4 GiB, adapter, optimizer and activations.
+GPU_BASES = ((11.0, "3B", False), (6.5, "1.5B", False), (4.0, "1.5B", True), (2.8, "0.5B", False), (0.0, "0.5B", True))
 RAM_FOR_HALF_B = 6.0  # GiB: 2 GB of float32 weights, twice while they are merged, and the process itself
 HOLD_OUT_FROM = 20  # samples
 HELD_OUT_ENOUGH = 100  # samples that tell the held-out loss well
@@ -40,7 +39,7 @@ STEPS_AN_EPOCH = 4
 # Rank by number of samples: from this many, this rank.
 RANKS = ((2000, 32), (200, 16), (0, 8))
 CONTEXT = 32768  # of Qwen2.5, in tokens
-TINY, TINY_RATE = "builtin:tiny", 2e-3
+TINY, TINY_LEARNING_RATE = "builtin:tiny", 2e-3
 PROBES, PROBE_CHARACTERS = 3, 200
 
 
@@ -54,9 +53,9 @@ class Line:
 
 
 def init(name: str, files: Sequence[str], base: str | None, out: Path | None) -> Path:
-    """Write recipes/NAME.toml, or `out`; returns where it lies.
+    """Write recipes/NAME.toml, or `out`; returns its path.
 
-    Raises UsageError for a name that can't be one and a file that is there already, FasttuneError for data that can't
+    Raises UsageError for a name that can't name a series and for a file that exists, FasttuneError for data that can't
     be used, with all findings about it.
     """
     check({"name": name, "data.train": list(files), **({} if base is None else {"model.base": base})})
@@ -78,19 +77,19 @@ def init(name: str, files: Sequence[str], base: str | None, out: Path | None) ->
 
 
 def check(given: Mapping[str, Any]) -> None:
-    """Raises UsageError, in the recipe's own words, for what can't stand in one."""
+    """Raises UsageError, as reading the recipe would, for a value that a recipe can't hold."""
     found = [check_entry(Entry(key, value, key, "override"))[0] for key, value in given.items()]
     if problems := [problem for problem in found if problem]:
         raise UsageError(*problems)
 
 
 def exists_already(path: Path) -> UsageError:
-    """Nothing is written over."""
+    """The error for a file that would be overwritten."""
     return usage_error(
         "file-exists",
         _("there is a file already"),
         where=str(path),
-        fix=_("train it with fasttune run {recipe}, or write another one: --out FILE", recipe=path),
+        fix=_("train it with `fasttune run {recipe}`, or write another one with `--out FILE`", recipe=path),
     )
 
 
@@ -100,7 +99,7 @@ def exists_already(path: Path) -> UsageError:
 def settings(
     name: str, files: Sequence[str], samples: Sequence[Sample], base: str | None, machine: Machine
 ) -> list[Line]:
-    """Every setting that the recipe says: the required ones, and those whose best value is not the default."""
+    """The lines of the recipe: the required settings, and those whose chosen value is not the default."""
     val = val_line(files, len(samples))
     train = len(samples) - (max(1, round(val.value * len(samples))) if isinstance(val.value, float) else 0)
     chosen = [
@@ -119,38 +118,36 @@ def settings(
 
 
 def base_lines(base: str | None, machine: Machine) -> list[Line]:
-    """The base that fits into the free memory, or the one that was named; in 4 bits where only those fit."""
-    quantized = _(
-        "holds the base in 4 bits: {free:.1f} GiB of card memory are little for 16", free=machine.gpu_gib or 0
-    )
+    """The base that fits into the free memory, or the one that was named; in 4 bits where its 16-bit weights do not
+    fit."""
+    quantized = _("4-bit: 16-bit weights need more than the {free:.1f} GiB free on the GPU", free=machine.gpu_gib or 0)
     if base is not None:
-        needed = next((free for free, size, small in CARD if not small and size.lower() in base.lower()), 0.0)
+        needed = next((free for free, size, small in GPU_BASES if not small and size.lower() in base.lower()), 0.0)
         small = machine.gpu_gib is not None and machine.gpu_gib < needed
         return [Line("model.base", base, ""), Line("model.load_in_4bit", small, quantized)]
     if machine.gpu_gib is None:
-        why = _("no card: a larger one takes minutes a step on a CPU")
+        why = _("no GPU: a step of a larger base takes minutes on a CPU")
         if machine.ram_gib < RAM_FOR_HALF_B:
             why = _(
-                "it wants {needed:.0f} GiB of memory, {free:.1f} are free", needed=RAM_FOR_HALF_B, free=machine.ram_gib
+                "it needs {needed:.0f} GiB of memory, {free:.1f} are free", needed=RAM_FOR_HALF_B, free=machine.ram_gib
             )
         return [Line("model.base", BASES["0.5B"], why)]
-    size, small = next((size, small) for needed, size, small in CARD if machine.gpu_gib >= needed)
-    why = _("the largest that {free:.1f} GiB of card memory train", free=machine.gpu_gib)
+    size, small = next((size, small) for needed, size, small in GPU_BASES if machine.gpu_gib >= needed)
+    why = _("the largest base that {free:.1f} GiB of GPU memory can train", free=machine.gpu_gib)
     if size == "3B":
         why = _("{why}; its licence excludes commercial use, that of 1.5B does not", why=why)
     return [Line("model.base", BASES[size], why), Line("model.load_in_4bit", small, quantized)]
 
 
 def length_line(samples: Sequence[Sample], base: str | None) -> Line:
-    """A limit above the longest sample, in steps of 512 tokens; within the base's context."""
+    """max_seq_length: the longest sample rounded up to 512 tokens, at least the default, at most the base's context."""
     longest = max(samples, key=tokens_at_most)
     tokens = tokens_at_most(longest)
     default = int(KEYS["model.max_seq_length"].default)
-    room = tiny_context() if base == TINY else CONTEXT
-    wanted = default if tokens <= default else min(room, -(-tokens // 512) * 512)
-    return Line(
-        "model.max_seq_length", wanted, _("{sample} has up to {tokens} tokens", sample=longest.id, tokens=tokens)
-    )
+    context = tiny_context() if base == TINY else CONTEXT
+    length = default if tokens <= default else min(context, -(-tokens // 512) * 512)
+    why = _("{sample} has up to {tokens} tokens", sample=longest.id, tokens=tokens)
+    return Line("model.max_seq_length", length, why)
 
 
 def tokens_at_most(sample: Sample) -> int:
@@ -160,11 +157,11 @@ def tokens_at_most(sample: Sample) -> int:
 
 
 def val_line(files: Sequence[str], samples: int) -> Line:
-    """val.jsonl beside train.jsonl; else a tenth, less where a hundred samples are less than that; none of so few that
-    every sample is needed."""
+    """data.val: val.jsonl beside train.jsonl, else a tenth of the samples, or HELD_OUT_ENOUGH where that is less; none
+    below HOLD_OUT_FROM samples."""
     beside = Path(files[0]).with_name(Path(files[0]).name.replace("train", "val"))
     if str(beside) not in files and beside.is_file():
-        return Line("data.val", str(beside), _("lies beside it"))
+        return Line("data.val", str(beside), _("the file beside it"))
     if samples < HOLD_OUT_FROM:
         return Line("data.val", "", "")
     share = 0.1 if samples <= 10 * HELD_OUT_ENOUGH else max(0.01, round(HELD_OUT_ENOUGH / samples, 2))
@@ -172,13 +169,13 @@ def val_line(files: Sequence[str], samples: int) -> Line:
 
 
 def rank_line(samples: int) -> Line:
-    """More samples can teach a larger adapter."""
+    """lora.r by the number of samples (RANKS)."""
     r = next(r for least, r in RANKS if samples >= least)
-    return Line("lora.r", r, _("{samples} samples can teach more than rank 8 holds", samples=samples))
+    return Line("lora.r", r, _("rank 8 is small for {samples} samples", samples=samples))
 
 
 def epochs_line(samples: int) -> Line:
-    """The middle of the band for so many samples."""
+    """train.epochs: the middle of the band for so many samples."""
     low, high = band(samples)
     why = ngettext(
         "{low:g} to {high:g} suit {n} sample", "{low:g} to {high:g} suit {n} samples", samples, low=low, high=high
@@ -187,36 +184,37 @@ def epochs_line(samples: int) -> Line:
 
 
 def batch_line(samples: int) -> Line:
-    """A power of two that leaves an epoch some steps, up to the default."""
+    """train.batch_size: the largest power of two, up to the default, that gives an epoch STEPS_AN_EPOCH steps."""
     default = int(KEYS["train.batch_size"].default)
     size = next((size for size in (16, 8, 4, 2) if size <= default and samples >= size * STEPS_AN_EPOCH), 1)
     return Line("train.batch_size", size, ngettext("{n} step an epoch", "{n} steps an epoch", -(-samples // size)))
 
 
 def tiny_lines(base: str | None) -> list[Line]:
-    """What the built-in base needs otherwise: it is small, and so may be its context."""
+    """Settings that the built-in base needs because it and its context are small."""
     if base != TINY:
         return []
     context = min(tiny_context(), int(KEYS["export.num_ctx"].default))
     return [
-        Line("train.learning_rate", TINY_RATE, _("so small a model needs larger steps")),
-        Line("export.num_ctx", context, _("all that builtin:tiny has")),
+        Line("train.learning_rate", TINY_LEARNING_RATE, _("a small model needs a higher learning rate")),
+        Line("export.num_ctx", context, _("the context of builtin:tiny")),
     ]
 
 
 def tiny_context() -> int:
-    """Tokens that the built-in base can hold."""
+    """The context length of the built-in base in tokens."""
     config = json.loads((Path(__file__).parent.parent / "tiny" / "config.json").read_text(encoding="utf-8"))
     return int(config["max_position_embeddings"])
 
 
 def probe_line(samples: Sequence[Sample]) -> Line:
-    """The first questions of the data, short ones first choice, each of another sample."""
-    asked = [message.content.strip() for sample in samples for message in sample.messages[:2] if message.role == "user"]
-    questions = list(dict.fromkeys(question for question in asked if question))
+    """probe.questions: the first questions of the first different samples, those of at most PROBE_CHARACTERS characters
+    where there are any."""
+    first = [message.content.strip() for sample in samples for message in sample.messages[:2] if message.role == "user"]
+    questions = list(dict.fromkeys(question for question in first if question))
     short = [question for question in questions if len(question) <= PROBE_CHARACTERS]
     return Line(
-        "probe.questions", (short or questions)[:PROBES], _("asked before and after; better: questions of yours")
+        "probe.questions", (short or questions)[:PROBES], _("answered before and after; replace them by your own")
     )
 
 
@@ -228,13 +226,13 @@ def written(
 ) -> str:
     """The recipe's text: the command that runs it, what it was chosen from, the settings table by table."""
     if machine.gpu_gib is None:
-        where = _("{free:.1f} GiB of memory free, no card", free=machine.ram_gib)
+        where = _("{free:.1f} GiB of free memory, no GPU", free=machine.ram_gib)
     else:
-        where = _("a card with {free:.1f} GiB free", free=machine.gpu_gib)
+        where = _("a GPU with {free:.1f} GiB free", free=machine.gpu_gib)
     chosen_from = ngettext("Chosen for {n} sample of {files} and {machine}.",
                            "Chosen for {n} samples of {files} and {machine}.", len(samples),
                            files=", ".join(files), machine=where)  # fmt: skip
-    rest = _("Every other setting has its default: {command}", command=command("plan", path))
+    rest = _("Every other setting has its default; `{command}` shows them.", command=command("plan", path))
     text = f"# {command('run', path)}\n#\n# {one_line(chosen_from)}\n# {one_line(rest)}\n"
     if not any(message.role == "system" for sample in samples for message in sample.messages):
         hint = _("No sample has a system prompt: data.system adds one to all of them.")
@@ -249,12 +247,12 @@ def written(
 
 
 def command(verb: str, path: Path) -> str:
-    """The command line that does something with the recipe."""
+    """The command line of a verb with the recipe."""
     return f"fasttune {verb} {shlex.quote(str(path))}"
 
 
 def setting_text(line: Line) -> str:
-    """`epochs = 3.5  # 3 to 4 suit 120 samples`; a long value has its reason above it."""
+    """`epochs = 3.5  # 3 to 4 suit 120 samples`, or the reason in a line above a long value."""
     value = f"{KEYS[line.key].leaf} = {as_toml(line.value)}".replace("\x7f", "\\u007f")
     if not line.why:
         return f"{value}\n"
@@ -263,5 +261,5 @@ def setting_text(line: Line) -> str:
 
 
 def one_line(text: str) -> str:
-    """A comment can't hold a line break or a control character, which a file's name can."""
+    """The text as a TOML comment: line breaks and control characters, which a file's name can hold, become `?`."""
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -10,12 +10,11 @@ nothing.
     augment       as incremental                       a total chosen from the size of the data
     custom        checkpoint, adapter or base          epochs, or the parent's + add_epochs
 
-A continuation inherits every setting of its parent that its recipe leaves unsaid. Whatever the strategy: where the
-newest run of the series was stopped before its end, running the recipe again resumes it.
+A continuation inherits every setting of its parent that its recipe leaves out. Whatever the strategy: where the newest
+run of the series was stopped before its end, running the recipe again resumes it.
 
-The schedule across a seam is the closed form over the new total: what the learning rate would be at this step had the
-total been known from the start. It needs no state, so no step runs at a stale rate; where it jumps, the jump is
-printed.
+From a checkpoint, the learning rate at step s is schedule(s, new total), as if the total had been known from the start.
+It needs no state; where it jumps at the parent's last step, the jump is printed.
 """
 
 from __future__ import annotations
@@ -33,18 +32,19 @@ from fasttune.recipe.load import settings, with_values
 from fasttune.recipe.schema import KEYS, Recipe
 from fasttune.runs import checkpoints, documents, store
 from fasttune.runs.checkpoints import damage_findings
-from fasttune.runs.documents import PlanDocument, StartKind, as_json
+from fasttune.runs.documents import PlanDocument, StartKind
 from fasttune.runs.store import Run
+from fasttune.runs.typed_json import as_json
 
 OnExisting = Literal["resume", "new", "stop", "overwrite", "skip"]
-SAMPLES = "samples"  # stands for the data's contents among the keys, as data.train does for their place
-# What a checkpoint's optimizer and sample order depend on: a start from one must find it as it was.
+SAMPLES = "samples"  # stands among the keys for the data's contents, as data.train stands for the files
+# The settings that a checkpoint's optimizer and sample order depend on: a start from one must find them unchanged.
 BOUND_TO_CHECKPOINT = (
     "model.", SAMPLES, "data.system", "data.learn", "lora.",
     "train.batch_size", "train.seed", "train.optim", "train.weight_decay",
 )  # fmt: skip
 BOUND_TO_ADAPTER = ("model.base", "model.revision", "lora.r", "lora.alpha", "lora.target_modules")
-# Total epochs by number of samples (the user's own bands): below this many samples, from, to.
+# Total epochs by number of samples: below this many samples, from, to. They judge a data set, not a run.
 BANDS = ((20, 5.0, 8.0), (50, 4.0, 6.0), (201, 3.0, 4.0), (math.inf, 2.0, 3.0))
 OVERFIT_EPOCHS = 10.0
 
@@ -53,8 +53,8 @@ OVERFIT_EPOCHS = 10.0
 class Start:
     """Where a run's weights come from.
 
-    `step` is the checkpoint's, where training begins to count; `epochs` are the parent's over the same samples, which
-    count towards a total; `damaged` says of newer checkpoints why they are not the start.
+    `step` is the checkpoint's, from which training counts on; `epochs` are the parent's over the same samples, which
+    count towards a total; `damaged` holds a sentence about each newer checkpoint that is not whole.
     """
 
     kind: StartKind
@@ -81,14 +81,14 @@ class Plan:
         return self.total_steps / self.steps_per_epoch
 
     @property
-    def learned_epochs(self) -> float:
-        """Epochs that the weights will have learned these samples for: an adapter's count on top of the run's own."""
+    def trained_epochs(self) -> float:
+        """Epochs over these samples at the end: the run's, and those of the adapter that it starts from."""
         return self.epochs + (self.start.epochs if self.start.kind == "adapter" else 0.0)
 
     @property
     def system(self) -> str | None:
-        """The system prompt the trained model is served with: the commonest one of the samples; None where none has
-        one."""
+        """The system prompt the trained model is served with: the most frequent one of the training samples, of equally
+        frequent ones the first; None where no sample has one."""
         prompts = Counter(m.content for sample in self.dataset.train for m in sample.messages if m.role == "system")
         return prompts.most_common(1)[0][0] if prompts else None
 
@@ -115,28 +115,28 @@ class Plan:
 
 
 def inherit(recipe: Recipe, root: Path, on_existing: OnExisting | None = None) -> Recipe:
-    """The recipe of a continuation with the parent's value wherever it leaves one unsaid; any other as it is.
+    """The recipe of a continuation with the parent's value of every setting it leaves out; a fresh recipe as it is.
 
-    What the parent had left to a default that follows from other settings (alpha = 2 × r) follows from them anew. Its
-    epochs are those it trained, in whatever way they came about.
+    Where the parent left a setting to a default that follows from others (alpha = 2 × r), it follows from them again.
+    Its epochs are those it trained, however it came to end there. Raises UsageError as `find_parent` does.
     """
     parent = find_parent(recipe, root, on_existing)
     if parent is None:
         return recipe
     own = ["name", "strategy", "continue.", "train.epochs", "train.max_steps", "train.until."]
-    unsaid = {setting.key for setting in settings(recipe) if setting.source.startswith("default")}
+    left_out = {setting.key for setting in settings(recipe) if setting.source.startswith("default")}
     before = documents.read_plan(parent)
     if recipe.train.lr_scheduler_type == "constant":
         own.append("train.warmup_steps")  # it has none
     values = {
         setting.key: setting.value
         for setting in before.settings
-        if setting.key in unsaid
+        if setting.key in left_out
         and not setting.key.startswith(tuple(own))
         and not setting.source.startswith("default (")
         and setting.value is not None
     }
-    if recipe.strategy in ("retune", "custom") and "train.epochs" in unsaid:  # elsewhere a total, to be said or chosen
+    if recipe.strategy in ("retune", "custom") and "train.epochs" in left_out:  # else a total with the parent's
         values["train.epochs"] = trained_steps(parent) / before.steps_per_epoch
     return with_values(recipe, values, f"parent run {parent.id}")
 
@@ -144,8 +144,8 @@ def inherit(recipe: Recipe, root: Path, on_existing: OnExisting | None = None) -
 def find_parent(recipe: Recipe, root: Path, on_existing: OnExisting | None = None) -> Run | None:
     """The finished run a continuation continues from; None for a fresh recipe.
 
-    A run that is gone on with keeps the parent it began from, also where `current` has moved on since. Raises
-    UsageError where there is no parent, or where it was stopped before its end.
+    A run that is resumed keeps the parent it began from, also where `current` names another run since. Raises
+    UsageError where there is no parent, or where the parent is not finished.
     """
     if recipe.strategy == "fresh":
         return None
@@ -157,8 +157,8 @@ def find_parent(recipe: Recipe, root: Path, on_existing: OnExisting | None = Non
             where=f"{recipe.path}: strategy",
             fix=_('train it first with strategy = "fresh", or name a run of another series under continue.parent'),
         )
-    begun = unfinished(root, recipe.name) if on_existing in (None, "resume") and named == "latest" else None
-    before = documents.read_plan(begun) if begun else None
+    resumed = unfinished(root, recipe.name) if on_existing in (None, "resume") and named == "latest" else None
+    before = documents.read_plan(resumed) if resumed else None
     if before and before.parent and before.strategy == recipe.strategy:
         named = before.parent
     parent = store.find(root, recipe.name if named == "latest" else named)
@@ -187,8 +187,8 @@ def decide(
     plan = Plan(recipe, dataset, start, per_epoch, total_steps(recipe, dataset, start, per_epoch))
     problems = contradictions(plan)
     if plan.total_steps <= start.step and not problems:
-        problems.append(nothing_left(plan))
-    if plan.learned_epochs > OVERFIT_EPOCHS and not allow_overfit:
+        problems.append(nothing_to_train(plan))
+    if plan.trained_epochs > OVERFIT_EPOCHS and not allow_overfit:
         problems.append(too_many_epochs(plan))
     if problems:
         raise UsageError(*problems)
@@ -197,15 +197,16 @@ def decide(
 
 
 def find_start(recipe: Recipe, dataset: Dataset, parent: Run | None) -> Start:
-    """The strategy's start, or the one that the recipe names."""
+    """The start that the recipe names, else the strategy's. Raises UsageError where it needs a checkpoint and none is
+    whole."""
     if parent is None:
         return Start("base")
-    said = not recipe.sources["continue.start"].startswith("default")
-    kind: StartKind = recipe.continue_.start if said else ("base" if recipe.strategy == "retune" else "checkpoint")
+    is_named = not recipe.sources["continue.start"].startswith("default")
+    kind: StartKind = recipe.continue_.start if is_named else ("base" if recipe.strategy == "retune" else "checkpoint")
     before = documents.read_plan(parent)
     trained = trained_steps(parent) / before.steps_per_epoch
     if kind == "base":
-        # "trains the same total again from the base": the parent's epochs count towards the total, its weights do not
+        # add_epochs from the base trains the parent's total and the added epochs anew
         return Start("base", parent, epochs=trained)
     if kind == "adapter":
         return Start("adapter", parent, epochs=trained if before.data_fingerprint == dataset.fingerprint else 0.0)
@@ -216,20 +217,20 @@ def find_start(recipe: Recipe, dataset: Dataset, parent: Run | None) -> Start:
             _("{run} has no whole checkpoint left", run=parent.id),
             why="; ".join(damaged),
             where=f"{recipe.path}: continue.start",
-            fix=_('continue.start = "adapter" goes on from its weights, with a new optimizer'),
+            fix=_('continue.start = "adapter" starts from its weights, with a new optimizer'),
         )
     return Start("checkpoint", parent, checkpoint, checkpoints.checkpoint_step(checkpoint), trained, tuple(damaged))
 
 
 def trained_steps(run: Run) -> int:
-    """Steps that a finished run came to; fewer than planned where `until` or early stopping ended it."""
+    """Steps that a finished run trained; fewer than planned where `until` or early stopping ended it."""
     if not run.trainer_state.is_file():
         return documents.read_plan(run).total_steps
     return documents.read_trainer_state(run).global_step
 
 
 def total_steps(recipe: Recipe, dataset: Dataset, start: Start, per_epoch: int) -> int:
-    """Steps that training counts up to, the parent's included unless its adapter alone is the start."""
+    """The step at which training ends; the parent's steps count unless only its adapter is the start."""
     if recipe.train.max_steps:
         return recipe.train.max_steps
     if recipe.continue_.add_epochs and start.parent is not None:
@@ -241,43 +242,43 @@ def total_steps(recipe: Recipe, dataset: Dataset, start: Start, per_epoch: int) 
 
 
 def steps_in(epochs: float, per_epoch: int) -> int:
-    """Steps of so many epochs, a begun one counted; 1.1 epochs of 10 steps are 11, whatever floats say."""
+    """ceil(epochs * per_epoch), where 1.1 epochs of 10 steps are 11 in spite of rounding errors."""
     return math.ceil(round(epochs * per_epoch, 6))
 
 
 def band(samples: int) -> tuple[float, float]:
-    """Total epochs, from and to, that suit so many samples."""
+    """The lowest and the highest number of total epochs that suit so many samples."""
     return next((low, high) for limit, low, high in BANDS if samples < limit)
 
 
 def band_epochs(samples: int) -> float:
-    """What `augment` trains in total: the middle of the band, rounded up to half an epoch."""
+    """The total epochs of `augment`: the middle of the band, rounded up to half an epoch."""
     low, high = band(samples)
     return math.ceil(low + high) / 2
 
 
 def contradictions(plan: Plan) -> list[Finding]:
-    """What a start from a parent needs unchanged and the recipe or the data changed."""
+    """The findings about settings and data that must equal the parent's, and do not, for this start."""
     parent, recipe = plan.start.parent, plan.recipe
     if parent is None:
         return []
     problems = []
-    if recipe.strategy == "incremental" and not says_how_long(recipe):
-        problems.append(how_long(plan))
+    if recipe.strategy == "incremental" and not names_a_length(recipe):
+        problems.append(add_epochs_missing(plan))
     if recipe.strategy == "retune" and plan.start.kind == "checkpoint":
         problems.append(
             Finding(
                 "retune-from-checkpoint",
                 "error",
                 f"{recipe.path}: continue.start",
-                _("retune changes parameters, a checkpoint's optimizer was made with the old ones"),
+                _("retune changes settings that a checkpoint's optimizer state depends on"),
                 fix=_('use start = "base" or "adapter", or strategy = "incremental"'),
             )
         )  # fmt: skip
     bound = {"checkpoint": BOUND_TO_CHECKPOINT, "adapter": BOUND_TO_ADAPTER, "base": ()}[plan.start.kind]
     if plan.start.kind == "checkpoint" and recipe.strategy in ("incremental", "augment"):
         bound += ("train.learning_rate", "train.lr_scheduler_type", "train.warmup_steps")
-    reason = _("{way} goes on from the {start} of {run}", way=recipe.strategy, start=plan.start.kind, run=parent.id)
+    reason = _("{way} continues from the {start} of {run}", way=recipe.strategy, start=plan.start.kind, run=parent.id)
     fix = _('set it back; new parameters: strategy = "retune"; new data: "custom" with continue.start = "adapter"')
     for key, old, new in differences(parent, plan):
         if key.startswith(bound or ("\0",)):
@@ -286,14 +287,14 @@ def contradictions(plan: Plan) -> list[Finding]:
     return problems
 
 
-def says_how_long(recipe: Recipe) -> bool:
-    """Whether a continuation's recipe says how much to train."""
-    said = any(not recipe.sources[key].startswith("default") for key in ("train.epochs", "train.max_steps"))
-    return said or recipe.continue_.add_epochs > 0
+def names_a_length(recipe: Recipe) -> bool:
+    """Whether a recipe sets epochs, steps or epochs to add."""
+    is_set = any(not recipe.sources[key].startswith("default") for key in ("train.epochs", "train.max_steps"))
+    return is_set or recipe.continue_.add_epochs > 0
 
 
-def how_long(plan: Plan) -> Finding:
-    """An incremental run must say how many epochs to add."""
+def add_epochs_missing(plan: Plan) -> Finding:
+    """The finding about an incremental recipe that does not set how many epochs to add."""
     return Finding(
         "add-epochs-missing", "error", f"{plan.recipe.path}: continue.add_epochs",
         _("incremental needs to know how many epochs to add to the parent's {epochs:.1f}", epochs=plan.start.epochs),
@@ -301,8 +302,8 @@ def how_long(plan: Plan) -> Finding:
     )  # fmt: skip
 
 
-def nothing_left(plan: Plan) -> Finding:
-    """A run that would train no step is an error, never a success."""
+def nothing_to_train(plan: Plan) -> Finding:
+    """The finding about a run that would train no step."""
     return Finding(
         "nothing-to-train", "error", f"{plan.recipe.path}: train.epochs",
         ngettext("the parent has trained {n} step already, this run would end at {total}",
@@ -313,18 +314,18 @@ def nothing_left(plan: Plan) -> Finding:
 
 
 def too_many_epochs(plan: Plan) -> Finding:
-    """More than ten epochs in total learn by heart."""
+    """The finding about more than OVERFIT_EPOCHS epochs over the same samples."""
     return Finding(
         "too-many-epochs", "error", f"{plan.recipe.path}: train.epochs",
-        _("{epochs:.1f} epochs in total; more than {limit:.0f} learn the samples by heart", epochs=plan.learned_epochs,
-        limit=OVERFIT_EPOCHS), fix=_("train fewer epochs, add data, or say --allow-overfit"),
+        _("{epochs:.1f} epochs in total; more than {limit:.0f} over-fit", epochs=plan.trained_epochs,
+        limit=OVERFIT_EPOCHS), fix=_("train fewer epochs, add data, or pass `--allow-overfit`"),
     )  # fmt: skip
 
 
 def differences(run: Run, plan: Plan) -> list[tuple[str, Any, Any]]:
     """(key, then, now) of every setting that differs from what an earlier run began with, and of the data's contents.
 
-    A setting that did not exist then had its default of today: a new setting starts by changing nothing.
+    A setting that did not exist then is taken to have had its present default, which changes nothing.
     """
     before, after = documents.read_plan(run), plan.document()
     new = after.values
@@ -334,7 +335,7 @@ def differences(run: Run, plan: Plan) -> list[tuple[str, Any, Any]]:
 
 
 def unfinished(root: Path, series: str) -> Run | None:
-    """The newest run of a series where it is one to go on with: stopped, or trained without its files being made."""
+    """The newest run of a series where it can be resumed: it was stopped, or its export or probe is missing."""
     newest = next(reversed(store.list_runs(root, series)), None)
     if newest is None or newest.status == "running" or not newest.provenance.is_file():
         return None
@@ -342,7 +343,7 @@ def unfinished(root: Path, series: str) -> Run | None:
 
 
 def is_running(run: Run) -> UsageError:
-    """Two processes must not train into one folder."""
+    """The error where another process trains the run."""
     return usage_error(
         "run-is-locked", _("another process is training {run}", run=run.id), fix=_("wait for it, or stop it first")
     )

@@ -15,7 +15,7 @@ from fasttune.runs.store import Run
 
 @contextlib.contextmanager
 def writing_checkpoint(run: Run, step: int) -> Iterator[Path]:
-    """A checkpoint folder to fill; it gets its manifest and its name only when the block ends well."""
+    """A checkpoint folder to fill; it gets its manifest and its name only when the block ends without an exception."""
     if run.history.is_file():
         sync_file(run.history)  # no checkpoint knows more steps than the history
     with whole_folder(run.checkpoints / f"checkpoint-{step}") as folder:
@@ -26,7 +26,7 @@ def writing_checkpoint(run: Run, step: int) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def unless_begun(run: Run) -> Iterator[None]:
-    """Where the block fails before a step was trained, the run's folder goes: there is nothing in it to go on with."""
+    """Remove the run's folder where the block fails before a step was trained: there is nothing in it to resume."""
     try:
         yield
     except BaseException:
@@ -49,10 +49,10 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def find_damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint against its manifest, in words; empty when it is whole."""
+    """Compare a checkpoint with its manifest: a sentence about the first difference, empty where there is none."""
     try:
         manifest = documents.read(checkpoint / documents.MANIFEST, documents.Manifest)
-    except (FasttuneError, OSError):
+    except FasttuneError:
         return _("its manifest.json is missing or unreadable")
     if manifest.step != checkpoint_step(checkpoint):
         return _("it holds step {step}", step=manifest.step)
@@ -60,12 +60,12 @@ def find_damage(checkpoint: Path) -> str:
         if not (checkpoint / name).is_file():
             return _("{file} is missing", file=name)
         if file_sha256(checkpoint / name) != digest:
-            return _("{file} is not what was written", file=name)
+            return _("{file}: checksum mismatch", file=name)
     return ""
 
 
 def newest_whole_checkpoint(run: Run) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is what was written, and the flaw of each newer one that is not."""
+    """The newest checkpoint that agrees with its manifest, None without one, and a sentence about each newer one."""
     flaws: list[str] = []
     for checkpoint in reversed(list_checkpoints(run)):
         flaw = find_damage(checkpoint)
@@ -78,7 +78,7 @@ def newest_whole_checkpoint(run: Run) -> tuple[Path | None, list[str]]:
 def rotate(run: Run, keep: int, best_step: int | None, newest: int | None = None) -> None:
     """Remove the oldest checkpoints of this run beyond `keep`; the best one stays as well.
 
-    Those beyond step `newest`, which a resumed run has just written, are damaged: they neither count nor go.
+    Those beyond step `newest`, which a resumed run has just written, are damaged: they are neither counted nor removed.
     """
     written = [path for path in list_checkpoints(run) if newest is None or checkpoint_step(path) <= newest]
     for path in written[:-keep]:
@@ -87,6 +87,6 @@ def rotate(run: Run, keep: int, best_step: int | None, newest: int | None = None
 
 
 def damage_findings(run: Run, used: Path | None, flaws: Sequence[str]) -> list[Finding]:
-    """A warning for each checkpoint of a run that is newer than the one that is used, and can't be."""
+    """A warning for each damaged checkpoint of a run that is newer than the one used in its place."""
     then = _("{checkpoint} is used instead", checkpoint=used.name) if used else _("no whole one is left")
     return [Finding("checkpoint-damaged", "warning", run.id, flaw, then) for flaw in flaws]

@@ -3,33 +3,34 @@
     plan.json                 PlanDocument        every resolved setting with its source, and what follows from the data
     provenance.json           Provenance          versions, device, fingerprints, row budget, starts, continuations
     scores.json               Scores              probe questions with the answers of the base and of the trained model
-    proof.json                CheckBatch          in each checkpoint and adapter: the loss of a fixed batch when saved
+    proof.json                CheckBatch          in each checkpoint and adapter: the check batch's loss when saved
     window.json               UnloggedMetrics     in each checkpoint: sums since the last logged step
     manifest.json             Manifest            in each checkpoint: sha256 of each file
     exports/NAME.json         ArtifactDocument    beside each GGUF file
     exports/merged/….json     MergedDocument      in the merged Hugging Face folder
 
 Each carries a `format` number. A document without one is format 0, which fasttune wrote before 0.1.0 was released; its
-fields are the same. An older format is read, a newer one is refused in one sentence. `TrainerStateFigures` are what
-fasttune reads of trainer_state.json, which is Hugging Face's own file.
+fields are the same. An older format is read, a newer one is refused in one sentence. `TrainerStateFigures` is what
+fasttune reads of trainer_state.json, which is Hugging Face's own file and has no format number.
 """
 
 from __future__ import annotations
 
 import json
-import types
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar
 
 from fasttune.console import FasttuneError, _, error
 from fasttune.files import write_json
 from fasttune.recipe.schema import Setting
 from fasttune.runs.store import Run
+from fasttune.runs.typed_json import as_json, from_json
 
-FORMAT = 1  # of what this version writes
+FORMAT = 1  # the format that this version writes, and the newest that it reads
 CHECK_BATCH, UNLOGGED_METRICS, MANIFEST = "proof.json", "window.json", "manifest.json"
+NOT_ASKED = ""  # Scores.answered_by before the probe questions were asked
 
 StartKind = Literal["base", "adapter", "checkpoint"]
 Document = TypeVar("Document")
@@ -64,7 +65,7 @@ class PlanDocument:
 
 @dataclass(frozen=True)
 class RowsFrom:
-    """From `step` on a row holds at most `tokens_per_row` tokens; half a step later is the evaluation after it."""
+    """From `step` on a row holds at most `tokens_per_row` tokens; n + 0.5 is the evaluation after step n."""
 
     step: float
     tokens_per_row: int
@@ -72,11 +73,15 @@ class RowsFrom:
 
 @dataclass(frozen=True)
 class RowRecord:
-    """How a run lays its steps out in rows: the budget now, as it was chosen, measured and lowered; and whether
-    activations are recomputed in the backward pass. `rows_asked` is the recipe's train.tokens_per_row."""
+    """The row budget of a run, in tokens, and whether it trains with gradient checkpointing.
+
+    `tokens_per_row` is the budget now, `rows_chosen` the one chosen at the start (0: the same as now),
+    `rows_measured` the one set after the first steps by the memory they took, `rows_cut` every lowering after an
+    out-of-memory error, `rows_asked` the recipe's train.tokens_per_row.
+    """
 
     tokens_per_row: int
-    rows_chosen: int = 0  # format 0 wrote it from some version on; 0: as tokens_per_row
+    rows_chosen: int = 0
     rows_measured: RowsFrom | None = None
     rows_cut: tuple[RowsFrom, ...] = ()
     rows_asked: int | str = "auto"
@@ -85,7 +90,7 @@ class RowRecord:
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """The base a run was trained on; `fingerprint` is made by training.provenance.fingerprint."""
+    """The base a run was trained on; `fingerprint` is the sha256 of training.provenance.fingerprint."""
 
     name: str
     revision: str
@@ -94,7 +99,7 @@ class BaseRecord:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """The files of a run's data; `fingerprint` is that of their contents (data.dataset.fingerprint)."""
+    """The recipe's data.train and data.val; `fingerprint` is the sha256 of the samples' contents."""
 
     train: tuple[str, ...]
     val: str | float
@@ -103,8 +108,8 @@ class DataRecord:
 
 @dataclass(frozen=True)
 class StartRecord:
-    """One start of a run: the first step it trained, seconds of each start-up phase, samples and how many of them were
-    tokenized anew."""
+    """One start of a run: the first step it trained, the seconds of each start-up phase, its number of samples and how
+    many of them were tokenized because the token cache did not hold them (`rendered`)."""
 
     step: int
     seconds: Mapping[str, float]
@@ -114,7 +119,11 @@ class StartRecord:
 
 @dataclass(frozen=True)
 class Continuation:
-    """One start from a checkpoint or an adapter, with the losses of the check batch; None where the data is another."""
+    """One start from a checkpoint or an adapter (`from`, a path), with the check batch's loss, in nats a supervised
+    token, when it was saved and now; both are None where the data is another.
+
+    `step` and the learning rates at the seam are None for an adapter, whose schedule begins anew.
+    """
 
     from_: str
     loss_when_saved: float | None
@@ -126,7 +135,8 @@ class Continuation:
 
 @dataclass(frozen=True)
 class PrefixDifference:
-    """How far shared prefixes and plain attention were apart before the first step, relative to the latter."""
+    """The first step with shared prefixes compared with plain attention: |shared - plain| / |plain| of the loss and of
+    the gradient."""
 
     loss: float
     gradient: float
@@ -134,7 +144,8 @@ class PrefixDifference:
 
 @dataclass(frozen=True)
 class Provenance:
-    """provenance.json. `created` is UTC in ISO 8601, `device` the GPU or processor, `system` the prompt served with."""
+    """provenance.json. `created` is UTC in ISO 8601, `device` the GPU or processor, `system` the system prompt that the
+    trained model is served with."""
 
     fasttune: str
     commit: str
@@ -156,7 +167,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe question with the answers of the untrained base and of what was trained ("" before it was asked)."""
+    """A probe question with the answers of the base and of the trained model ("" before it was asked)."""
 
     question: str
     base: str
@@ -165,20 +176,17 @@ class Probe:
 
 @dataclass(frozen=True)
 class Scores:
-    """scores.json. `answered_by` is the GGUF file, "adapter", None where there was nothing to answer, and NOT_ASKED
-    before the probe questions were asked: the last thing that a run does."""
+    """scores.json. `answered_by` is the name of the GGUF file, "adapter", None where the recipe has no probe questions,
+    and NOT_ASKED before they were asked: the last thing that a run does."""
 
     probes: tuple[Probe, ...]
-    answered_by: str | None = ""
-
-
-NOT_ASKED = ""
+    answered_by: str | None = NOT_ASKED
 
 
 @dataclass(frozen=True)
 class CheckBatch:
-    """proof.json. `loss` is the mean over the supervised tokens of `samples`, `tokens` a digest of their token ids,
-    `random_state` one of the random generators."""
+    """proof.json. `loss` is the mean over the supervised tokens of `samples` in nats, `tokens` the sha256 of their
+    token ids, `random_state` the sha256 of the random generators' states."""
 
     step: int
     optimizer_step: int
@@ -193,7 +201,7 @@ class CheckBatch:
 
 @dataclass(frozen=True)
 class UnloggedMetrics:
-    """window.json: sums over the steps since the last logged one, exact; `tokens_seen` counts from the run's start."""
+    """window.json: exact sums over the steps since the last logged one; `tokens_seen` counts from the run's start."""
 
     loss: float
     hits: int
@@ -208,7 +216,7 @@ class UnloggedMetrics:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json of a checkpoint."""
+    """manifest.json of a checkpoint: its step, and {file name: sha256} of every other file in the folder."""
 
     step: int
     sha256: Mapping[str, str]
@@ -216,8 +224,8 @@ class Manifest:
 
 @dataclass(frozen=True)
 class ArtifactDocument:
-    """The .json beside a GGUF file: `type` as in the recipe, `bytes` its size, `checks` the figures of verify.py,
-    `inputs` a digest of everything the file was made from."""
+    """The .json beside a GGUF file: `type` is the quantization type as in the recipe, `bytes` the size, `checks` the
+    figures of export.verify, `inputs` the sha256 of everything that the file was made from."""
 
     path: str
     type: str
@@ -233,7 +241,7 @@ class ArtifactDocument:
 
 @dataclass(frozen=True)
 class MergedDocument:
-    """In the folder of a merged model: what it was made from."""
+    """In the folder of a merged model: `inputs` is the sha256 of everything that it was made from."""
 
     inputs: str
     run_id: str
@@ -273,7 +281,7 @@ def read_scores(run: Run) -> Scores:
 
 
 def is_answered(run: Run) -> bool:
-    """Whether a run's files were exported and asked the probe questions: the last thing that a run does."""
+    """Whether the probe questions of a run were answered, which is the last thing that a run does."""
     return run.scores.is_file() and read_scores(run).answered_by != NOT_ASKED
 
 
@@ -293,7 +301,8 @@ def add_start(run: Run, start: StartRecord) -> None:
 
 
 def recorded_overrides(run: Run) -> list[str]:
-    """What a run's recipe needs besides its own text to be read as it was: overridden and inherited values."""
+    """The overrides with which the copy of a run's recipe resolves to the run's settings: KEY=JSON of each value that
+    came from --set or from the parent."""
     given = [
         setting
         for setting in read_plan(run).settings
@@ -302,7 +311,7 @@ def recorded_overrides(run: Run) -> list[str]:
     return [f"{one.key}={json.dumps(one.value, ensure_ascii=False)}" for one in given]
 
 
-# JSON ---------------------------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------------------------
 
 
 def write(path: Path, document: Any) -> None:
@@ -311,95 +320,31 @@ def write(path: Path, document: Any) -> None:
 
 
 def read(path: Path, kind: type[Document]) -> Document:
-    """The document in a file.
+    """The document of a kind in a file.
 
-    Raises FasttuneError where a newer fasttune wrote it, and where it is damaged: no JSON, or a field is missing or of
-    another type.
+    Raises FasttuneError with the code document-newer where a newer fasttune wrote it, and document-damaged where it
+    can't be read, is no JSON object, or has a field that is missing or of another type.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise damaged(path, _("the file is missing")) from None
-    except ValueError as problem:
+    except (OSError, ValueError) as problem:
         raise damaged(path, str(problem)) from None
-    if not isinstance(document, dict):
+    if not isinstance(content, dict):
         raise damaged(path, _("this is no JSON object"))
-    written = document.get("format", 0)
-    if not isinstance(written, int) or written > FORMAT:
+    written = content.get("format", 0)
+    if type(written) is int and written > FORMAT:
         what = _("this was written by a newer fasttune (format {written}; this version reads up to {known})",
                  written=written, known=FORMAT)  # fmt: skip
         raise error("document-newer", what, where=str(path), fix=_("update fasttune"))
     try:
-        return from_json(kind, document)
-    except (KeyError, TypeError, ValueError) as problem:
-        raise damaged(path, _("its field {field} is missing or damaged", field=problem.args[0])) from None
+        return from_json(kind, content)
+    except ValueError as problem:
+        raise damaged(path, _("its field {field} is missing or damaged", field=problem)) from None
 
 
 def damaged(path: Path, what: str) -> FasttuneError:
     """The error for a document that can't be read."""
     fix = _("restore the file, or train the run again; its recipe lies beside it")
     return error("document-damaged", what, where=str(path), fix=fix)
-
-
-def as_json(value: Any) -> Any:
-    """A document as JSON has it: tuples are lists, a trailing _ of a name is dropped, `flat` parts stand in their
-    parent."""
-    if is_dataclass(value) and not isinstance(value, type):
-        parts: dict[str, Any] = {}
-        for each in fields(value):
-            inner = as_json(getattr(value, each.name))
-            parts |= inner if each.metadata.get("flat") else {each.name.rstrip("_"): inner}
-        return parts
-    if isinstance(value, Mapping):
-        return {key: as_json(inner) for key, inner in value.items()}
-    return [as_json(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-def from_json(kind: Any, value: Any) -> Any:
-    """The value of a type from its JSON; fields that are no longer known are left out.
-
-    Raises KeyError, TypeError or ValueError, with the name of the field, where it doesn't fit.
-    """
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return None if value is None and types.NoneType in parts else from_json(first_fit(parts, value), value)
-    if isinstance(kind, type) and is_dataclass(kind):
-        return dataclass_from_json(kind, value)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise TypeError(str(value))
-        return tuple(from_json(parts[0], inner) for inner in value)
-    plain = {Literal: str, Mapping: dict}.get(origin, origin or kind)
-    if kind is not Any and not isinstance(value, (int, float) if plain is float else plain):
-        raise TypeError(str(value))
-    return value
-
-
-def first_fit(parts: tuple[Any, ...], value: Any) -> Any:
-    """The member of a union of plain types that a value is of; the first one where it is of none."""
-    whole = [part for part in parts if part is not types.NoneType]
-    return next((part for part in whole if isinstance(part, type) and type(value) is part), whole[0])
-
-
-def dataclass_from_json(kind: Any, document: Any) -> Any:
-    """A dataclass from a JSON object."""
-    if not isinstance(document, dict):
-        raise TypeError(str(document))
-    hints, values = get_type_hints(kind), {}
-    for each in fields(kind):
-        name = each.name.rstrip("_")
-        if each.metadata.get("flat"):
-            values[each.name] = from_json(hints[each.name], document)
-        elif name in document:
-            try:
-                values[each.name] = from_json(hints[each.name], document[name])
-            except TypeError:
-                raise TypeError(name) from None
-        elif not has_default(each):
-            raise KeyError(name)
-    return kind(**values)
-
-
-def has_default(each: Any) -> bool:
-    """Whether a field of a dataclass may be left out."""
-    return each.default is not MISSING or each.default_factory is not MISSING

@@ -28,7 +28,7 @@ class EpochMeans:
 
 
 def last_epoch(history: Sequence[Mapping[str, Any]], steps_per_epoch: int) -> EpochMeans | None:
-    """Mean loss and token accuracy of the last `steps_per_epoch` trained steps; None where no step was logged.
+    """Mean loss and token accuracy over the last `steps_per_epoch` trained steps; None where no step was logged.
 
     `history` are lines of history.jsonl or of the Trainer's log history.
     """
@@ -41,7 +41,7 @@ def last_epoch(history: Sequence[Mapping[str, Any]], steps_per_epoch: int) -> Ep
 
 
 def trim_history(run: Run, step: int) -> None:
-    """Drop the lines after `step`, which a resumed run will write again."""
+    """Drop the lines after `step`, which a resumed run writes again."""
     lines = read_history(run)
     kept = [line for line in lines if line["step"] <= step]
     if run.history.is_file():

@@ -10,8 +10,8 @@
       scores.json  tensorboard/
       exports/linzhi-Q4_K_M.gguf + .json, Modelfile
 
-`delete` removes a run that was named to be removed; nothing else does, but for the folder of a run that never trained
-a step (checkpoints.unless_begun).
+`delete` removes a run that the user named; nothing else removes one, except that a run that never trained a step leaves
+no folder (checkpoints.unless_begun).
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def run_number(run: Run) -> int:
 
 
 def set_current(run: Run) -> None:
-    """Make this run the one its series' name stands for; of two that finish at once, the later one."""
+    """Make this run the one that its series' name stands for; of two that finish at once, the later one."""
     folder = run.root / run.series
     with locked(folder / ".current.lock", _("another process is starting a run of {series}", series=run.series)):
         write_text(folder / "current", run.id + "\n")
@@ -157,7 +157,7 @@ def current(root: Path, series: str) -> Run | None:
 
 
 def find(root: Path, name: str) -> Run:
-    """The run meant by an id (`linzhi/003-retune`, `linzhi/003`), a series name or the path of a run folder.
+    """The run of an id (`linzhi/003-retune`, `linzhi/003`), a series name or the path of a run folder.
 
     Raises UsageError with the names there are where none fits.
     """
@@ -181,7 +181,7 @@ def find(root: Path, name: str) -> Run:
 
 
 def delete(run: Run) -> None:
-    """Remove a run that was named to be removed.
+    """Remove the run that --overwrite names, and `current` where it names this run.
 
     Raises FasttuneError where a live process is training it.
     """

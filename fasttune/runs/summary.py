@@ -1,4 +1,4 @@
-"""What a run came to: its figures and its verdict from the files in its folder, and every threshold that judges a run.
+"""The figures and the verdict of a run, from the files in its folder, and every threshold that judges a run.
 
 Loss and accuracy are means over the last epoch, so that every sample counts once; the verdict follows from the loss and
 from the held-out loss:
@@ -27,15 +27,15 @@ from fasttune.runs.store import Run
 BANDS = ((0.1, "excellent"), (0.3, "good"), (0.5, "fair"))
 NOT_ENOUGH, OVER_FITTING = "not-enough", "over-fitting"
 RISE = 1.01  # a held-out loss above this many times its best has risen
-GAP = 0.5  # a held-out loss this far above the training loss: the samples are known, the character is not
+GAP = 0.5  # a held-out loss this far above the training loss: the samples are learned, the persona is not
 UNDER_TRAINED_LOSS, UNDER_TRAINED_ACCURACY = 0.5, 0.8  # above the one or below the other: too little training
-# What differs from parent to child by nature, or says the same as the epochs do.
+# Settings that always differ from parent to child, or that the change of "epochs" stands for.
 NOT_A_CHANGE = ("name", "strategy", "continue.", "train.epochs", "train.max_steps")
 
 
 @dataclass(frozen=True)
 class Change:
-    """A setting that a run has otherwise than its parent; "epochs" is the total, "samples" the data's contents."""
+    """A setting whose value differs from the parent's; "epochs" is the total, "samples" the data's contents."""
 
     key: str
     old: Any
@@ -44,10 +44,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a run came to: one entry of `fasttune runs --json`.
+    """The figures of a run: one entry of `fasttune runs --json`.
 
     `parent` is None for a run from the base, and where the parent was deleted. `loss` is the last step's; `epoch_loss`
-    and `mean_token_accuracy` are means of the last epoch. They and the verdict are None where no step was logged.
+    and `mean_token_accuracy` are means over the last epoch, as `fasttune run` prints them; `eval_loss` is the held-out
+    loss of the adapter, `best_eval_loss` the lowest one, parents included. Losses are in nats a supervised token. They
+    and the verdict are None where no step was logged.
     """
 
     id: str
@@ -80,13 +82,13 @@ def read_series(root: Path, name: str) -> list[Figures]:
 
 
 def read_figures(run: Run, current: bool = False) -> Figures:
-    """What a run came to, from the files of its folder; also of one that was stopped before it had them."""
-    plan, parent = read_plan(run), living_parent(run)
+    """The figures of a run, from the files of its folder; a run that was stopped early need not have all of them."""
+    plan, parent = read_plan(run), existing_parent(run)
     trained = [line for line in read_history(run) if "loss" in line]
-    evaluated = held_out(run)
+    evaluated = held_out_losses(run)
     last = trained[-1] if trained else {}
     epoch = last_epoch(trained, plan.steps_per_epoch if plan else 1)
-    reached = chosen_loss(plan, evaluated)
+    reached = adapter_eval_loss(plan, evaluated)
     return Figures(
         id=run.id,
         current=current,
@@ -114,8 +116,8 @@ def read_plan(run: Run) -> PlanDocument | None:
     return documents.read_plan(run) if run.plan.is_file() else None
 
 
-def living_parent(run: Run) -> Run | None:
-    """The run that this one continued from; None where it was overwritten since, also by one of the same number."""
+def existing_parent(run: Run) -> Run | None:
+    """The run that this one continued from; None where it was deleted since, also where its number was given again."""
     plan = read_plan(run)
     parent = Run(run.root, plan.parent) if plan and plan.parent else None
     if parent is None or not parent.plan.is_file():
@@ -136,7 +138,7 @@ def began(run: Run) -> str:
 
 
 def changes(before: PlanDocument, after: PlanDocument) -> tuple[Change, ...]:
-    """What one plan.json has otherwise than another, settings that only follow from others left out."""
+    """The settings whose values differ between two plans, those left out whose value follows from other settings."""
     old = before.values
     found = [Change("epochs", before.epochs, after.epochs)]
     found += [
@@ -144,51 +146,58 @@ def changes(before: PlanDocument, after: PlanDocument) -> tuple[Change, ...]:
         for setting in after.settings
         if not setting.key.startswith(NOT_A_CHANGE) and not setting.source.startswith("default (")
     ]
-    found.append(Change("samples", samples_word(before), samples_word(after)))
+    found.append(Change("samples", samples_in_words(before), samples_in_words(after)))
     return tuple(one for one in found if json.dumps(one.old) != json.dumps(one.new))
 
 
-def samples_word(plan: PlanDocument) -> str:
-    """How many samples, and the beginning of the fingerprint of their contents."""
+def samples_in_words(plan: PlanDocument) -> str:
+    """`66+6 (8a123f0b)`: training and held-out samples, and the beginning of the fingerprint of their contents."""
     return f"{plan.train_samples}+{plan.val_samples} ({plan.data_fingerprint[:8]})"
 
 
 def final_means(run: Run) -> EpochMeans:
-    """Mean loss and accuracy of a run's last epoch; perfect ones where no step was logged."""
+    """Mean loss and accuracy over a run's last epoch; 0 and 1, which no threshold objects to, where no step was
+    logged."""
     return last_epoch(read_history(run), documents.read_plan(run).steps_per_epoch) or EpochMeans(0.0, 1.0)
 
 
-def held_out(run: Run) -> list[float]:
-    """Held-out losses up to the run's end, those of the parents whose checkpoint it continued from included."""
-    plan, parent = read_plan(run), living_parent(run)
+def held_out_losses(run: Run) -> list[float]:
+    """Every held-out loss up to the run's end, oldest first, those of the parents included whose checkpoint it
+    continued from with the same data."""
+    plan, parent = read_plan(run), existing_parent(run)
     before: list[float] = []
     if parent and plan and plan.start == "checkpoint":
         same = documents.read_plan(parent).data_fingerprint == plan.data_fingerprint
-        before = held_out(parent) if same else []
+        before = held_out_losses(parent) if same else []
     return before + [line["eval_loss"] for line in read_history(run) if "eval_loss" in line]
 
 
-def chosen_loss(plan: PlanDocument | None, evaluated: Sequence[float]) -> float | None:
-    """The held-out loss of the weights that became the adapter: the best with early stopping, else the last."""
+def adapter_eval_loss(plan: PlanDocument | None, evaluated: Sequence[float]) -> float | None:
+    """The held-out loss of the weights that became the adapter: the lowest with early stopping, else the last."""
     if not evaluated:
         return None
     return min(evaluated) if plan and plan.values.get("train.early_stopping_patience") else evaluated[-1]
 
 
 def has_risen(reached: float | None, evaluated: Sequence[float]) -> bool:
-    """Whether the held-out loss that was reached is above the best one by more than noise."""
+    """Whether reached > RISE * min(evaluated): the held-out loss has risen above its best by more than noise."""
     return reached is not None and reached > RISE * min(evaluated, default=reached)
 
 
 def is_under_trained(means: EpochMeans) -> bool:
-    """Whether a last epoch says that more training is the first thing to try."""
+    """Whether the last epoch's means say that more training is the first thing to try."""
     return means.loss > UNDER_TRAINED_LOSS or means.accuracy < UNDER_TRAINED_ACCURACY
 
 
-def verdict(loss: float | None, reached: float | None, evaluated: Sequence[float]) -> str | None:
-    """One word for a training, by the thresholds at the top of this file; None where no step was logged.
+def is_far_above(held_out: float, loss: float) -> bool:
+    """Whether a held-out loss is so far above the training loss that the samples are learned and the persona is not."""
+    return held_out - loss > GAP
 
-    `loss` is the last epoch's mean, `reached` the held-out loss of the adapter, `evaluated` all held-out losses.
+
+def verdict(loss: float | None, reached: float | None, evaluated: Sequence[float]) -> str | None:
+    """The verdict on a run by the thresholds at the top of this file; None where no step was logged.
+
+    `loss` is the last epoch's mean, `reached` the held-out loss of the adapter, `evaluated` every held-out loss.
     """
     if loss is None:
         return None

@@ -17,28 +17,29 @@ from fasttune.runs.store import Run
 from fasttune.training import hub
 from fasttune.training import model as models
 
-CONTEXT = 4096
+CONTEXT = 4096  # tokens
 
 
 def chat(
     name: str, root: Path, prompt: str | None, system: str | None, temperature: float, max_new_tokens: int
 ) -> None:
-    """Answer one prompt, or lines from stdin until it ends; answers go to stdout as they are made.
+    """Answer one prompt, or each line from stdin until an empty one; answers are streamed to stdout.
 
-    A conversation that would outgrow the context drops its oldest turns, never the system prompt.
+    A conversation that would outgrow the context of CONTEXT tokens loses its oldest turns, never the system prompt.
+    Raises FasttuneError where the run, its GGUF file or its tokenizer is missing.
     """
-    run, gguf = meant(name, root)
+    run, gguf = find_gguf(name, root)
     provenance = documents.read_provenance(run)
     chosen = system if system is not None else provenance.system
     base = ModelRecipe(base=provenance.base.name, revision=provenance.base.revision)
     tokenizer = models.load_tokenizer(hub.locate(base))
-    say(_("{file} of {run}; an empty line or Ctrl-D ends the talk", file=gguf.name, run=run.id))
+    say(_("{file} of {run}; an empty line or Ctrl-D ends the chat", file=gguf.name, run=run.id))
     turns: list[Message] = []
     sampling = Sampling(max_new_tokens, temperature, seed=random.randrange(2**31))
     with open_gguf(gguf, CONTEXT) as loaded:
         while question := prompt if prompt is not None else ask():
             turns.append(Message("user", question))
-            ids = fitting(turns, chosen, tokenizer, CONTEXT - max_new_tokens)
+            ids = truncate_history(turns, chosen, tokenizer, CONTEXT - max_new_tokens)
             answer = ""
             for piece in stream(loaded, ids, sampling):
                 sys.stdout.write(piece)
@@ -50,8 +51,8 @@ def chat(
                 return
 
 
-def meant(name: str, root: Path) -> tuple[Run, Path]:
-    """The run and the file of a series name, a run id or the path of a GGUF file in a run's exports."""
+def find_gguf(name: str, root: Path) -> tuple[Run, Path]:
+    """The run and its GGUF file by a series name, a run id or the path of a GGUF file in a run's exports."""
     path = Path(name)
     if path.suffix != ".gguf":
         run = store.find(root, name)
@@ -72,17 +73,22 @@ def newest_gguf(run: Run) -> Path:
 
 
 def ask() -> str:
-    """The next line of the user; empty when the talk is over."""
+    """The user's next line; empty at the end of the chat."""
     if sys.stdin.isatty():
         stderr_console.print("> ", end="")
     return sys.stdin.readline().strip()
 
 
-def fitting(turns: list[Message], system: str | None, tokenizer: Any, room: int) -> tuple[int, ...]:
-    """The prompt of a conversation in at most `room` ids, the oldest question and answer dropped while it is longer."""
+def truncate_history(
+    turns: list[Message], system: str | None, tokenizer: Any, max_prompt_tokens: int
+) -> tuple[int, ...]:
+    """The prompt's token ids; the oldest question and answer are removed from `turns` while it is too long.
+
+    The system prompt and the last question are always kept, also where they alone are longer.
+    """
     first = [] if system is None else [Message("system", system)]
     while True:
         ids = chat_tokens([*first, *turns], tokenizer)
-        if len(ids) <= room or len(turns) < 3:
+        if len(ids) <= max_prompt_tokens or len(turns) < 3:
             return ids
         del turns[:2]

@@ -6,6 +6,7 @@ command as it does everywhere (exit 130). The only home of questionary.
 
 from __future__ import annotations
 
+import string
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,16 +14,17 @@ from typing import Any
 import questionary
 from prompt_toolkit.input import create_input
 from prompt_toolkit.output import create_output
-from questionary.prompts.common import InquirerControl
 
 from fasttune.console import _
 
+SHORTCUTS = string.digits[1:] + "0" + string.ascii_lowercase  # the keys that questionary numbers choices by
 STYLE = questionary.Style([("highlighted", "bold"), ("selected", ""), ("answer", "bold")])
 
 
 def choose(question: str, choices: Mapping[str, str], first: str | None = None) -> str:
-    """The key of the line that was picked; `first` is the key that Enter alone picks, else the first one's."""
-    numbers = len(choices) <= len(InquirerControl.SHORTCUT_KEYS)
+    """The key of the choice that was picked, titles by key; `first` is the key that Enter alone picks, by default the
+    first one."""
+    numbers = len(choices) <= len(SHORTCUTS)
     picked = questionary.select(
         question,
         choices=[questionary.Choice(title, value=key) for key, title in choices.items()],
@@ -38,7 +40,7 @@ def choose(question: str, choices: Mapping[str, str], first: str | None = None) 
 
 
 def number(question: str, default: float, *, most: float | None = None, whole: bool = False) -> float:
-    """A number above 0, and up to `most`; an empty line means the default, which is shown."""
+    """A number above 0 and up to `most`, a whole one with `whole`; an empty line means the default, which is shown."""
 
     def problem(entered: str) -> str | None:
         value = as_number(entered)
@@ -54,7 +56,7 @@ def number(question: str, default: float, *, most: float | None = None, whole: b
 def text(question: str, default: str, problem: Callable[[str], str | None]) -> str:
     """A line of text without spaces around it; an empty one means the default, which is shown.
 
-    `problem` says what is wrong with a text, in words, or None; the line is not accepted before that.
+    `problem` gives a sentence about a text that can't be accepted, None for one that can.
     """
     shown = _("{question} (Enter: {default})", question=question, default=default) if default else question
     line = questionary.text(
@@ -68,12 +70,12 @@ def text(question: str, default: str, problem: Callable[[str], str | None]) -> s
 
 
 def agree(question: str) -> bool:
-    """Yes or no, where no is what Enter alone says."""
+    """Yes or no; Enter alone means no."""
     return choose(question, {"no": _("no"), "yes": _("yes")}) == "yes"
 
 
 def as_number(entered: str) -> float:
-    """The number above 0 that a text is, else 0; full-width digits and a decimal comma are fine."""
+    """The number that a text is, 0 where it is none or not above 0; full-width digits and a decimal comma are read."""
     try:
         value = float(entered.strip().replace(",", "."))
     except ValueError:
@@ -82,7 +84,7 @@ def as_number(entered: str) -> float:
 
 
 def answer(question: questionary.Question) -> Any:
-    """What was answered."""
+    """The answer to a question. Raises KeyboardInterrupt for Ctrl-C and Ctrl-D."""
     try:
         return question.unsafe_ask()
     except EOFError:

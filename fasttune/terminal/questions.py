@@ -1,11 +1,9 @@
-"""The questions of the four strategies, and the settings that the answers come to: what `--set` would have said.
+"""The questions of the four strategies, and the settings that follow from the answers, as `--set` would give them.
 
-    incremental   epochs to add                                   continue.add_epochs
-    retune        what to change, and to what                     one of train.epochs, train.learning_rate, lora.r
-    augment       epochs in total                                 train.epochs
-    custom        start, epochs, learning rate, rank              all of them
-
-The advice beside the answers is the user guide's: which learning rate and which rank suit what.
+incremental   epochs to add                                   continue.add_epochs
+retune        what to change, and to what                     one of train.epochs, train.learning_rate, lora.r
+augment       epochs in total                                 train.epochs
+custom        start, epochs, learning rate, LoRA rank         all of them
 """
 
 from __future__ import annotations
@@ -21,19 +19,21 @@ from fasttune.recipe.load import settings
 from fasttune.recipe.schema import Recipe
 from fasttune.runs import documents, summary
 from fasttune.runs.store import Run
+from fasttune.runs.typed_json import as_json
 from fasttune.terminal import prompts
 
 Settings = dict[str, Any]
 SCHEDULE = ("train.learning_rate", "train.lr_scheduler_type", "train.warmup_steps")
-# Settings in which a continuation must, or a retuned run had better, equal its parent unless they are what is changed.
+# Settings that a continuation from a checkpoint must share with its parent; a retuned run shares them unless it is they
+# that are changed, so that one change at a time shows what helped.
 AS_PARENT = (*(key for key in BOUND_TO_CHECKPOINT if key not in ("samples", "data.system", "data.learn")), *SCHEDULE)
-ADD_EPOCHS = 1.5
+ADD_EPOCHS = 1.5  # proposed
 OTHER = "other"
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The finished run to go on from: its settings, its figures, its epochs in total and its number of samples."""
+    """The finished run to continue from: its settings, its figures, its total epochs and its number of samples."""
 
     run: Run
     values: Mapping[str, Any]
@@ -43,53 +43,53 @@ class Parent:
 
 
 def read_parent(run: Run) -> Parent:
-    """What a finished run's files say of it."""
+    """The parent that a finished run is, from its files."""
     plan = documents.read_plan(run)
     return Parent(run, plan.values, summary.read_figures(run), plan.epochs, plan.train_samples)
 
 
-def answers(strategy: str, parent: Parent, read: Recipe) -> Settings:
-    """Ask a strategy's questions; the settings to lay over the recipe, so that all else is as in the parent."""
+def answers(strategy: str, parent: Parent, recipe: Recipe) -> Settings:
+    """Ask a strategy's questions; the settings to lay over the recipe, so that every other one equals the parent's."""
     questions = {"incremental": incremental, "retune": retune, "augment": augment, "custom": custom}
     chosen = questions[strategy](parent)
     start = chosen.get("continue.start", "base" if strategy == "retune" else "checkpoint")
-    return {**as_parent(parent, read, strategy, start), **chosen}
+    return {**as_parent(parent, recipe, start), **chosen}
 
 
-def as_parent(parent: Parent, read: Recipe, strategy: str, start: str) -> Settings:
-    """The parent's values where a recipe says others, and none of the recipe's own words on length and start."""
+def as_parent(parent: Parent, recipe: Recipe, start: str) -> Settings:
+    """The parent's values of the settings in which the recipe differs, and the recipe's own length and start undone."""
     kept: Settings = {}
-    for setting in settings(read):
+    for setting in settings(recipe):
         key, before = setting.key, parent.values.get(setting.key)
         if setting.source.startswith("default") or (start == "base" and key.startswith("model.")):
             continue
-        if key.startswith(AS_PARENT) and before is not None and documents.as_json(setting.value) != before:
+        if key.startswith(AS_PARENT) and before is not None and as_json(setting.value) != before:
             kept[key] = before
-    if read.train.max_steps:
+    if recipe.train.max_steps:
         kept["train.max_steps"] = 0
-    if read.continue_.add_epochs:
+    if recipe.continue_.add_epochs:
         kept["continue.add_epochs"] = 0.0
-    if not read.sources["continue.start"].startswith("default") and read.continue_.start != start:
+    if not recipe.sources["continue.start"].startswith("default") and recipe.continue_.start != start:
         kept["continue.start"] = start
     return kept
 
 
-# The four -----------------------------------------------------------------------------------------------------------
+# The four strategies ------------------------------------------------------------------------------------------------
 
 
 def incremental(parent: Parent) -> Settings:
-    """Epochs on top of the parent's."""
+    """Ask for the epochs to add to the parent's."""
     question = _("How many epochs to add to its {epochs:.3g}? 1 to 3 is usual", epochs=parent.epochs)
     return {"continue.add_epochs": prompts.number(question, ADD_EPOCHS)}
 
 
 def retune(parent: Parent) -> Settings:
-    """What to change, and to what; the number of epochs stays the parent's."""
+    """Ask which setting to change, and to what value; the number of epochs stays the parent's."""
     same = {"train.epochs": not_above(parent.epochs)}
     match prompts.choose(_("What shall be changed? One thing at a time shows what helped"), retunings(parent)):
         case "epochs":
             return {"train.epochs": prompts.number(_("How many epochs?"), same["train.epochs"])}
-        case "rate":
+        case "learning_rate":
             return same | {"train.learning_rate": learning_rate(parent)}
         case "rank":
             return same | rank(parent)
@@ -100,11 +100,11 @@ def retune(parent: Parent) -> Settings:
 
 
 def retunings(parent: Parent) -> dict[str, str]:
-    """What can be retuned, in the order in which it is worth trying."""
-    rate, r = parent.values["train.learning_rate"], parent.values["lora.r"]
+    """The settings that can be retuned, in the order in which they are worth trying."""
+    learning_rate, r = parent.values["train.learning_rate"], parent.values["lora.r"]
     return {
         "epochs": _("epochs (now {epochs:.3g})", epochs=parent.epochs),
-        "rate": _("learning rate (now {rate:g})", rate=rate),
+        "learning_rate": _("learning rate (now {learning_rate:g})", learning_rate=learning_rate),
         "rank": _("LoRA rank (now {r}): how much the adapter can hold", r=r),
         "quality": _("all three for quality: learning rate 1e-4, rank 16, 3 epochs"),
         "quick": _("all three for speed: learning rate 3e-4, rank 8, 2 epochs"),
@@ -112,24 +112,25 @@ def retunings(parent: Parent) -> dict[str, str]:
 
 
 def augment(parent: Parent) -> Settings:
-    """Epochs in total, those of the parent included; by the size of the data unless it has had so many already."""
+    """Ask for the total epochs, those of the parent included; proposed are the band's, and at least one more than the
+    parent's."""
     low, high = band(parent.samples)
-    suits = max(band_epochs(parent.samples), min(math.floor(parent.epochs) + 1.0, OVERFIT_EPOCHS))
+    proposed = max(band_epochs(parent.samples), min(math.floor(parent.epochs) + 1.0, OVERFIT_EPOCHS))
     question = _(
-        "How many epochs in total? It has had {epochs:.3g}; {low:g} to {high:g} suit {samples} samples",
+        "How many epochs in total? It has trained {epochs:.3g}; {low:g} to {high:g} suit {samples} samples",
         epochs=parent.epochs, low=low, high=high, samples=parent.samples,
     )  # fmt: skip
-    return {"train.epochs": prompts.number(question, suits)}
+    return {"train.epochs": prompts.number(question, proposed)}
 
 
 def custom(parent: Parent) -> Settings:
-    """Where to start, how long, at which rate, and from the base with which rank."""
+    """Ask for the start, the epochs, the learning rate, and from the base for the LoRA rank."""
     start = prompts.choose(
         _("Start from what?"),
         {
-            "checkpoint": _("its last checkpoint: weights and optimizer go on where they were"),
-            "adapter": _("its weights alone: new optimizer; also for changed data"),
-            "base": _("the base: everything new"),
+            "checkpoint": _("its last checkpoint: weights and optimizer state are kept"),
+            "adapter": _("its adapter: weights alone, a new optimizer; also for changed data"),
+            "base": _("the base: a new adapter and a new optimizer"),
         },
     )
     if start == "checkpoint":
@@ -146,7 +147,7 @@ def custom(parent: Parent) -> Settings:
 
 
 def learning_rate(parent: Parent) -> float:
-    """A learning rate, by what it suits."""
+    """Ask for a learning rate; each choice names what it suits."""
     now = parent.values["train.learning_rate"]
     choices = {
         "0.0002": _("2e-4: balanced, suits most"),
@@ -158,7 +159,7 @@ def learning_rate(parent: Parent) -> float:
 
 
 def rank(parent: Parent) -> Settings:
-    """A rank, by what it suits."""
+    """Ask for a LoRA rank; each choice names what it suits."""
     choices = {
         "4": _("4: light, for small adjustments"),
         "8": _("8: the usual"),
@@ -169,13 +170,13 @@ def rank(parent: Parent) -> Settings:
 
 
 def with_alpha(parent: Parent, r: int) -> Settings:
-    """A rank and the alpha that follows from it, 2 × r; the parent's own alpha where that was said."""
+    """A LoRA rank with alpha = 2 × r, unless the parent's alpha did not follow from its rank and is kept."""
     follows = parent.values["lora.alpha"] == 2 * parent.values["lora.r"]
     return {"lora.r": r, "lora.alpha": 2 * r} if follows else {"lora.r": r}
 
 
 def one_of(question: str, choices: dict[str, str], now: float, most: float | None) -> float:
-    """A number out of a list in which the present one is marked, or another; without `most`, a whole number."""
+    """Ask for a number from a list in which the present one is marked, or another; a whole one without `most`."""
     present = f"{now:g}"
     listed = choices if present in choices else {present: present, **choices}
     listed = {key: title + _(" (now)") if key == present else title for key, title in listed.items()}
@@ -186,5 +187,5 @@ def one_of(question: str, choices: dict[str, str], now: float, most: float | Non
 
 
 def not_above(epochs: float) -> float:
-    """Epochs in four decimals that come to no step more than these: 8 steps of 3 an epoch are 2.6666, not 2.6667."""
+    """Epochs rounded down to four decimals, so that they come to no more steps: 8/3 is 2.6666, not 2.6667."""
     return math.floor(epochs * 10000) / 10000

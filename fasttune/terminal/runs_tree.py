@@ -1,4 +1,4 @@
-"""What `fasttune runs` shows: the runs of a series as a tree from parent to child, and what each one came to."""
+"""What `fasttune runs` shows: the runs of a series as a tree from parent to child, with figures and verdicts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from fasttune.recipe.values import as_toml
 from fasttune.runs import store
 from fasttune.runs.summary import NOT_ENOUGH, OVER_FITTING, Change, Figures, read_figures, read_series
 
-# Showing ------------------------------------------------------------------------------------------------------------
 
+def show_runs(root: Path, series: str | None, *, as_json: bool) -> None:
+    """Print the runs of one series or of all.
 
-def runs_tree(root: Path, series: str | None, *, as_json: bool) -> None:
-    """Print the runs of one or all series.
-
-    Raises UsageError with the names there are where there is no such series.
+    Raises UsageError with the names of the series there are where there is none of this name.
     """
     if series and not store.list_runs(root, series):
         store.find(root, series)
@@ -37,23 +35,23 @@ def runs_tree(root: Path, series: str | None, *, as_json: bool) -> None:
 
 def tree(name: str, figures: Sequence[Figures]) -> Tree:
     """A series with each run below its parent."""
-    whole = Tree(Text(name, style="bold", overflow="fold"))
+    root = Tree(Text(name, style="bold", overflow="fold"))
     branches: dict[str, Tree] = {}
     for one in figures:  # parents are older than their children
-        branches[one.id] = branches.get(one.parent or "", whole).add(label(one))
-    return whole
+        branches[one.id] = branches.get(one.parent or "", root).add(label(one))
+    return root
 
 
 def label(one: Figures) -> Text:
-    """The lines of one run: name and verdict; figures; what was changed; files."""
-    head = Text(one.id, style="bold", overflow="fold")
-    said = [status_word(one.status)] if one.status != "finished" else [verdict_word(one.verdict)] * bool(one.verdict)
-    said += [_("in use")] * one.current
-    head.append(f"  {', '.join(said)}" if said else "", style="green" if one.current else "")
-    head.append(f"  {one.date}", style="dim")
-    for line in (figures_line(one), changes_line(one), files_line(one)):
-        head.append(f"\n{line}" if line else "", style="not bold")
-    return head
+    """The lines of one run: id, verdict and date; figures; changes; files."""
+    text = Text(one.id, style="bold", overflow="fold")
+    notes = [status_word(one.status)] if one.status != "finished" else [verdict_word(one.verdict)] * bool(one.verdict)
+    notes += [_("in use")] * one.current
+    text.append(f"  {', '.join(notes)}" if notes else "", style="green" if one.current else "")
+    text.append(f"  {one.date}", style="dim")
+    for line in (figures_line(one), changed_line(one.changes) if one.parent else "", files_line(one)):
+        text.append(f"\n{line}" if line else "", style="not bold")
+    return text
 
 
 def figures_line(one: Figures) -> str:
@@ -68,16 +66,12 @@ def figures_line(one: Figures) -> str:
     return "; ".join(parts)
 
 
-def changes_line(one: Figures) -> str:
-    """What is otherwise than in the parent; empty for a run without one."""
-    if one.parent is None:
-        return ""
-    return _("changed: {changes}", changes=in_words(one.changes)) if one.changes else _("changed: nothing")
-
-
-def in_words(changed: Sequence[Change]) -> str:
-    """`epochs 2 → 3.5, lora.r 8 → 16`"""
-    return ", ".join(f"{one.key} {value_word(one.old)} → {value_word(one.new)}" for one in changed)
+def changed_line(changes: Sequence[Change]) -> str:
+    """`changed: epochs 2 → 3.5, lora.r 8 → 16`"""
+    if not changes:
+        return _("changed: nothing")
+    words = ", ".join(f"{one.key} {value_word(one.old)} → {value_word(one.new)}" for one in changes)
+    return _("changed: {changes}", changes=words)
 
 
 def files_line(one: Figures) -> str:
@@ -86,14 +80,14 @@ def files_line(one: Figures) -> str:
 
 
 def value_word(value: Any) -> str:
-    """A setting's value as one would write it, numbers short; a dash for none."""
+    """A setting's value as in a recipe, floats in short form, a dash for none."""
     if value is None:
         return "–"
     return f"{value:g}" if isinstance(value, float) else as_toml(value)
 
 
 def size_word(size: int) -> str:
-    """Bytes as people read them: 8.4 MB, 531 MB, 1.6 GB."""
+    """A size in bytes in short form: 8.4 MB, 531 MB, 1.6 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
 
 
@@ -115,7 +109,7 @@ def status_word(status: str) -> str:
 
 
 def state_line(one: Figures) -> str:
-    """A run in one short line: `003-retune finished, 3.5 epochs, loss 0.212, held-out 0.340: good`."""
+    """A run in one line: `003-retune finished, 3.5 epochs, loss 0.212, held-out 0.340: good`."""
     name = one.id.partition("/")[2]
     parts = [f"{name} {status_word(one.status)}", _("{epochs:.3g} epochs", epochs=one.epochs)]
     if one.epoch_loss is not None:
@@ -125,10 +119,10 @@ def state_line(one: Figures) -> str:
     return ", ".join(parts) + (f": {verdict_word(one.verdict)}" if one.verdict else "")
 
 
-def what_is_there(root: Path, name: str, *, as_json: bool) -> None:
-    """Print the run that a series' name stands for and how to use it, instead of training.
+def show_current(root: Path, name: str, *, as_json: bool) -> None:
+    """Print the run that a series' name stands for and the command that uses it.
 
-    Raises UsageError where no run of the series was finished.
+    Raises UsageError where it is not finished.
     """
     run = store.current(root, name)
     if run is None or run.status != "finished":
@@ -136,14 +130,14 @@ def what_is_there(root: Path, name: str, *, as_json: bool) -> None:
             "nothing-to-use",
             _("{name} has no finished run", name=name),
             where=str(root),
-            fix=_("--on-existing resume goes on with a stopped one, new trains another"),
+            fix=_("`--on-existing resume` resumes a stopped one, `--on-existing new` trains another"),
         )
     figures = read_figures(run, current=True)
     if as_json:
         print_json(asdict(figures) | {"run": run.id, "skipped": True})
         return
-    say(_("nothing is trained; this is what is there"))
+    say(_("nothing was trained; this is the run in use"))
     stdout_console.print(label(figures))
-    use = _("talk to it: fasttune chat {series}", series=name) if figures.exports else ""
-    make = _("make a GGUF file: fasttune export {series} --gguf q8_0", series=name)
-    stdout_console.print(use or make, markup=False, soft_wrap=True)
+    chat = _("talk to it: fasttune chat {series}", series=name)
+    export = _("write a GGUF file: fasttune export {series} --gguf q8_0", series=name)
+    stdout_console.print(chat if figures.exports else export, markup=False, soft_wrap=True)

@@ -1,135 +1,129 @@
-"""What the reporting verbs print: plans, samples, runs, results. Tables for people, one JSON document with --json."""
+"""What the verbs print: plans, samples, results, benchmarks. Tables for people, one JSON document with --json."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from fasttune.console import FasttuneError, _, ngettext, print_json, say, show_findings, stdout_console, usage_error
+from fasttune.data import dataset
+from fasttune.data.dataset import Sample
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
-from fasttune.runs import documents
+from fasttune.runs import typed_json
+
+if TYPE_CHECKING:
+    from fasttune.export import Artifact
+    from fasttune.runs.documents import Probe
+    from fasttune.training.train import RunRecord
 
 
 def line(text: str) -> None:
-    """A line of data on stdout, brackets and all."""
+    """Print a line on stdout as it stands, without markup."""
     stdout_console.print(text, markup=False, soft_wrap=True)
 
 
-def plan(todo: Plan, *, as_json: bool) -> None:
-    """Every resolved value with its source, and the counts that follow from the data."""
-    document, findings = documents.as_json(todo.document()), [*todo.dataset.findings, *todo.findings]
+def show_plan(plan: Plan, *, as_json: bool) -> None:
+    """Print every resolved value with its source, and the counts that follow from the data."""
+    findings = [*plan.dataset.findings, *plan.findings]
     if as_json:
-        print_json(document | {"findings": [asdict(finding) for finding in findings]})
+        print_json(typed_json.as_json(plan.document()) | {"findings": [asdict(finding) for finding in findings]})
         return
     show_findings(findings)
-    table = Table(box=None, pad_edge=False, title=escape(str(todo.recipe.path)), title_justify="left")
-    table.add_column("", no_wrap=True)
-    table.add_column(_("value"), overflow="fold")  # Chinese has no spaces to wrap at
-    table.add_column(_("from"))
-    for entry in document["settings"]:
-        table.add_row(entry["key"], escape("" if entry["value"] is None else as_toml(entry["value"])), entry["source"])
-    stdout_console.print(table)
+    stdout_console.print(settings_table(plan))
     line(
         _(
             "{train} samples to train on, {val} held out; "
             "{per_epoch} steps an epoch, {total} steps ({epochs:.2f} epochs)",
-            train=len(todo.dataset.train),
-            val=len(todo.dataset.held_out),
-            per_epoch=todo.steps_per_epoch,
-            total=todo.total_steps,
-            epochs=todo.epochs,
+            train=len(plan.dataset.train),
+            val=len(plan.dataset.held_out),
+            per_epoch=plan.steps_per_epoch,
+            total=plan.total_steps,
+            epochs=plan.epochs,
         )
     )
-    line(_("system prompt it is served with: {system}", system=todo.system if todo.system is not None else _("none")))
-    line(_("nothing was started; train with: fasttune run {recipe}", recipe=todo.recipe.path))
+    line(_("system prompt it is served with: {system}", system=plan.system if plan.system is not None else _("none")))
+    line(_("nothing was started; train with: fasttune run {recipe}", recipe=plan.recipe.path))
 
 
-def sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[str], *, as_json: bool) -> None:
-    """The tokens of one sample as the model will see them, the learned ones marked (also without colour)."""
-    from fasttune.data import dataset as files
+def settings_table(plan: Plan) -> Table:
+    """A row for each setting of a plan: key, value as in a recipe, source."""
+    table = Table(box=None, pad_edge=False, title=escape(str(plan.recipe.path)), title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column(_("value"), overflow="fold")  # Chinese has no spaces to wrap at
+    table.add_column(_("from"))
+    for setting in plan.document().settings:
+        table.add_row(setting.key, escape("" if setting.value is None else as_toml(setting.value)), setting.source)
+    return table
+
+
+def show_sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[str], *, as_json: bool) -> None:
+    """Print the tokens of the sample at FILE:LINE as the model sees them, the supervised ones marked (also without
+    colour).
+
+    Raises UsageError where no sample begins there, FasttuneError where the sample can't be used.
+    """
     from fasttune.data.tokenize import pieces, tokenize_samples
     from fasttune.recipe.load import load_recipe
     from fasttune.recipe.schema import DataRecipe, ModelRecipe
     from fasttune.training import hub
     from fasttune.training import model as models
 
-    path, _colon, line = where.rpartition(":")
-    if not path or not line.split("#")[0].isdigit():
-        raise usage_error(
-            "not-a-sample", _("{text} is not FILE:LINE", text=where), fix=_("for example data/linzhi/train.jsonl:17")
-        )
-    chosen = load_recipe(recipe_file, overrides) if recipe_file else None
-    of_data = chosen.data if chosen else DataRecipe(train=(path,))
-    of_model = chosen.model if chosen else ModelRecipe(base=base)
-    reading = files.read_samples(path)
-    found = [one for one in files.with_system(reading.samples, of_data.system) if one.id == where]
-    if not found:
-        problems = [finding for finding in reading.findings if finding.where == where]
-        if problems:
-            raise FasttuneError(*problems)
-        raise usage_error(
-            "no-such-sample",
-            _("no sample begins at line {line}", line=line),
-            where=path,
-            fix=_(
-                "samples are named by the line they begin on; the file has {count} of them", count=len(reading.samples)
-            ),
-        )
-    tokenizer = models.load_tokenizer(hub.locate(of_model))
-    rendered = tokenize_samples(found, tokenizer, of_data, of_model.max_seq_length)
-    (example,) = rendered.examples
+    recipe = load_recipe(recipe_file, overrides) if recipe_file else None
+    data = recipe.data if recipe else DataRecipe(train=(where.rpartition(":")[0],))
+    model = recipe.model if recipe else ModelRecipe(base=base)
+    sample = find_sample(where, data.system)
+    tokenizer = models.load_tokenizer(hub.locate(model))
+    tokenized = tokenize_samples([sample], tokenizer, data, model.max_seq_length)
+    (example,) = tokenized.examples
     shown = pieces(example, tokenizer)
-    learned = sum(end - start for start, end in example.supervised)
+    supervised = sum(end - start for start, end in example.supervised)
     if as_json:
         tokens = [{"text": piece.text, "ids": list(piece.tokens), "supervised": piece.supervised} for piece in shown]
-        print_json({"sample": where, "tokens": len(example.tokens), "supervised": learned, "pieces": tokens})
+        print_json({"sample": where, "tokens": len(example.tokens), "supervised": supervised, "pieces": tokens})
         return
-    show_findings(rendered.findings)
-    text = ""
-    for piece in shown:
-        body = escape(piece.text)
-        text += f"[bold green]⟦{body}⟧[/]" if piece.supervised else f"[dim]{body}[/]"
+    show_findings(tokenized.findings)
+    marked = [(escape(piece.text), piece.supervised) for piece in shown]
+    text = "".join(f"[bold green]⟦{body}⟧[/]" if is_supervised else f"[dim]{body}[/]" for body, is_supervised in marked)
     stdout_console.print(text.replace("⟧[/][bold green]⟦", "│"), soft_wrap=True)
     say(
-        _("{tokens} tokens, {learned} learned (between ⟦ and ⟧, cut by │)", tokens=len(example.tokens), learned=learned)
+        _("{tokens} tokens, {supervised} supervised (between ⟦ and ⟧, separated by │)",
+          tokens=len(example.tokens), supervised=supervised)
+    )  # fmt: skip
+
+
+def find_sample(where: str, system: str | None) -> Sample:
+    """The sample that begins at FILE:LINE, with the system prompt where it has none. Raises as `show_sample` does."""
+    path, _colon, line = where.rpartition(":")
+    if not path or not line.split("#")[0].isdigit():
+        what = _("{text} is not FILE:LINE", text=where)
+        raise usage_error("not-a-sample", what, fix=_("for example data/linzhi/train.jsonl:17"))
+    reading = dataset.read_samples(path)
+    found = [sample for sample in dataset.with_system(reading.samples, system) if sample.id == where]
+    if found:
+        return found[0]
+    if problems := [finding for finding in reading.findings if finding.where == where]:
+        raise FasttuneError(*problems)
+    raise usage_error(
+        "no-such-sample",
+        _("no sample begins at line {line}", line=line),
+        where=path,
+        fix=_("samples are named by the line they begin on; the file has {count} of them", count=len(reading.samples)),
     )
 
 
-def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_json: bool) -> None:
-    """What a finished run came to: losses, answers before and after, and where everything lies."""
+def show_result(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe], *, as_json: bool) -> None:
+    """Print what a finished run has made: losses, answers before and after, and where its files lie."""
     if as_json:
-        print_json(
-            {
-                "run": record.run.id,
-                "steps": record.steps,
-                "first": record.first,
-                "last": record.last,
-                "final_loss": record.final_loss,
-                "final_accuracy": record.final_accuracy,
-                "best_eval_loss": record.best_eval_loss,
-                "seconds": record.seconds,
-                "exports": [
-                    {"path": str(a.path), "type": a.type, "bytes": a.bytes, "sha256": a.sha256} for a in artifacts
-                ],
-                "probes": [asdict(probe) for probe in probes],
-                "folder": str(record.run.folder),
-            }
-        )
+        print_json(result_json(record, artifacts, probes))
         return
     if probes:
-        table = Table(show_lines=True)
-        trained = _("the trained GGUF answers") if artifacts else _("the trained adapter answers")
-        for heading in (_("question"), _("the base answered"), trained):
-            table.add_column(heading, overflow="fold")  # Chinese has no spaces to wrap at
-        for probe in probes:
-            table.add_row(escape(probe.question), escape(probe.base), escape(probe.trained))
-        stdout_console.print(table)
+        stdout_console.print(probes_table(probes, by_gguf=bool(artifacts)))
     line(
         ngettext(
             "loss {first:.3f} -> {last:.3f}, accuracy {accuracy:.1%} (last epoch), {n} step in {seconds:.0f} s",
@@ -148,8 +142,37 @@ def result(record: Any, artifacts: Sequence[Any], probes: Sequence[Any], *, as_j
     line(_("talk to it: fasttune chat {series}", series=record.run.series))
 
 
-def benchmark(document: dict[str, Any], *, as_json: bool) -> int:
-    """What each arm of a benchmark came to; 1 where one failed or was not the same training."""
+def result_json(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe]) -> dict[str, Any]:
+    """The document of `fasttune run --json`."""
+    exports = [{"path": str(one.path), "type": one.type, "bytes": one.bytes, "sha256": one.sha256} for one in artifacts]
+    return {
+        "run": record.run.id,
+        "steps": record.steps,
+        "first": record.first,
+        "last": record.last,
+        "final_loss": record.final_loss,
+        "final_accuracy": record.final_accuracy,
+        "best_eval_loss": record.best_eval_loss,
+        "seconds": record.seconds,
+        "exports": exports,
+        "probes": [asdict(probe) for probe in probes],
+        "folder": str(record.run.folder),
+    }
+
+
+def probes_table(probes: Sequence[Probe], *, by_gguf: bool) -> Table:
+    """A row for each probe question with both answers."""
+    table = Table(show_lines=True)
+    trained = _("the trained GGUF answers") if by_gguf else _("the trained adapter answers")
+    for heading in (_("question"), _("the base answered"), trained):
+        table.add_column(heading, overflow="fold")  # Chinese has no spaces to wrap at
+    for probe in probes:
+        table.add_row(escape(probe.question), escape(probe.base), escape(probe.trained))
+    return table
+
+
+def show_benchmark(document: dict[str, Any], *, as_json: bool) -> int:
+    """Print the figures of each arm of a benchmark; the exit code, 1 where an arm failed or is invalid."""
     bad = any(arm["status"] in ("failed", "invalid") for arm in document["arms"])
     if as_json:
         print_json(document)
@@ -175,7 +198,7 @@ def benchmark(document: dict[str, Any], *, as_json: bool) -> int:
 
 
 def arms_table(headings: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> None:
-    """A line for each arm on stdout."""
+    """Print a row for each arm on stdout."""
     table = Table(box=None, pad_edge=False)
     table.add_column("", overflow="fold")
     for heading in headings:
@@ -187,7 +210,7 @@ def arms_table(headings: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -
 
 
 def speed_cells(arm: dict[str, Any]) -> list[str]:
-    """How fast an arm was; nothing for one that is invalid: a wrong training has no speed."""
+    """The speed of an arm; an invalid one, whose losses are off, has none."""
     if arm["status"] == "invalid":
         return [_("invalid")]
     return [
@@ -202,11 +225,11 @@ def speed_cells(arm: dict[str, Any]) -> list[str]:
 
 
 def loss_cells(arm: dict[str, Any]) -> list[str]:
-    """What an arm computed, and whether that is what the reference did."""
+    """The losses of an arm, and whether they are the reference's."""
     same = _("yes") if arm["status"] == "ok" else _("no")
     return [f"{arm['first_loss']:.6f}", f"{arm['last_loss']:.6f}", f"{arm['grad_norm']:.6f}", same]
 
 
 def arm_status(arm: dict[str, Any]) -> str:
-    """The status in words that have a translation."""
+    """The status of an arm in the user's language."""
     return {"failed": _("failed"), "skipped": _("skipped"), "invalid": _("invalid")}[arm["status"]]

@@ -83,7 +83,7 @@ def test_what_is_written_trains(tmp_path: Path, fasttune: Cli) -> None:
     assert (
         fasttune("init", "灯", "--data", file, "--base", "builtin:tiny", "--out", tmp_path / "x.toml").returncode == 0
     )
-    done = fasttune("run", tmp_path / "x.toml", "--set", "train.max_steps=8", "--json")
+    done = fasttune("run", tmp_path / "x.toml", "--set", "train.max_steps=8", "--set", "export.gguf=['f16']", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert [probe["question"] for probe in result["probes"]] == ["问题0？", "问题1？", "问题2？"]
@@ -128,7 +128,7 @@ def test_a_mistake_writes_nothing(fasttune: Cli, arguments: list[str], code: int
 
 
 @pytest.mark.parametrize(
-    ("card", "base", "small"),
+    ("gpu_gib", "base", "small"),
     [
         (23.0, "3B", False),
         (11.0, "3B", False),
@@ -140,17 +140,17 @@ def test_a_mistake_writes_nothing(fasttune: Cli, arguments: list[str], code: int
         (None, "0.5B", False),
     ],
 )
-def test_the_base_follows_from_free_memory(tmp_path: Path, card: float | None, base: str, small: bool) -> None:
-    values = chosen(tmp_path, 30, machine=Machine(card, 20.0))
+def test_the_base_follows_from_free_memory(tmp_path: Path, gpu_gib: float | None, base: str, small: bool) -> None:
+    values = chosen(tmp_path, 30, machine=Machine(gpu_gib, 20.0))
     assert values["model.base"] == f"Qwen/Qwen2.5-{base}-Instruct"
     assert values.get("model.load_in_4bit", False) is small
 
 
-@pytest.mark.parametrize(("card", "small"), [(23.0, False), (9.0, True), (None, False)])
-def test_a_named_base_that_is_large_for_the_card_is_held_in_4_bits(
-    tmp_path: Path, card: float | None, small: bool
+@pytest.mark.parametrize(("gpu_gib", "small"), [(23.0, False), (9.0, True), (None, False)])
+def test_a_named_base_that_is_large_for_the_gpu_is_held_in_4_bits(
+    tmp_path: Path, gpu_gib: float | None, small: bool
 ) -> None:
-    values = chosen(tmp_path, 30, base="Qwen/Qwen2.5-3B-Instruct", machine=Machine(card, 20.0))
+    values = chosen(tmp_path, 30, base="Qwen/Qwen2.5-3B-Instruct", machine=Machine(gpu_gib, 20.0))
     assert values.get("model.load_in_4bit", False) is small
 
 

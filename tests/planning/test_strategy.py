@@ -1,28 +1,30 @@
-"""What a recipe comes to: steps, the served system prompt, and which earlier run is gone on with."""
+"""What a recipe's run will do: its steps, and the system prompt its model is served with."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from fasttune import files
-from fasttune.console import UsageError
 from fasttune.data import dataset
 from fasttune.planning import strategy
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.load import load_recipe
-from fasttune.runs import store
+from fasttune.runs import documents
 
 
-def planned(folder: Path, *overrides: str) -> Plan:
-    (folder / "train.jsonl").write_text(
-        "".join(f'{{"system": "S", "instruction": "q{n}", "output": "a{n}"}}\n' for n in range(10)), encoding="utf-8"
-    )
+def planned(folder: Path, *overrides: str, systems: list[str | None] | None = None) -> Plan:
+    """The plan for ten samples, or one for each of the system prompts."""
+    lines = []
+    for number, system in enumerate(["S"] * 10 if systems is None else systems):
+        turns = [{"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": f"a{number}"}]
+        lines.append({"messages": [{"role": "system", "content": system}, *turns] if system is not None else turns})
+    (folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
     path = folder / "x.toml"
     path.write_text(f'name = "x"\n[model]\nbase = "builtin:tiny"\n[data]\ntrain = "{folder}/train.jsonl"\n')
-    read = load_recipe(path, overrides)
-    return strategy.decide(read, dataset.load_dataset(read.data, read.train.seed), folder / "runs")
+    recipe = load_recipe(path, overrides)
+    return strategy.decide(recipe, dataset.load_dataset(recipe.data, recipe.train.seed), folder / "runs")
 
 
 @pytest.mark.parametrize(
@@ -37,51 +39,46 @@ def planned(folder: Path, *overrides: str) -> Plan:
 def test_steps(tmp_path: Path, overrides: list[str], per_epoch: int, total: int) -> None:
     plan = planned(tmp_path, *overrides)
     assert (plan.steps_per_epoch, plan.total_steps) == (per_epoch, total)
-    assert plan.document()["total_steps"] == total
+    assert plan.document().total_steps == total
     assert plan.epochs == total / per_epoch
 
 
-def test_the_commonest_system_prompt_is_served(tmp_path: Path) -> None:
-    assert planned(tmp_path).system == "S"
+def test_a_begun_step_counts_and_a_rounding_error_does_not() -> None:
+    assert strategy.steps_in(1.1, 10) == 11
+    assert strategy.steps_in(1.11, 10) == 12
+    assert strategy.steps_in(2.6666, 3) == 8
 
 
-def begin(root: Path, plan: Plan) -> store.Run:
-    """A run folder as it is after a training was killed."""
-    run = store.create(root, plan.recipe.name, plan.recipe.strategy)
-    files.write_json(run.plan, plan.document())
-    files.write_json(run.provenance, {})
-    return run
+@pytest.mark.parametrize(
+    ("systems", "served"),
+    [
+        (["A", "B", "B", "C"], "B"),
+        (["A", "B", "B", "A"], "A"),  # a tie: the one that stands first
+        (["A", None, None, None], "A"),  # samples without one are not counted
+        ([None, None], None),
+    ],
+)
+def test_the_commonest_system_prompt_is_served(tmp_path: Path, systems: list[str | None], served: str | None) -> None:
+    plan = planned(tmp_path, "train.batch_size=1", systems=systems)
+    assert plan.system == served and plan.document().system == served
 
 
-def test_what_happens_to_an_existing_series(tmp_path: Path) -> None:
-    plan, root = planned(tmp_path), tmp_path / "runs"
-    assert strategy.run_to_resume(root, plan, None) is None
-    stopped = begin(root, plan)
-    assert strategy.run_to_resume(root, plan, None) == stopped
-    assert strategy.run_to_resume(root, plan, "resume") == stopped
-    assert strategy.run_to_resume(root, plan, "new") is None
-    with pytest.raises(UsageError, match="x has 1 run"):
-        strategy.run_to_resume(root, plan, "stop")
-    stopped.adapter.mkdir()
-    assert strategy.run_to_resume(root, plan, None) == stopped  # trained, its files not made yet
-    files.write_json(stopped.scores, {"answered_by": None})
-    for choice in (None, "resume", "stop"):
-        with pytest.raises(UsageError, match="the newest is x/001-fresh"):
-            strategy.run_to_resume(root, plan, choice)  # type: ignore[arg-type]
-    assert strategy.run_to_resume(root, plan, "new") is None
+def test_held_out_samples_do_not_choose_the_system_prompt(tmp_path: Path) -> None:
+    (tmp_path / "val.jsonl").write_text(
+        "".join(f'{{"system": "V", "instruction": "v{n}", "output": "a"}}\n' for n in range(3))
+    )
+    assert planned(tmp_path, f"data.val={tmp_path}/val.jsonl", systems=["A", "B"]).system == "A"
 
 
-def test_a_changed_recipe_does_not_resume_and_names_every_difference(tmp_path: Path) -> None:
-    root = tmp_path / "runs"
-    begin(root, planned(tmp_path))
-    with pytest.raises(UsageError) as caught:
-        strategy.run_to_resume(root, planned(tmp_path, "lora.r=4", "train.batch_size=3", "train.save_steps=1"), None)
-    assert [finding.where for finding in caught.value.findings] == [
-        "x/001-fresh: lora.r", "x/001-fresh: lora.alpha", "x/001-fresh: train.batch_size",
-    ]  # fmt: skip
-    changed = planned(tmp_path)
-    (tmp_path / "train.jsonl").write_text('{"instruction": "other", "output": "a"}\n')
-    read = changed.recipe
-    other = strategy.decide(read, dataset.load_dataset(read.data, read.train.seed), root)
-    with pytest.raises(UsageError, match="x/001-fresh: samples: the stopped run began with"):
-        strategy.run_to_resume(root, other, None)
+@pytest.mark.parametrize(
+    ("samples", "band", "total"),
+    [(1, (5.0, 8.0), 6.5), (19, (5.0, 8.0), 6.5), (20, (4.0, 6.0), 5.0), (50, (3.0, 4.0), 3.5), (201, (2.0, 3.0), 2.5)],
+)
+def test_epochs_by_the_number_of_samples(samples: int, band: tuple[float, float], total: float) -> None:
+    assert strategy.band(samples) == band and strategy.band_epochs(samples) == total
+
+
+def test_the_plan_is_the_same_after_it_was_written_and_read(tmp_path: Path) -> None:
+    document = planned(tmp_path, "export.gguf=['f16', 'q8_0']").document()
+    documents.write(tmp_path / "plan.json", document)
+    assert documents.read(tmp_path / "plan.json", documents.PlanDocument) == document

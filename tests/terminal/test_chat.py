@@ -38,7 +38,7 @@ def test_a_long_conversation_drops_its_oldest_turns() -> None:
     tokenizer = models.load_tokenizer(hub.TINY)
     turns = [Message(role, f"{role} {n} " + "word " * 20) for n in range(10) for role in ("user", "assistant")]
     turns.append(Message("user", "the last question"))
-    ids = chat.fitting(turns, "You are Lumen.", tokenizer, room=300)
+    ids = chat.truncate_history(turns, "You are Lumen.", tokenizer, 300)
     text = tokenizer.decode(ids)
     assert len(ids) <= 300
     assert text.startswith("<|im_start|>system\nYou are Lumen.<|im_end|>\n<|im_start|>user\n")

@@ -1,11 +1,20 @@
-"""`fasttune show`: the tokens of a sample, learned ones marked with and without colour."""
+"""What the verbs print: the tokens of a sample, plans, results and benchmarks, for people and as JSON."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import pytest
 from conftest import REPOSITORY, Cli
+from run_folders import write_run
+
+from fasttune.pipeline import Planner, RunRequest
+from fasttune.runs.documents import Probe
+from fasttune.runs.store import Run
+from fasttune.terminal import tables
 
 SAMPLE = "data/quickstart/train.jsonl:1"
 
@@ -15,7 +24,7 @@ def first_answer() -> str:
         return str(json.loads(file.readline())["messages"][-1]["content"])
 
 
-def test_learned_tokens_are_marked_without_colour(fasttune: Cli) -> None:
+def test_supervised_tokens_are_marked_without_colour(fasttune: Cli) -> None:
     done = fasttune("show", SAMPLE, NO_COLOR="1")
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
@@ -23,15 +32,15 @@ def test_learned_tokens_are_marked_without_colour(fasttune: Cli) -> None:
     assert marked == first_answer() + "<|im_end|>"
 
 
-def test_learned_tokens_in_json(fasttune: Cli) -> None:
+def test_supervised_tokens_in_json(fasttune: Cli) -> None:
     shown = json.loads(fasttune("show", SAMPLE, "--json").stdout)
-    learned = "".join(piece["text"] for piece in shown["pieces"] if piece["supervised"])
-    assert learned == first_answer() + "<|im_end|>"
+    supervised = "".join(piece["text"] for piece in shown["pieces"] if piece["supervised"])
+    assert supervised == first_answer() + "<|im_end|>"
     assert sum(len(piece["ids"]) for piece in shown["pieces"]) == shown["tokens"]
     assert sum(len(piece["ids"]) for piece in shown["pieces"] if piece["supervised"]) == shown["supervised"]
 
 
-def test_a_recipe_decides_the_system_prompt_and_what_is_learned(fasttune: Cli, tmp_path: Path) -> None:
+def test_a_recipe_decides_the_system_prompt_and_what_is_supervised(fasttune: Cli, tmp_path: Path) -> None:
     data = tmp_path / "bare.jsonl"
     data.write_text('{"prompt": "hello", "completion": "hi"}\n')
     recipe = tmp_path / "bare.toml"
@@ -53,3 +62,91 @@ def test_a_broken_line_is_shown_as_its_problem(fasttune: Cli, tmp_path: Path) ->
     done = fasttune("show", f"{data}:2")
     assert done.returncode == 1
     assert f"{data}:2" in done.stderr
+
+
+@dataclass(frozen=True)
+class Record:
+    """The figures of training.train.RunRecord, which this test need not load torch for."""
+
+    run: Run
+    steps: int = 2
+    final_loss: float = 0.2
+    final_accuracy: float = 0.95
+    best_eval_loss: float | None = None
+    seconds: float = 7.0
+    first: dict[str, float] = field(default_factory=lambda: {"loss": 2.0})
+    last: dict[str, float] = field(default_factory=lambda: {"loss": 0.2})
+
+
+@dataclass(frozen=True)
+class File:
+    """The fields of export.Artifact that are shown."""
+
+    path: Path
+    type: str = "q8_0"
+    bytes: int = 4_932_192
+    sha256: str = "0" * 64
+
+
+def test_a_result_for_people_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path)
+    record: Any = Record(run)
+    files: Any = [File(run.exports / "persona-Q8_0.gguf")]
+    probes = [Probe("Who are [you]?", "A model.", "Lumen.")]
+    tables.show_result(record, files, probes, as_json=False)
+    shown = capsys.readouterr().out
+    assert "loss 2.000 -> 0.200, accuracy 95.0% (last epoch), 2 steps in 7 s" in shown
+    assert "Who are [you]?" in shown and "the trained GGUF answers" in shown
+    assert "4.9 MB" in shown and "fasttune chat persona" in shown
+    tables.show_result(record, [], probes, as_json=False)
+    assert "the trained adapter answers" in capsys.readouterr().out
+    tables.show_result(record, files, probes, as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert list(document) == [
+        "run", "steps", "first", "last", "final_loss", "final_accuracy", "best_eval_loss", "seconds", "exports", "probes",
+        "folder",
+    ]  # fmt: skip
+    assert document["probes"] == [{"question": "Who are [you]?", "base": "A model.", "trained": "Lumen."}]
+    assert document["exports"] == [{"path": str(files[0].path), "type": "q8_0", "bytes": 4_932_192, "sha256": "0" * 64}]
+
+
+def test_a_plan_for_people_and_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    plan = Planner().plan(RunRequest(Path("recipes/quickstart.toml"), ("data.system=[red]",)))
+    tables.show_plan(plan, as_json=False)
+    shown = capsys.readouterr().out
+    assert "[red]" in shown and f"{plan.total_steps} steps" in shown and "fasttune run recipes/quickstart.toml" in shown
+    tables.show_plan(plan, as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert document["total_steps"] == plan.total_steps and [one["code"] for one in document["findings"]] == [
+        "epochs-for-data"
+    ]
+
+
+def arm(name: str, status: str, **figures: Any) -> dict[str, Any]:
+    """An entry of result.json; one that ran has losses."""
+    return {"name": name, "status": status, "why": "" if status == "ok" else "its reason", **figures}
+
+
+RAN: dict[str, Any] = {
+    "losses": [2.0, 1.0], "step_seconds": {"median": 0.5}, "samples_per_second": {"median": 8.0},
+    "tokens_per_second": {"median": 1234.0}, "memory": {"cpu": 1.25}, "start_up_seconds": {"median": 3.0},
+    "first_loss": 2.0, "last_loss": 1.0, "grad_norm": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("other", "code"), [("ok", 0), ("skipped", 0), ("invalid", 1), ("failed", 1)])
+def test_a_benchmark_ends_with_1_where_an_arm_failed_or_is_invalid(
+    capsys: pytest.CaptureFixture[str], other: str, code: int
+) -> None:
+    figures = RAN if other in ("ok", "invalid") else {}
+    document: dict[str, Any] = {
+        "arms": [arm("fasttune", "ok", **RAN, speedup=2.0), arm("stock", other, **figures)], "dtype": "float32",
+        "batch_size": 4, "reference": "plain", "limit_gflops": {"float32": 1000.0},
+    }  # fmt: skip
+    assert tables.show_benchmark(document, as_json=False) == code
+    shown = capsys.readouterr()
+    assert "2.00" in shown.out and ("its reason" in shown.err) == (other != "ok")
+    assert ("invalid" in shown.out) == (other == "invalid")
+    assert tables.show_benchmark(document, as_json=True) == code
+    assert json.loads(capsys.readouterr().out) == document

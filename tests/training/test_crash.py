@@ -297,7 +297,7 @@ def flaw(name: str, harm: str) -> str:
     """What is said of a file that was harmed."""
     if name == "manifest.json":
         return "manifest.json is missing or unreadable" if harm != "flipped" else ""
-    return f"{name} is missing" if harm == "missing" else f"{name} is not what was written"
+    return f"{name} is missing" if harm == "missing" else f"{name}: checksum mismatch"
 
 
 def test_the_list_of_files_is_whole(stopped: Series) -> None:
@@ -339,7 +339,7 @@ def test_with_no_whole_checkpoint_the_run_begins_again(stopped: Series, short: P
     for name in checkpoints(stopped.run(1)):
         truncate(stopped.run(1) / "checkpoints" / name / "optimizer.pt")
     done = stopped.train(*SHORT)
-    assert done.stderr.count("optimizer.pt is not what was written") == len(checkpoints(stopped.run(1)))
+    assert done.stderr.count("optimizer.pt: checksum mismatch") == len(checkpoints(stopped.run(1)))
     assert "no whole one is left" in done.stderr and "goes on from" not in done.stderr
     assert_same_run(stopped.run(1), short)
     assert "resuming at step" not in done.stderr

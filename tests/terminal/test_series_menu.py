@@ -1,4 +1,4 @@
-"""The menus at a pseudo-terminal: what keys come to, that it is what flags would have said, and what they start."""
+"""The menu of a series at a pseudo-terminal: keys become flags, and the flags train what was chosen."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,11 @@ from terminal import CTRL_C, DOWN, ENTER, UP, Steps, answer, type_at, type_here
 
 from fasttune import files
 from fasttune.pipeline import Planner, RunRequest
-from fasttune.runs import store, summary
-from fasttune.terminal import menu
+from fasttune.recipe.schema import Setting
+from fasttune.runs import documents, store, summary, typed_json
+from fasttune.runs.documents import PlanDocument
+from fasttune.runs.store import Run
+from fasttune.terminal import series_menu
 
 RECIPE = """
 name = "persona"
@@ -152,7 +156,7 @@ CHOICES: dict[str, tuple[Steps, str]] = {
 
 def asked(steps: Steps, request: RunRequest) -> tuple[str, str]:
     """The flags that the menu comes to, and the screen; each was printed as a command line that can be repeated."""
-    chosen, screen = answer(steps, lambda: menu.ask_about_existing(request, Planner()))
+    chosen, screen = answer(steps, lambda: series_menu.ask_about_existing(request, Planner()))
     words = shlex.join(chosen.arguments[2:])
     assert "the same without questions: fasttune " + shlex.join(chosen.arguments) in screen.replace("\n", " ")
     return words.removeprefix(f"--runs {shlex.quote(str(request.root))}").strip(), screen
@@ -170,8 +174,9 @@ def test_the_flags_are_a_plan_that_continues(trained: Path, fasttune: Cli, name:
     flags = shlex.split(CHOICES[name][1].replace("--continue ", "--set strategy=").replace(" --allow-overfit", ""))
     done = fasttune("plan", trained / "persona.toml", *flags, "--json", "--runs", trained / "runs")
     assert done.returncode == 0, done.stderr
-    before = json.loads((trained / "runs/persona/001-fresh/plan.json").read_text())
-    changed = {change.key for change in summary.changes(before, json.loads(done.stdout))}
+    before = documents.read_plan(Run(trained / "runs", "persona/001-fresh"))
+    after = typed_json.from_json(PlanDocument, json.loads(done.stdout))
+    changed = {change.key for change in summary.changes(before, after)}
     said = set(re.findall(r"(?:train|lora)\.[a-z_]+", " ".join(flags)))
     assert changed - {"epochs"} <= said
 
@@ -180,7 +185,7 @@ def test_the_plan_is_shown_before_the_start(trained: Path) -> None:
     request = RunRequest(trained / "persona.toml", root=trained / "runs")
     screen = asked(CHOICES["incremental, as many epochs as proposed"][0], request)[1]
     assert "001-fresh finished, 2 epochs, loss" in screen
-    assert "incremental: goes on from step 4 of persona/001-fresh" in screen
+    assert "incremental: continues from step 4 of persona/001-fresh" in screen
     assert "3 steps, up to step 7: 3.5 epochs of 8 samples, 0 held out" in screen
     assert "changed: epochs 2 → 3.5" in screen
 
@@ -218,23 +223,23 @@ def test_what_can_not_continue_says_why_and_asks_again(trained: Path, tmp_path: 
     assert (
         flags == "--continue custom --set continue.start=adapter --set train.epochs=2.0 --set train.learning_rate=0.002"
     )
-    assert "goes on from the weights of persona/001-fresh" in screen
+    assert "starts from the adapter of persona/001-fresh" in screen
 
 
 def test_a_stopped_run_comes_first_and_resumes_as_it_was_begun(trained: Path, own: Path) -> None:
     """It was begun with --continue and --set; the recipe alone would be refused."""
     stopped = own / "persona" / "002-retune"
     shutil.copytree(own / "persona" / "001-fresh", stopped)
-    plan = json.loads((stopped / "plan.json").read_text())
+    plan = documents.read(stopped / "plan.json", PlanDocument)
     values = {"strategy": ("retune", "override"), "lora.r": (4, "override"), "lora.alpha": (8, "default (2 × r)")}
-    for entry in plan["settings"]:
-        entry["value"], entry["source"] = values.get(entry["key"], (entry["value"], entry["source"]))
-    (stopped / "plan.json").write_text(json.dumps(plan | {"strategy": "retune", "parent": "persona/001-fresh"}))
+    settings = tuple(Setting(one.key, *values.get(one.key, (one.value, one.source))) for one in plan.settings)
+    began = replace(plan, strategy="retune", parent="persona/001-fresh", settings=settings)
+    documents.write(stopped / "plan.json", began)
     shutil.rmtree(stopped / "adapter")
     request = RunRequest(trained / "persona.toml", root=own)
     flags, screen = asked([(FIRST, ENTER), GO], request)
     assert flags == "--continue retune --on-existing resume --set lora.r=4"
-    assert "resume persona/002-retune" in screen and "persona/002-retune goes on from step 4 of 4" in screen
+    assert "resume persona/002-retune" in screen and "persona/002-retune resumes at step 4 of 4" in screen
     # Another one beside it does not resume it.
     assert asked([(FIRST, "2" + ENTER), (HOW, "1" + ENTER), ("How many", ENTER), GO], request)[0] == (
         "--continue incremental --on-existing new --set continue.add_epochs=1.5"
@@ -248,10 +253,10 @@ def test_a_stopped_run_whose_recipe_was_changed_resumes_from_its_own_copy(
     changed = tmp_path / "changed.toml"
     changed.write_text((trained / "persona.toml").read_text().replace("2e-3", "1e-3"))
     chosen, screen = answer(
-        [(FIRST, ENTER), GO], lambda: menu.ask_about_existing(RunRequest(changed, root=own), Planner())
+        [(FIRST, ENTER), GO], lambda: series_menu.ask_about_existing(RunRequest(changed, root=own), Planner())
     )
     assert chosen == RunRequest(own / "persona/001-fresh/recipe.toml", root=own, on_existing="resume")
-    assert "001-fresh goes on from step 2 of 4" in screen
+    assert "001-fresh resumes at step 2 of 4" in screen
     assert "continue training" not in screen and "skip training" not in screen  # there is nothing finished
 
 
@@ -300,7 +305,7 @@ def test_continuing_and_resuming_by_keys_trains(trained: Path, own: Path) -> Non
     recipe = trained / "persona.toml"
     done = type_here([CONTINUE, (HOW, "1" + ENTER), ("How many", "1" + ENTER), GO], "run", recipe, runs=own)
     assert done.returncode == 0, done.screen
-    assert "goes on from step 4: the fixed batch scores" in done.screen
+    assert "continues from step 4 of persona/001-fresh" in done.screen
     run = own / "persona" / "002-incremental"
     before, figures = summary.read_series(own, "persona")
     assert (figures.parent, figures.steps, figures.epochs, figures.current) == (before.id, 6, 3.0, True)
@@ -314,10 +319,10 @@ def test_continuing_and_resuming_by_keys_trains(trained: Path, own: Path) -> Non
 
 
 def test_chinese(trained: Path) -> None:
-    steps = [("5)", "1" + ENTER), ("自定义", CTRL_C)]
+    steps = [("5)", "1" + ENTER), ("📊", CTRL_C)]
     done = type_at(steps, "run", trained / "persona.toml", runs=trained / "runs", FASTTUNE_LANG="zh")
     assert done.returncode == 130
-    assert all(name in done.screen for name in ("📈 增量训练", "⚙️ 调参重训", "📊 数据增强", "🔧 自定义"))
+    assert all(key in done.screen for key in ("📈", "⚙️", "📊", "🔧")) and "增量训练" in done.screen
 
 
 # Without a terminal --------------------------------------------------------------------------------------------------
@@ -357,36 +362,3 @@ def test_only_a_run_named_by_its_id_is_overwritten(
     done = fasttune("run", trained / "persona.toml", *flags, "--runs", own)
     assert done.returncode == 2 and words in done.stderr
     assert (own / "persona/001-fresh/adapter").is_dir() and (own / "other/001-fresh").is_dir()
-
-
-# fasttune menu -------------------------------------------------------------------------------------------------------
-
-SUBJECT = "What do you want to work on?"
-
-
-def test_the_friendly_entry_from_a_data_file_to_a_plan(tmp_path: Path) -> None:
-    write_samples(tmp_path / "train.jsonl")
-    steps = [
-        (SUBJECT, "1" + ENTER), ("How shall the model be called?", "小灯" + ENTER),
-        ("recipes/小灯.toml: not trained yet", "1" + ENTER), ("show its plan", "2" + ENTER),
-        ("8 samples to train on, 0 held out", ""), (SUBJECT, UP + ENTER),
-    ]  # fmt: skip
-    done = type_at(steps, "menu", runs=tmp_path / "runs", cwd=tmp_path)
-    assert done.returncode == 0, done.screen
-    assert "fasttune init 小灯 --data train.jsonl" in done.screen.replace("'", "")
-    assert (tmp_path / "recipes" / "小灯.toml").is_file()
-
-
-def test_the_friendly_entry_of_a_series(trained: Path, tmp_path: Path) -> None:
-    steps = [
-        ("persona: 001-fresh finished, 2 epochs, loss", "1" + ENTER), ("chat with it", "3" + ENTER),
-        ("2 epochs, 4 steps", ""), (SUBJECT, "1" + ENTER), ("train: continue", "1" + ENTER), (FIRST, CTRL_C),
-    ]  # fmt: skip
-    done = type_at(steps, "menu", runs=trained / "runs", cwd=tmp_path)
-    assert done.returncode == 130, done.screen
-    assert "fasttune runs persona" in done.screen
-
-
-def test_the_friendly_entry_needs_a_terminal(fasttune: Cli) -> None:
-    done = fasttune("menu")
-    assert done.returncode == 2 and "the menu needs a terminal" in done.stderr

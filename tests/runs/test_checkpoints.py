@@ -1,0 +1,97 @@
+"""Checkpoints: whole with a manifest, rotated, their damage named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fasttune.runs import checkpoints, documents, store
+from fasttune.runs.store import Run
+
+
+def write_checkpoint(run: Run, step: int) -> Path:
+    with checkpoints.writing_checkpoint(run, step) as folder:
+        (folder / "adapter_model.safetensors").write_bytes(b"weights" * step)
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return run.checkpoints / f"checkpoint-{step}"
+
+
+def test_checkpoints_are_whole_and_rotate(tmp_path: Path) -> None:
+    run = store.create(tmp_path, "linzhi", "fresh")
+    for step in (5, 10, 15, 100):
+        write_checkpoint(run, step)
+    assert [checkpoints.checkpoint_step(path) for path in checkpoints.list_checkpoints(run)] == [5, 10, 15, 100]
+    checkpoints.rotate(run, keep=2, best_step=5)
+    assert [checkpoints.checkpoint_step(path) for path in checkpoints.list_checkpoints(run)] == [5, 15, 100]
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"weightsweighty"), "checksum mismatch"),
+        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b""), "checksum mismatch"),
+        (lambda folder: (folder / "trainer_state.json").unlink(), "trainer_state.json is missing"),
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, harm: Callable[[Path], Any], words: str) -> None:
+    checkpoint = write_checkpoint(store.create(tmp_path, "linzhi", "fresh"), 2)
+    assert checkpoints.find_damage(checkpoint) == ""
+    harm(checkpoint)
+    assert words in checkpoints.find_damage(checkpoint)
+
+
+def test_an_unfinished_checkpoint_is_none(tmp_path: Path) -> None:
+    run = store.create(tmp_path, "linzhi", "fresh")
+    (run.checkpoints / "checkpoint-7.partial").mkdir(parents=True)
+    assert checkpoints.list_checkpoints(run) == []
+    write_checkpoint(run, 7)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-7"]
+
+
+def test_a_checkpoint_of_another_step_or_of_a_newer_fasttune_is_not_used(tmp_path: Path) -> None:
+    run = store.create(tmp_path, "linzhi", "fresh")
+    write_checkpoint(run, 2).rename(run.checkpoints / "checkpoint-3")
+    assert checkpoints.find_damage(run.checkpoints / "checkpoint-3") == "it holds step 2"
+    manifest = run.checkpoints / "checkpoint-3" / documents.MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"step": 3, "format": 99}))
+    assert "manifest.json is missing or unreadable" in checkpoints.find_damage(run.checkpoints / "checkpoint-3")
+
+
+def test_the_newest_whole_checkpoint_with_a_sentence_about_each_newer_one(tmp_path: Path) -> None:
+    run = store.create(tmp_path, "linzhi", "fresh")
+    assert checkpoints.newest_whole_checkpoint(run) == (None, [])
+    first, second = write_checkpoint(run, 2), write_checkpoint(run, 4)
+    (second / "trainer_state.json").unlink()
+    used, flaws = checkpoints.newest_whole_checkpoint(run)
+    assert used == first
+    assert flaws == [f"{second} is damaged and is not used: trainer_state.json is missing"]
+    (finding,) = checkpoints.damage_findings(run, used, flaws)
+    assert (finding.code, finding.level, finding.where) == ("checkpoint-damaged", "warning", run.id)
+    assert finding.why == "checkpoint-2 is used instead"
+    (first / "trainer_state.json").unlink()
+    used, flaws = checkpoints.newest_whole_checkpoint(run)
+    assert used is None and len(flaws) == 2
+    assert checkpoints.damage_findings(run, used, flaws)[0].why == "no whole one is left"
+
+
+def test_damaged_checkpoints_beyond_the_newest_are_neither_counted_nor_removed(tmp_path: Path) -> None:
+    run = store.create(tmp_path, "linzhi", "fresh")
+    for step in (2, 4, 6, 8):
+        write_checkpoint(run, step)
+    checkpoints.rotate(run, keep=1, best_step=None, newest=6)
+    assert [path.name for path in checkpoints.list_checkpoints(run)] == ["checkpoint-6", "checkpoint-8"]
+
+
+def test_a_run_that_never_trained_a_step_leaves_no_folder(tmp_path: Path) -> None:
+    empty, begun = store.create(tmp_path, "linzhi", "fresh"), store.create(tmp_path, "linzhi", "fresh")
+    begun.history.write_text("")
+    for run in (empty, begun):
+        with pytest.raises(RuntimeError), checkpoints.unless_begun(run):
+            raise RuntimeError
+    assert store.list_runs(tmp_path, "linzhi") == [begun]

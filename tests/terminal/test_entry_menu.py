@@ -1,0 +1,84 @@
+"""`fasttune menu` at a pseudo-terminal, from the first question to the command that is carried out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+from run_folders import write_run
+from terminal import CTRL_C, ENTER, UP, answer, type_at
+
+from fasttune.terminal import entry_menu
+
+SUBJECT = "What do you want to work on?"
+
+
+def test_from_a_data_file_to_a_plan(tmp_path: Path) -> None:
+    lines = [json.dumps({"instruction": f"第{n}个问题？", "output": f"第{n}个回答。"}) for n in range(8)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    steps = [
+        (SUBJECT, "1" + ENTER), ("What name shall the series have?", "小灯" + ENTER),
+        ("recipes/小灯.toml: not trained yet", "1" + ENTER), ("show its plan", "2" + ENTER),
+        ("8 samples to train on, 0 held out", ""), (SUBJECT, UP + ENTER),
+    ]  # fmt: skip
+    done = type_at(steps, "menu", runs=tmp_path / "runs", cwd=tmp_path)
+    assert done.returncode == 0, done.screen
+    assert "fasttune init 小灯 --data train.jsonl" in done.screen.replace("'", "")
+    assert (tmp_path / "recipes" / "小灯.toml").is_file()
+
+
+def test_the_runs_of_a_series(tmp_path: Path) -> None:
+    """The menu comes back after a command that trains nothing."""
+    write_run(tmp_path / "runs")
+    steps = [
+        ("persona: 001-fresh finished, 2 epochs, loss 0.200", "1" + ENTER), ("chat with it", "3" + ENTER),
+        ("2 epochs, 2 steps", ""), (SUBJECT, CTRL_C),
+    ]  # fmt: skip
+    done = type_at(steps, "menu", runs=tmp_path / "runs", cwd=tmp_path)
+    assert done.returncode == 130, done.screen
+    assert "fasttune runs persona" in done.screen
+
+
+def test_a_series_is_trained_by_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the one in recipes/ that names it, else by the copy of its newest run; a run without a GGUF can't chat."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "runs"
+    run = write_run(root)
+    (run.exports / "persona-Q8_0.gguf").unlink()
+    steps = [("persona: 001-fresh", "1" + ENTER), ("show its runs", "1" + ENTER)]
+    arguments, screen = answer(steps, lambda: entry_menu.ask_for_command(root))
+    assert arguments == ["run", str(run.recipe), "--runs", str(root)] and "chat with it" not in screen
+    recipe = tmp_path / "recipes" / "other.toml"
+    recipe.parent.mkdir()
+    recipe.write_text('name = "persona"\n[model]\nbase = "builtin:tiny"\n[data]\ntrain = "a.jsonl"\n')
+    assert entry_menu.recipe_of("persona", root) == Path("recipes/other.toml")
+
+
+def test_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes with errors are named as such, and data files that a recipe names are no subject of their own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    for name in ("used.jsonl", "free.jsonl"):
+        (tmp_path / name).touch()
+    (tmp_path / "recipes" / "good.toml").write_text(
+        'name = "good"\n[model]\nbase = "builtin:tiny"\n[data]\ntrain = "used.jsonl"\n'
+    )
+    (tmp_path / "recipes" / "bad.toml").write_text("nonsense")
+    found = entry_menu.subjects(tmp_path / "runs")
+    assert list(found) == ["recipe:recipes/bad.toml", "recipe:recipes/good.toml", "data:free.jsonl", "file:", "quit"]
+    assert "has errors" in found["recipe:recipes/bad.toml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "usable"), [("小灯", True), ("", False), ("a/b", False), ("..", False), ("persona", False)]
+)
+def test_names_of_a_new_series(tmp_path: Path, name: str, usable: bool) -> None:
+    write_run(tmp_path)
+    assert (entry_menu.unusable(name, tmp_path) is None) is usable
+
+
+def test_a_terminal_is_needed(fasttune: Cli) -> None:
+    done = fasttune("menu")
+    assert done.returncode == 2 and "the menu needs a terminal" in done.stderr

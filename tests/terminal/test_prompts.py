@@ -1,0 +1,66 @@
+"""Questions at a pseudo-terminal: keys, defaults, numbers in other scripts, and the end by Ctrl-C or Ctrl-D."""
+
+from __future__ import annotations
+
+import pytest
+from terminal import CTRL_C, DOWN, ENTER, answer
+
+from fasttune.terminal import prompts
+
+CTRL_D = "\x04"
+
+
+@pytest.mark.parametrize(
+    ("keys", "picked"), [(ENTER, "b"), ("1" + ENTER, "a"), (DOWN + ENTER, "c"), (DOWN + DOWN + ENTER, "a")]
+)
+def test_one_of_several(keys: str, picked: str) -> None:
+    titles = {"a": "first", "b": "second", "c": "third"}
+    assert answer([("Which?", keys)], lambda: prompts.choose("Which?", titles, "b"))[0] == picked
+
+
+def test_every_shortcut_is_a_key_of_its_own_and_more_choices_have_none() -> None:
+    """questionary refuses more choices than it has shortcuts for."""
+    count = len(prompts.SHORTCUTS)
+    titles = {f"key{n}": f"title {n}" for n in range(count)}
+    for index in (0, 8, 9, 10, count - 1):
+        keys = prompts.SHORTCUTS[index] + ENTER
+        assert answer([("Which?", keys)], lambda: prompts.choose("Which?", titles))[0] == f"key{index}"
+    more = titles | {"one": "more"}
+    picked, screen = answer([("Which?", "\x1b[A" + ENTER)], lambda: prompts.choose("Which?", more))
+    assert picked == "one" and "(arrow keys, then Enter)" in screen
+
+
+@pytest.mark.parametrize("entered", ["2.5", "2,5", " 2.5 ", "２.５"])
+def test_a_number(entered: str) -> None:
+    assert answer([("How many?", entered + ENTER)], lambda: prompts.number("How many?", 1.5))[0] == 2.5
+
+
+def test_the_default_of_a_number_is_shown_and_taken() -> None:
+    value, screen = answer([("How many?", ENTER)], lambda: prompts.number("How many?", 1.5))
+    assert value == 1.5 and "(Enter: 1.5)" in screen
+
+
+@pytest.mark.parametrize("entered", ["0", "-1", "nan", "inf", "x", "3"])
+def test_what_is_no_number_is_not_taken(entered: str) -> None:
+    steps = [("How many?", entered + ENTER), ("above 0", "\x7f" * len(entered) + "2" + ENTER)]
+    assert answer(steps, lambda: prompts.number("How many?", 1.0, most=2.0))[0] == 2.0
+
+
+def test_a_whole_number() -> None:
+    steps = [("Rank?", "1.5" + ENTER), ("a whole number above 0", "\x7f\x7f6" + ENTER)]
+    assert answer(steps, lambda: prompts.number("Rank?", 8.0, whole=True))[0] == 16.0
+
+
+@pytest.mark.parametrize(("keys", "agreed"), [(ENTER, False), ("2" + ENTER, True)])
+def test_yes_or_no(keys: str, agreed: bool) -> None:
+    assert answer([("Sure?", keys)], lambda: prompts.agree("Sure?"))[0] is agreed
+
+
+@pytest.mark.parametrize("key", [CTRL_C, CTRL_D])
+def test_the_end_of_the_input_is_an_interrupt(key: str) -> None:
+    def ask() -> bool:
+        with pytest.raises(KeyboardInterrupt):
+            prompts.text("Name?", "", lambda entered: None)
+        return True
+
+    assert answer([("Name?", key)], ask)[0]

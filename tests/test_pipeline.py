@@ -1,0 +1,143 @@
+"""A run request, its plan, and what is read for them: each recipe file and each data set once a command."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+from run_folders import write_run
+from series import Series
+from terminal import ENTER, answer
+
+from fasttune import pipeline
+from fasttune.console import UsageError
+from fasttune.pipeline import Planner, RunRequest
+from fasttune.runs import documents, store
+from fasttune.runs.documents import Scores
+from fasttune.runs.store import Run
+from fasttune.terminal import series_menu
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a series, as the working directory."""
+    monkeypatch.chdir(Series.new(tmp_path / "series").folder)
+    return tmp_path / "series"
+
+
+@pytest.fixture
+def reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file of the folder was opened for reading, by its name."""
+    counted: Counter[str] = Counter()
+
+    def count(path: Any, *arguments: Any, **options: Any) -> Any:
+        if Path(str(path)).name in ("persona.toml", "train.jsonl", "val.jsonl"):
+            counted[Path(path).name] += 1
+        return io_open(path, *arguments, **options)
+
+    io_open = io.open
+    monkeypatch.setattr(io, "open", count)  # what pathlib calls
+    monkeypatch.setattr(builtins, "open", count)
+    return counted
+
+
+def test_a_request_is_the_command_line_that_makes_it() -> None:
+    assert RunRequest(Path("a.toml")).arguments == ["run", "a.toml"]
+    request = RunRequest(
+        Path("a b.toml"), ("lora.r=4", "data.system=S"), Path("elsewhere"), "custom", "new", "persona/001", True
+    )
+    assert request.arguments == [
+        "run", "a b.toml", "--runs", "elsewhere", "--continue", "custom", "--on-existing", "new",
+        "--overwrite", "persona/001", "--allow-overfit", "--set", "lora.r=4", "--set", "data.system=S",
+    ]  # fmt: skip
+    assert request.changes == ("lora.r=4", "data.system=S", "strategy=custom")
+    assert pipeline.command_line(request.arguments).startswith("fasttune run 'a b.toml' --runs elsewhere ")
+
+
+def test_the_usual_runs_folder_needs_no_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTTUNE_RUNS", "elsewhere")
+    assert pipeline.runs_option(Path("elsewhere")) == [] and pipeline.runs_option(Path("runs")) == ["--runs", "runs"]
+
+
+def test_many_plans_read_the_recipe_and_the_data_once(folder: Path, reads: Counter[str]) -> None:
+    planner = Planner()
+    requests = [
+        RunRequest(Path("persona.toml"), (f"train.learning_rate={rate}", "data.val=val.jsonl")) for rate in (1e-4, 2e-4)
+    ]
+    plans = [planner.plan(request) for request in requests]
+    assert [plan.recipe.train.learning_rate for plan in plans] == [1e-4, 2e-4]
+    assert plans[0].dataset is plans[1].dataset
+    assert reads == {"persona.toml": 1, "train.jsonl": 1, "val.jsonl": 1}
+
+
+def test_another_data_table_or_seed_is_another_data_set(folder: Path, reads: Counter[str]) -> None:
+    planner = Planner()
+    first, seed, system = (
+        planner.plan(RunRequest(Path("persona.toml"), one)) for one in ((), ("train.seed=7",), ("data.system=S",))
+    )
+    assert first.dataset is not seed.dataset and first.dataset is not system.dataset
+    assert reads == {"persona.toml": 1, "train.jsonl": 3}
+
+
+class Planned(Exception):
+    """The plan stands; what follows loads torch."""
+
+
+def test_a_run_from_the_menu_reads_the_recipe_and_the_data_once(
+    folder: Path, reads: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The menu looks the series up, plans one request, goes back, plans another, and that one is carried out."""
+
+    def stop(*_arguments: object) -> None:
+        raise Planned
+
+    run = write_run(folder / "runs")
+    documents.write(run.scores, Scores((), None))
+    planner, request = Planner(), RunRequest(Path("persona.toml"))
+    keys = [
+        ("What shall be done?", "2" + ENTER), ("Start?", "2" + ENTER),  # a new run, and back
+        ("What shall be done?", "2" + ENTER), ("Start?", ENTER),
+    ]  # fmt: skip
+
+    def ask() -> RunRequest:
+        assert series_menu.needs_answer(request, planner)
+        return series_menu.ask_about_existing(request, planner)
+
+    chosen, _screen = answer(keys, ask)
+    monkeypatch.setattr(pipeline, "run_to_resume", stop)
+    with pytest.raises(Planned):
+        pipeline.run(chosen, planner)
+    assert reads == {"persona.toml": 1, "train.jsonl": 1}
+
+
+def test_what_is_overwritten_is_named_by_its_id(folder: Path) -> None:
+    run, other = write_run(folder / "runs"), write_run(folder / "runs", series="other")
+    plan = Planner().plan(RunRequest(Path("persona.toml")))
+    assert pipeline.run_to_overwrite(RunRequest(Path("persona.toml")), plan) is None
+    for name in ("persona/001", run.id):
+        assert pipeline.run_to_overwrite(RunRequest(Path("persona.toml"), overwrite=name), plan) == Run(
+            Path("runs"), run.id
+        )
+    for name in ("persona", other.id):
+        with pytest.raises(UsageError) as refused:
+            pipeline.run_to_overwrite(RunRequest(Path("persona.toml"), overwrite=name), plan)
+        assert refused.value.findings[0].code == "not-a-run-id" and run.id in refused.value.findings[0].fix
+    assert store.list_runs(folder / "runs", "persona") == [run]
+
+
+def test_a_mistake_is_reported_before_torch_is_loaded(folder: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom fasttune.pipeline import Planner, RunRequest, run\n"
+        "try:\n    run(RunRequest(Path('persona.toml'), ('train.epochs=99',)), Planner())\n"
+        "except Exception as problem:\n    print(problem.findings[0].code, 'torch' in sys.modules)\n"
+    )
+    environ = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
+    assert done.stdout == "too-many-epochs False\n"
