@@ -19,12 +19,14 @@ quickstart: setup ## train the small model that ships with fasttune and let it a
 check: setup-dev ## ruff, mypy, import-linter and the Chinese catalog; changes nothing
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy fasttune .setup/install.py tests benchmarks data/tiny
+	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest tests/test_translations.py
 
 test: setup-dev ## the everyday tests
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
+	@.venv/bin/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())" || exit 0; \
+	.venv/bin/python -m pytest -m "gpu and not slow"
 
 test-slow: setup-dev ## all tests, the slow ones too
 	.venv/bin/python -m pytest

@@ -23,7 +23,8 @@ from fasttune.console import _, error
 
 PARTIAL, DELETED = ".partial", ".deleted"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LOCK_TIMEOUT = 1.0  # seconds; other processes hold the series' lock, or look at one, for a moment only
+RUN_LOCK_SECONDS = 1.0  # a run's lock is held for hours; others look at it for a moment only
+SERIES_LOCK_SECONDS = 60.0  # a series' lock is held for a moment only, which on a busy machine can be a long one
 WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE's begins with UTF-16-LE's
 # The commonest characters and punctuation of Chinese: about half of any text; first simplified, then the traditional
 # forms that differ. Of Big5, EUC-JP or EUC-KR bytes that are decoded as GB18030 they are an eighth at most.
@@ -169,12 +170,12 @@ def remove_partial(folder: Path, names: str = "*") -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, message: str) -> Iterator[None]:
+def locked(path: Path, message: str, *, seconds: float = RUN_LOCK_SECONDS) -> Iterator[None]:
     """Hold a lock file in this process; the operating system frees it when the process ends, however it ends.
 
-    Raises FasttuneError with `message` where another live process holds it for longer than LOCK_TIMEOUT.
+    Raises FasttuneError with `message` where another live process holds it for longer than `seconds`.
     """
-    deadline = time.monotonic() + LOCK_TIMEOUT
+    deadline = time.monotonic() + seconds
     with open(path, "w", encoding="utf-8") as file:
         while not try_lock(file):
             if time.monotonic() > deadline:

@@ -195,15 +195,14 @@ with locked(Path(sys.argv[1]), "busy"):
 """
 
 
-def test_a_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     assert not files.is_locked(path)
-    monkeypatch.setattr(files, "LOCK_TIMEOUT", 0.05)
     command = [sys.executable, "-c", HOLD, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
         assert files.is_locked(path)
-        with pytest.raises(FasttuneError, match="busy") as caught, files.locked(path, "busy"):
+        with pytest.raises(FasttuneError, match="busy") as caught, files.locked(path, "busy", seconds=0.05):
             pass
         assert [finding.code for finding in caught.value.findings] == ["run-is-locked"]
         holder.kill()

@@ -23,10 +23,17 @@ from pathlib import Path
 from typing import Literal
 
 from fasttune.console import _, usage_error
-from fasttune.files import is_locked, locked, remove_folder, remove_partial, whole_folder, write_text
+from fasttune.files import (
+    SERIES_LOCK_SECONDS,
+    is_locked,
+    locked,
+    remove_folder,
+    remove_partial,
+    whole_folder,
+    write_text,
+)
 
 Status = Literal["running", "finished", "stopped"]
-
 NUMBERED = re.compile(r"(\d{3,})-\w+")  # 003-retune
 
 
@@ -107,7 +114,8 @@ def create(root: Path, series: str, strategy: str, fill: Callable[[Run], None] =
     """
     folder = root / series
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock", _("another process is starting a run of {series}", series=series)):
+    message = _("another process is starting a run of {series}", series=series)
+    with locked(folder / ".lock", message, seconds=SERIES_LOCK_SECONDS):
         remove_partial(folder, "[0-9]*")
         number = 1 + max((run_number(run) for run in list_runs(root, series)), default=0)
         name = f"{number:03d}-{strategy}"
@@ -140,7 +148,8 @@ def run_number(run: Run) -> int:
 def set_current(run: Run) -> None:
     """Make this run the one that its series' name stands for; of two that finish at once, the later one."""
     folder = run.root / run.series
-    with locked(folder / ".current.lock", _("another process is starting a run of {series}", series=run.series)):
+    message = _("another process is starting a run of {series}", series=run.series)
+    with locked(folder / ".current.lock", message, seconds=SERIES_LOCK_SECONDS):
         write_text(folder / "current", run.id + "\n")
 
 

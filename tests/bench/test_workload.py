@@ -25,7 +25,7 @@ def test_a_benchmark_neither_evaluates_nor_exports(monkeypatch: pytest.MonkeyPat
     recipe, dataset = workload.read_recipe(job(overrides=("train.eval_steps=1", "train.learning_rate=0.5")))
     assert (recipe.train.max_steps, recipe.train.eval_steps, recipe.train.learning_rate) == (3, 0, 0.5)
     assert recipe.export.gguf == () and recipe.probe.questions == ()
-    assert dataset.train and not dataset.val
+    assert dataset.train and not dataset.held_out
 
 
 def test_steps_go_through_epochs_as_training_does(monkeypatch: pytest.MonkeyPatch) -> None:

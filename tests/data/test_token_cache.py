@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,7 @@ from conftest import REPOSITORY, Cli, small_files
 from test_tokenize import CHATML, DROPS_SYSTEM, NO_DEFAULT, TRIMS, chat, sample, small_tokenizer
 
 from fasttune.console import FasttuneError
-from fasttune.data import token_cache
+from fasttune.data import token_cache, tokenize
 from fasttune.data.chat_template import ChatTemplate
 from fasttune.data.dataset import Sample
 from fasttune.data.tokenize import Learn, TokenizedSamples, tokenize_samples
@@ -94,7 +96,7 @@ def test_whatever_changes_tokens_is_rendered_anew(tokenizer: Any, monkeypatch: p
         for made, template, learn in ways:
             monkeypatch.setattr(made, "chat_template", template)
             assert through(samples, made, learn)[1] == expected
-    monkeypatch.setattr(token_cache.metadata, "version", lambda name: "another")
+    monkeypatch.setattr(metadata, "version", lambda name: "another")
     assert through(samples, tokenizer)[1] == 10
 
 
@@ -115,13 +117,14 @@ def test_a_template_that_writes_the_date(place: str, tokenizer: Any) -> None:
 
     class Dated:
         chat_template, backend_tokenizer = place + CHATML, tokenizer.backend_tokenizer
+        day: dict[str, str]
 
         def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
             return tokenizer.apply_chat_template(conversation, chat_template=self.chat_template, **options, **self.day)
 
     made = Dated()
     for day, expected in ((monday, 9), (tuesday, 9), (monday, 0), (tuesday, 0)):
-        made.day = day  # type: ignore[attr-defined]
+        made.day = day
         assert through(SAMPLES, made)[1] == expected
 
 
@@ -287,7 +290,7 @@ def test_little_space_is_left_to_others(tokenizer: Any, cache: Path, monkeypatch
     database(cache).unlink()
     for part in (0.5, 0.25):
         free = SimpleNamespace(free=int(size * part * token_cache.SHARE))
-        monkeypatch.setattr(token_cache.shutil, "disk_usage", lambda path, free=free: free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: free)
         through(many, tokenizer)
         taken = database(cache).stat().st_size
         assert size * part * 0.7 < taken <= size * part * 1.06  # a tenth of its own bytes counts as free
@@ -328,7 +331,7 @@ def test_files_of_the_old_format_are_removed(tokenizer: Any, cache: Path) -> Non
 WRITER = """
 import sys, time
 from hashlib import sha256
-from fasttune.data import token_cache
+from fasttune.data import token_cache, tokenize
 from fasttune.data.tokenize import Example
 
 def write(numbers):
@@ -408,7 +411,7 @@ def test_the_command_line_renders_one_edited_line(fasttune: Cli, tmp_path: Path)
 
 def test_the_key_knows_the_source(tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = token_cache.key(ChatTemplate(tokenizer), "assistant")
-    changed = tmp_path / "render.py"
-    changed.write_bytes(Path(token_cache.tokenize.__file__).read_bytes() + b"\n")
-    monkeypatch.setattr(token_cache.tokenize, "__file__", str(changed))
+    changed = tmp_path / "tokenize.py"
+    changed.write_bytes(Path(str(tokenize.__file__)).read_bytes() + b"\n")
+    monkeypatch.setattr(tokenize, "__file__", str(changed))
     assert token_cache.key(ChatTemplate(tokenizer), "assistant") != before

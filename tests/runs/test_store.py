@@ -89,7 +89,7 @@ def test_status_and_a_lock_that_a_dead_process_does_not_keep(tmp_path: Path) -> 
 
 
 def make_current_often(run: Run) -> None:
-    for _time in range(30):
+    for _time in range(100):
         store.set_current(run)
 
 
