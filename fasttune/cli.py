@@ -232,7 +232,7 @@ def init(name: str | None, files: tuple[str, ...], base: str | None, example: st
         written = examples.write(example, out or Path())
         for path in written:
             say(_("wrote {path}", path=path))
-        say(_("train it with: {command}", command=examples.command(example, out or Path())))
+        say(_("train it with: `{command}`", command=examples.command(example, out or Path())))
         click.echo("\n".join(str(path) for path in written if path.suffix == ".toml"))
         return
     if not name or not files:
@@ -243,7 +243,7 @@ def init(name: str | None, files: tuple[str, ...], base: str | None, example: st
     from fasttune.planning.init import init as write_recipe
 
     path = write_recipe(name, files, base, out)
-    say(_("train it with: {command}", command=command("run", path)))
+    say(_("train it with: `{command}`", command=command("run", path)))
     click.echo(path)
 
 

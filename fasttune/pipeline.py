@@ -124,7 +124,7 @@ def run_to_overwrite(request: RunRequest, plan: Plan) -> Run | None:
         raise usage_error("not-a-run-id", what, where="--overwrite", fix=_("its runs are {known}", known=known))
     if plan.start.parent and run.folder.resolve() == plan.start.parent.folder.resolve():
         what = _("{run} is what this run continues from", run=run.id)
-        fix = _('keep it, or begin anew: strategy = "fresh"')
+        fix = _('keep it, or start over: strategy = "fresh"')
         raise usage_error("overwrites-parent", what, where="--overwrite", fix=fix)
     return run
 

@@ -102,8 +102,8 @@ def test_a_run_from_the_menu_reads_the_recipe_and_the_data_once(
     documents.write(run.scores, Scores((), None))
     planner, request = Planner(), RunRequest(Path("persona.toml"))
     keys = [
-        ("What shall be done?", "2" + ENTER), ("Start?", "2" + ENTER),  # a new run, and back
-        ("What shall be done?", "2" + ENTER), ("Start?", ENTER),
+        ("What do you want to do?", "2" + ENTER), ("Start?", "2" + ENTER),  # a new run, and back
+        ("What do you want to do?", "2" + ENTER), ("Start?", ENTER),
     ]  # fmt: skip
 
     def ask() -> RunRequest:

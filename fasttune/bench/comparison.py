@@ -59,7 +59,7 @@ def differences(measured: Measured, reference: Measured, allowed: Tolerance) -> 
     found = []
     for name in ("samples", "tokens", "supervised_tokens"):
         if getattr(measured, name) != getattr(reference, name):
-            found.append(_("{what} a step are not the reference's", what=name))
+            found.append(_("{what} a step differ from the reference", what=name))
     if measured.precision != reference.precision:
         found.append(
             _("computes in {this}, the reference in {that}", this=measured.precision, that=reference.precision)

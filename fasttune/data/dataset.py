@@ -168,7 +168,7 @@ def _file_findings(path: str, notes: Notes, first_lines: dict[str, int]) -> None
         notes.findings.append(Finding("mixed-formats", "error", f"{path}:{line}", what, why, fix))
     if notes.ignored:
         keys = listed([f"{key} ({count})" for key, count in sorted(notes.ignored.items())])
-        what = _("keys without a meaning here: {keys}", keys=keys)
+        what = _("keys that are not used: {keys}", keys=keys)
         notes.findings.append(Finding("ignored-keys", "info", path, what))
     if notes.normalised:
         what = ngettext(
@@ -219,7 +219,7 @@ def _duplicates(samples: Sequence[Sample]) -> list[Finding]:
     count = sum(len(ids) - 1 for ids in copies)
     ids = listed([" = ".join(ids) for ids in copies], "; ")
     what = ngettext("{n} sample repeats another one: {ids}", "{n} samples repeat another one: {ids}", count, ids=ids)
-    why, fix = _("each copy is trained on in every epoch; all are kept"), _("remove them unless that is meant")
+    why, fix = _("each copy is trained on in every epoch; all are kept"), _("remove them unless they are intended")
     return [Finding("duplicate-sample", "warning", copies[0][1], what, why, fix)]
 
 

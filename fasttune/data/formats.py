@@ -50,7 +50,7 @@ def _format(value: Any, notes: Notes) -> str | None:
     found = [name for name, (needed, _optional) in FORMATS.items() if needed <= value.keys()]
     if len(found) > 1:
         what = _("the record is {formats} at once", formats=listed(found, " + "))
-        notes.add("ambiguous-format", what, why=_("each could be meant"), fix=_("keep the keys of one of them"))
+        notes.add("ambiguous-format", what, why=_("the format is unclear"), fix=_("keep the keys of one of them"))
         return None
     if not found:
         notes.add(*_unknown_format(value))
@@ -137,7 +137,7 @@ def _prompt_completion(value: dict[str, Any], notes: Notes) -> list[Turn] | None
     if isinstance(prompt, list) or isinstance(completion, list):
         notes.add(
             "prompt-shape",
-            _('of "prompt" and "completion" one is a list of messages and the other is not'),
+            _('of "prompt" and "completion" one is a list of messages, the other is not'),
             fix=_("write both as text or both as lists"),
         )
         return None

@@ -31,7 +31,7 @@ def spread_over_lines(path: str, spread: list[tuple[int, int]], records: int) ->
     )
     if len(spread) == 1 and records == 1:
         what = _("the file is one object spread over lines {first} to {last}", first=first, last=last)
-    fix = _("write one object a line (jq -c . {path}), or all of them as one JSON array: [ {{…}}, {{…}} ]", path=path)
+    fix = _("write one object a line (`jq -c . {path}`), or all of them as one JSON array: [ {{…}}, {{…}} ]", path=path)
     return Finding("json-pretty-printed", "error", f"{path}:{first}", what, fix=fix)
 
 
@@ -56,7 +56,7 @@ def syntax_error(path: str, first: int, last: int, error: json.JSONDecodeError) 
         code, what, fix = "json-trailing-comma", _("comma before a closing bracket"), _("remove the comma")
     elif here.startswith("'"):
         code, what = "json-single-quotes", _("text in single quotes: this is Python, not JSON")
-        fix = _("write the file with json.dumps(record, ensure_ascii=False)")
+        fix = _("write the file with `json.dumps(record, ensure_ascii=False)`")
     elif here.startswith(tuple(FULL_WIDTH)):
         code, what = "json-full-width", _("full-width punctuation {mark} where JSON has its own", mark=here[0])
         fix = _('switch the input method to English: " : , { } [ ]')
@@ -64,7 +64,7 @@ def syntax_error(path: str, first: int, last: int, error: json.JSONDecodeError) 
         code, what, fix = "json-comment", _("a comment, which JSON does not have"), _("remove the comment")
     elif here.startswith(("True", "False", "None")):
         code, what = "json-python-value", _("{value} is Python, not JSON", value=re.split(r"\W", here)[0])
-        fix = _("write the file with json.dumps(record, ensure_ascii=False)")
+        fix = _("write the file with `json.dumps(record, ensure_ascii=False)`")
     elif error.msg.startswith("Invalid control character"):
         code, what = "json-control-character", _("a raw line break, tab or control character inside a string")
         fix = _(r"write it as \n or \t")

@@ -110,7 +110,7 @@ def check_characters(label: str, content: str, notes: Notes) -> None:
     if bad and bad[0] >= "\ud800":
         what = _("{label} has half a surrogate pair, U+{code:04X}, at character {at}", label=label, code=ord(bad[0]),
                  at=bad.start() + 1)  # fmt: skip
-        why = _("a character (often an emoji) was cut in two and is no text any more")
+        why = _("a character (often an emoji) was split in two, which is not valid text")
         notes.add("lone-surrogate", what, why=why, fix=_("write the whole character again"))
     elif bad:
         what = _("{label} has the control character U+{code:04X} at character {at}", label=label, code=ord(bad[0]),

@@ -39,7 +39,7 @@ def read_shape(folder: Path, config: dict[str, Any], findings: list[Finding]) ->
     try:
         return shape_of(config)
     except (KeyError, TypeError, ValueError) as failure:
-        what = _("a number is missing or isn't one: {problem}", problem=failure)
+        what = _("a value is missing or not a number: {problem}", problem=failure)
         findings.append(Finding("base-unreadable", "error", where, what))
         return None
 

@@ -72,7 +72,7 @@ def make_files(plan: ExportPlan, report: Report) -> None:
     request = plan.request
     for quantization in request.types:
         if quantization not in plan.missing_types:
-            report(_("{name} is there already", name=request.path(quantization).name))
+            report(_("{name} already exists", name=request.path(quantization).name))
     reference: verify.Reference | None = None
     with temporary(request.out / f"{request.name}.f16.part") as f16:
         for quantization in plan.missing_types:

@@ -220,9 +220,9 @@ def is_done(path: Path, accepted: Sequence[str], can_check: bool, findings: list
         document = read_document(path)
         if document.inputs in accepted and is_unchanged(path, document):
             return not (can_check and "unchecked" in document.checks)
-        what = _("is there already and was made from something else")
+        what = _("already exists and was made from something else")
     except (FasttuneError, OSError) as failure:
-        what, why = _("is there already, without a readable {name}", name=document_path(path).name), str(failure)
+        what, why = _("already exists, without a readable {name}", name=document_path(path).name), str(failure)
     fix = _("move it away or export under another name; fasttune overwrites no file")
     findings.append(Finding("export-exists", "error", str(path), what, why=why, fix=fix))
     return False
@@ -237,8 +237,8 @@ def is_merged_done(folder: Path, accepted: Sequence[str], findings: list[Finding
         document = documents.read(folder / DOCUMENT, MergedDocument)
         if document.inputs in accepted:
             return True
-        what = _("is there already and was made from something else")
+        what = _("already exists and was made from something else")
     except (FasttuneError, OSError) as failure:
-        what, why = _("is there already, without a readable {name}", name=DOCUMENT), str(failure)
+        what, why = _("already exists, without a readable {name}", name=DOCUMENT), str(failure)
     findings.append(Finding("export-exists", "error", str(folder), what, why=why, fix=_("move it away")))
     return False

@@ -82,7 +82,7 @@ def read_safetensors(file: Path, findings: list[Finding]) -> dict[str, Tensor]:
         is_whole, tensors = False, {}
     if is_whole:
         return tensors
-    what = _("is not a whole safetensors file ({size} bytes)", size=size)
+    what = _("is not a complete safetensors file ({size} bytes)", size=size)
     findings.append(Finding("weights-damaged", "error", str(file), what, fix=_("download or save it again")))
     return {}
 

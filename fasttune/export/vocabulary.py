@@ -67,7 +67,7 @@ def unsupported_model(document: dict[str, Any]) -> list[str]:
     """Why llama.cpp's byte-level BPE would not do what this tokenizer's model says; empty where it would."""
     model = document.get("model") or {}
     if model.get("type") != "BPE" or not model.get("merges"):
-        return [_("it is no byte-level BPE with merges")]
+        return [_("it is not a byte-level BPE with merges")]
     present = [key for key in ("ignore_merges", "byte_fallback", "dropout", "unk_token") if model.get(key)]
     return [_("{key} is set, which llama.cpp doesn't know for Qwen2", key=key) for key in present]
 

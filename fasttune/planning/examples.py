@@ -68,8 +68,8 @@ def files(name: str) -> Iterator[tuple[str, bytes]]:
 
 def exists_already(paths: list[Path]) -> UsageError:
     """The error that names every file that would be overwritten, with one hint at the end."""
-    fix = _("nothing was written; use the files that are there, or write into another folder: --out DIR")
-    what, fixes = _("there is a file already"), [""] * (len(paths) - 1) + [fix]
+    fix = _("nothing was written; use the files that are there, or write into another folder with `--out DIR`")
+    what, fixes = _("the file already exists"), [""] * (len(paths) - 1) + [fix]
     return UsageError(
         *(Finding("file-exists", "error", str(path), what, fix=fix) for path, fix in zip(paths, fixes, strict=True))
     )
@@ -96,7 +96,7 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
                     "cannot-write",
                     _("the file can't be written: {reason}", reason=reason),
                     where=str(path),
-                    fix=_("nothing was written; choose another folder with --out DIR, or free some space"),
+                    fix=_("nothing was written; choose another folder with `--out DIR`, or free some space"),
                 ) from problem
         undo.pop_all()
 

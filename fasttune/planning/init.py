@@ -87,7 +87,7 @@ def exists_already(path: Path) -> UsageError:
     """The error for a file that would be overwritten."""
     return usage_error(
         "file-exists",
-        _("there is a file already"),
+        _("the file already exists"),
         where=str(path),
         fix=_("train it with `fasttune run {recipe}`, or write another one with `--out FILE`", recipe=path),
     )

@@ -214,7 +214,7 @@ def find_start(recipe: Recipe, dataset: Dataset, parent: Run | None) -> Start:
     if checkpoint is None:
         raise usage_error(
             "no-checkpoint",
-            _("{run} has no whole checkpoint left", run=parent.id),
+            _("{run} has no complete checkpoint left", run=parent.id),
             why="; ".join(damaged),
             where=f"{recipe.path}: continue.start",
             fix=_('continue.start = "adapter" starts from its weights, with a new optimizer'),

@@ -168,7 +168,7 @@ def override_entries(overrides: Iterable[str]) -> tuple[list[Entry], list[Findin
             found = leaves(key, key, override_value(key, text))
             entries += [Entry(inner_key, value, where, "override") for _name, inner_key, value in found]
         else:
-            fix = _("for example --set train.epochs=2")
+            fix = _("for example `--set train.epochs=2`")
             findings.append(Finding("bad-override", "error", where, _("an override is key=value"), "", fix))
     return entries, findings
 
@@ -252,7 +252,7 @@ def how_to_write(entry: Entry, meant: str) -> str:
     """The hint that says where the right key is to be written."""
     key = KEYS[meant]
     if entry.source == "override":
-        return _("write --set {key}=…", key=meant)
+        return _("write `--set {key}=…`", key=meant)
     if key.table:
         return _("write {leaf} in table [{table}]", leaf=key.leaf, table=key.table)
     return _("write {leaf} at the top of the file, before the first [table]", leaf=key.leaf)

@@ -90,7 +90,7 @@ def wrong_type(entry: Entry, key: Key) -> Finding:
     elif unquoted is not REFUSED:
         fix = _("write it without quotes: {line}", line=f"{key.leaf} = {value.lower()}")
     elif isinstance(value, float) and value.is_integer() and convert(key.hint, int(value)) is not REFUSED:
-        fix = _("write it without a point: {line}", line=f"{key.leaf} = {int(value)}")
+        fix = _("write it without a decimal point: {line}", line=f"{key.leaf} = {int(value)}")
     elif not isinstance(value, (list, dict)) and convert(key.hint, str(value)) is not REFUSED:
         fix = _("write it in quotes: {line}", line=f'{key.leaf} = "{value}"')
     else:

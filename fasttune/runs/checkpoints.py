@@ -88,5 +88,5 @@ def rotate(run: Run, keep: int, best_step: int | None, newest: int | None = None
 
 def damage_findings(run: Run, used: Path | None, flaws: Sequence[str]) -> list[Finding]:
     """A warning for each damaged checkpoint of a run that is newer than the one used in its place."""
-    then = _("{checkpoint} is used instead", checkpoint=used.name) if used else _("no whole one is left")
+    then = _("{checkpoint} is used instead", checkpoint=used.name) if used else _("no complete checkpoint is left")
     return [Finding("checkpoint-damaged", "warning", run.id, flaw, then) for flaw in flaws]

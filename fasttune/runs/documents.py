@@ -332,7 +332,7 @@ def read(path: Path, kind: type[Document]) -> Document:
     except (OSError, ValueError) as problem:
         raise damaged(path, str(problem)) from None
     if not isinstance(content, dict):
-        raise damaged(path, _("this is no JSON object"))
+        raise damaged(path, _("this is not a JSON object"))
     written = content.get("format", 0)
     if type(written) is int and written > FORMAT:
         what = _("this was written by a newer fasttune (format {written}; this version reads up to {known})",

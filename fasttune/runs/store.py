@@ -184,7 +184,7 @@ def find(root: Path, name: str) -> Run:
         raise usage_error(
             "unknown-run",
             _("no run called {name} in {root}", name=name, root=root),
-            fix=_("series there: {known}; `fasttune runs` lists them, --runs DIR looks elsewhere", known=known),
+            fix=_("series there: {known}; `fasttune runs` lists them, `--runs DIR` looks elsewhere", known=known),
         )
     return run
 

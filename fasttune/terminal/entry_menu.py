@@ -51,7 +51,7 @@ def subjects(root: Path) -> dict[str, str]:
     files = sorted({path for pattern in DATA_FILES for path in Path().glob(pattern)})
     unused = [path for path in files if path.resolve() not in used]
     found |= {f"data:{path}": _("a new recipe for {file}", file=path) for path in unused[:SHOWN_FILES]}
-    return found | {"file:": _("a new recipe for another file"), "quit": _("nothing, thank you")}
+    return found | {"file:": _("a new recipe for another file"), "quit": _("quit")}
 
 
 def newest_state(root: Path, name: str) -> str:
@@ -112,7 +112,7 @@ def of_data(path: str, root: Path) -> list[str] | None:
     """Ask for the name of a series and write a recipe for a data file."""
     file = Path(path)
     proposed = file.parent.name if file.stem in ("train", "data") and file.parent.name else file.stem
-    name = prompts.text(_("What name shall the series have?"), proposed, lambda entered: unusable(entered, root))
+    name = prompts.text(_("What is the name of the series?"), proposed, lambda entered: unusable(entered, root))
     return ["init", name, "--data", path]
 
 
@@ -129,5 +129,5 @@ def unusable(name: str, root: Path) -> str | None:
     if not name or not names_a_folder(name):
         return _("use letters, digits, - _ and . only, a letter or digit first")
     if (Path("recipes") / f"{name}.toml").exists() or store.list_runs(root, name):
-        return _("there is a recipe or a series of that name already")
+        return _("a recipe or a series of that name already exists")
     return None

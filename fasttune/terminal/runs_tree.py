@@ -138,6 +138,6 @@ def show_current(root: Path, name: str, *, as_json: bool) -> None:
         return
     say(_("nothing was trained; this is the run in use"))
     stdout_console.print(label(figures))
-    chat = _("talk to it: fasttune chat {series}", series=name)
-    export = _("write a GGUF file: fasttune export {series} --gguf q8_0", series=name)
+    chat = _("talk to it: `fasttune chat {series}`", series=name)
+    export = _("write a GGUF file: `fasttune export {series} --gguf q8_0`", series=name)
     stdout_console.print(chat if figures.exports else export, markup=False, soft_wrap=True)

@@ -72,7 +72,7 @@ def ask_about_existing(request: RunRequest, planner: Planner) -> RunRequest:
         chosen = pick(series, planner)
         settled = settle(chosen, planner) if chosen else None
         if settled:
-            say(_("the same without questions: {command}", command=command_line(settled.arguments)))
+            say(_("the same without questions: `{command}`", command=command_line(settled.arguments)))
             return settled
 
 
@@ -94,7 +94,7 @@ def is_done(run: Run) -> bool:
 def pick(series: Series, planner: Planner) -> RunRequest | None:
     """One round of the menu: the request that was chosen, None where the person went back."""
     request = series.request
-    match prompts.choose(_("What shall be done?"), first_choices(series)):
+    match prompts.choose(_("What do you want to do?"), first_choices(series)):
         case "resume":
             return resuming(series, planner)
         case "continue":
@@ -191,7 +191,7 @@ def allow_overfit(request: RunRequest, problem: FasttuneError, planner: Planner)
     """The request with --allow-overfit, where too many epochs are its only problem and the person agrees to them."""
     if {finding.code for finding in problem.findings} != {"too-many-epochs"}:
         return None
-    if not prompts.agree(_("Train that many epochs all the same?")):
+    if not prompts.agree(_("Train that many epochs anyway?")):
         return None
     return settle(replace(request, allow_overfit=True), planner)
 

@@ -48,7 +48,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         )
     )
     line(_("system prompt it is served with: {system}", system=plan.system if plan.system is not None else _("none")))
-    line(_("nothing was started; train with: fasttune run {recipe}", recipe=plan.recipe.path))
+    line(_("nothing was started; train with `fasttune run {recipe}`", recipe=plan.recipe.path))
 
 
 def settings_table(plan: Plan) -> Table:
@@ -139,7 +139,7 @@ def show_result(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequen
     line(_("adapter  {folder}", folder=record.run.adapter))
     for artifact in artifacts:
         line(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
-    line(_("talk to it: fasttune chat {series}", series=record.run.series))
+    line(_("talk to it: `fasttune chat {series}`", series=record.run.series))
 
 
 def result_json(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe]) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def show_benchmark(document: dict[str, Any], *, as_json: bool) -> int:
             say(f"{arm['name']}: {arm_status(arm)}: {arm['why']}")
     line(
         _(
-            "{dtype}, batch_size {batch}, losses held to {reference}'s; limit {limit:,.0f} GFLOP/s",
+            "{dtype}, batch_size {batch}, losses compared with {reference}; limit {limit:,.0f} GFLOP/s",
             dtype=document["dtype"],
             batch=document["batch_size"],
             reference=document["reference"],

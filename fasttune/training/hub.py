@@ -41,7 +41,7 @@ def require_model_folder(folder: Path) -> Path:
         raise error(
             "base-incomplete",
             _(
-                "{folder} is no complete Hugging Face checkpoint: {missing} missing",
+                "{folder} is not a complete Hugging Face checkpoint: {missing} missing",
                 folder=folder,
                 missing=", ".join(missing),
             ),

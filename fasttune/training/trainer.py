@@ -246,11 +246,11 @@ class StepTrainer(Trainer):
         if remedy == "gradient checkpointing":
             models.enable_gradient_checkpointing(self.model)
             self.gradient_checkpointing = True
-            text = _("gradient checkpointing is on from here on; the result is the same")
+            text = _("gradient checkpointing is now on; the result is the same")
         else:
             self.row_budget.cut(moment, row_budget.halved(row))
             text = _(
-                "the step is planned again with at most {tokens} tokens a row from here on; the result is the same",
+                "packing budget now {tokens:,} tokens a row, and the step is computed again; the result is the same",
                 tokens=row_budget.halved(row),
             )
         self.record_rows()

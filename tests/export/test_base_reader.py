@@ -32,7 +32,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "fewer layers": ({"num_hidden_layers": 3}, "tensors are not part of a Qwen2 model: model.layers.3."),
     "other width": ({"intermediate_size": 512}, "tensors do not have the shape that config.json gives them"),
     "no output head": ({"tie_word_embeddings": False}, "tensors are missing: lm_head.weight"),
-    "no number": ({"hidden_size": None}, "a number is missing or isn't one"),
+    "no number": ({"hidden_size": None}, "a value is missing or not a number"),
 }
 
 
@@ -76,7 +76,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no weights": (lambda base: (base / "model.safetensors").unlink(), "weights-missing", "no model.safetensors"),
     "pickled weights": (pickle_weights, "weights-missing", "no model.safetensors"),
     "missing shard": (lose_shard, "weights-missing", "no model-1.safetensors"),
-    "cut weights": (cut, "weights-damaged", "is not a whole safetensors file"),
+    "cut weights": (cut, "weights-damaged", "is not a complete safetensors file"),
 }
 
 

@@ -47,7 +47,7 @@ def test_the_same_export_again_is_used_as_it_is(material: Path, exported: dict[s
     lines: list[str] = []
     assert export(request(folder, material / "adapter"), lines.append) == list(exported.values())
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.gguf")} == before
-    assert lines == [f"linzhi-{name.upper()}.gguf is there already" for name in TYPES]
+    assert lines == [f"linzhi-{name.upper()}.gguf already exists" for name in TYPES]
 
 
 @pytest.mark.parametrize("changed", [{"run_id": "linzhi/002-retune"}, {"system": "other"}, {"adapter": None}])

@@ -48,21 +48,21 @@ def test_the_same_folder_is_used_as_it_is(material: Path, out: Path) -> None:
     lines: list[str] = []
     again = request(out, material / "adapter", types=("f16",), keep_merged=True)
     export(again, lines.append)
-    assert lines == ["linzhi-F16.gguf is there already"]
+    assert lines == ["linzhi-F16.gguf already exists"]
     document = out / "merged" / "merged.json"
     fields = json.loads(document.read_text(encoding="utf-8"))
     del fields["format"]  # as written before 0.1.0
     document.write_text(json.dumps(fields), encoding="utf-8")
     export(again, lines.append)
-    assert lines == ["linzhi-F16.gguf is there already"] * 2
+    assert lines == ["linzhi-F16.gguf already exists"] * 2
 
 
 def test_another_folder_is_never_replaced(material: Path, out: Path) -> None:
     other = request(out, material / "adapter", types=("q8_0",), keep_merged=True, run_id="another/001-fresh")
-    with pytest.raises(FasttuneError, match="merged: is there already and was made from something else"):
+    with pytest.raises(FasttuneError, match="merged: already exists and was made from something else"):
         export(other, silent)
     edit(out / "merged" / "merged.json", format=99)
-    with pytest.raises(FasttuneError, match=r"merged: is there already, without a readable merged\.json") as caught:
+    with pytest.raises(FasttuneError, match=r"merged: already exists, without a readable merged\.json") as caught:
         export(request(out, material / "adapter", types=("f16",), keep_merged=True), silent)
     assert "newer fasttune" in caught.value.findings[0].why
 

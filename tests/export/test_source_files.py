@@ -56,7 +56,7 @@ def test_damaged_safetensors_are_a_finding(tmp_path: Path, content: bytes) -> No
     assert source_files.read_safetensors(file, findings) == {}
     (finding,) = findings
     assert finding.code == "weights-damaged" and finding.where == str(file)
-    assert finding.what == f"is not a whole safetensors file ({len(content)} bytes)"
+    assert finding.what == f"is not a complete safetensors file ({len(content)} bytes)"
 
 
 def test_file_without_tensors_is_whole(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fasttune.export import vocabulary
 from fasttune.export.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "wordpiece": (lambda document: document["model"].update(type="WordPiece"), "no byte-level BPE"),
+    "wordpiece": (lambda document: document["model"].update(type="WordPiece"), "not a byte-level BPE"),
     "unknown option": (lambda document: document["model"].update(ignore_merges=True), "ignore_merges is set"),
     "split like GPT-2": (
         lambda document: document["pre_tokenizer"]["pretokenizers"].pop(0),

@@ -107,7 +107,7 @@ def test_an_example_is_what_lies_in_the_repository(name: str, tmp_path: Path, mo
     assert tree(tmp_path) == shipped(name)
     said = done.stderr.splitlines()
     assert sorted(said[:-1]) == sorted(f"wrote {path}" for path in shipped(name))
-    assert said[-1] == f"train it with: fasttune run recipes/{name}.toml"
+    assert said[-1] == f"train it with: `fasttune run recipes/{name}.toml`"
     recipes = done.stdout.splitlines()
     assert recipes[0] == f"recipes/{name}.toml"
     assert set(recipes) == {path for path in shipped(name) if path.endswith(".toml")}
@@ -128,7 +128,7 @@ def test_into_another_folder_the_command_goes_there(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "first tries" / "lumen") == shipped("quickstart")
     assert done.stdout == "first tries/lumen/recipes/quickstart.toml\n"
-    command = done.stderr.splitlines()[-1].removeprefix("train it with: ")
+    command = done.stderr.splitlines()[-1].removeprefix("train it with: ").strip("`")
     assert command == "cd 'first tries/lumen' && fasttune run recipes/quickstart.toml"
     there = command.replace("fasttune run", f"{sys.executable} -m fasttune plan")
     planned = subprocess.run(
@@ -156,7 +156,7 @@ def test_nothing_is_overwritten(fasttune: Cli, tmp_path: Path) -> None:
     link.symlink_to("nowhere")
     done = fasttune("init", "--example", "quickstart", "--out", tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    assert f"{mine}: there is a file already" in done.stderr and f"{link}: there is a file already" in done.stderr
+    assert f"{mine}: the file already exists" in done.stderr and f"{link}: the file already exists" in done.stderr
     assert done.stderr.count("--out DIR") == 1
     assert tree(tmp_path) == {"recipes/quickstart.toml": b"mine"} and link.is_symlink()
 

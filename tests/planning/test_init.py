@@ -105,7 +105,7 @@ def test_nothing_is_written_over(tmp_path: Path, fasttune: Cli) -> None:
     file, path = write_samples(tmp_path / "chats.jsonl", 4), tmp_path / "mine.toml"
     path.write_text("mine")
     done = fasttune("init", "mine", "--data", file, "--out", path)
-    assert done.returncode == 2 and "there is a file already" in done.stderr
+    assert done.returncode == 2 and "the file already exists" in done.stderr
     assert path.read_text() == "mine"
 
 

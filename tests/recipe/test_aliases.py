@@ -18,7 +18,7 @@ def test_foreign_name_is_refused_with_the_right_one(tmp_path: Path, alias: str) 
     for key in (alias, f"train.{alias}", alias.upper().replace("_", "-")):
         found = refused(tmp_path, MINIMAL, f"{key}=1")
         assert [finding.code for finding in found] == ["unknown-key"]
-        assert found[0].fix.startswith(f"write --set {target}=…")
+        assert found[0].fix.startswith(f"write `--set {target}=…`")
 
 
 def test_foreign_names_are_foreign_and_lead_somewhere() -> None:

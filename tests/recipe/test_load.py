@@ -129,12 +129,12 @@ def test_problems_of_file_and_overrides_come_together(tmp_path: Path) -> None:
     overrides = ["train.lr=1e-4", "lora.r=0", "epochs=2", "verbose", "=3", "lora=8"]
     found = refused(tmp_path, MINIMAL + "train.seed = -1\n", *overrides)
     assert [(finding.code, finding.where, finding.fix) for finding in found] == [
-        ("bad-override", "--set verbose", "for example --set train.epochs=2"),
-        ("bad-override", "--set =3", "for example --set train.epochs=2"),
+        ("bad-override", "--set verbose", "for example `--set train.epochs=2`"),
+        ("bad-override", "--set =3", "for example `--set train.epochs=2`"),
         ("out-of-range", f"{tmp_path / 'linzhi.toml'}:4: train.seed", "the default is seed = 3407"),
-        ("unknown-key", "--set train.lr=1e-4", "write --set train.learning_rate=…"),
+        ("unknown-key", "--set train.lr=1e-4", "write `--set train.learning_rate=…`"),
         ("out-of-range", "--set lora.r=0", "the default is r = 8"),
-        ("unknown-key", "--set epochs=2", "write --set train.epochs=…"),
+        ("unknown-key", "--set epochs=2", "write `--set train.epochs=…`"),
         ("wrong-type", "--set lora=8", "write [lora] on a line of its own and its settings below"),
     ]
 

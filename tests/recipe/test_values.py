@@ -66,7 +66,7 @@ def test_convert(hint: Any, value: Any, expected: Any) -> None:
     [
         (key(int, bounds={"≥": 1, "<": 9}), 9, "out-of-range", "the default is size = 1"),
         (key(int), "3", "wrong-type", "write it without quotes: size = 3"),
-        (key(int), 3.0, "wrong-type", "write it without a point: size = 3"),
+        (key(int), 3.0, "wrong-type", "write it without a decimal point: size = 3"),
         (key(str, "a"), 3, "wrong-type", 'write it in quotes: size = "3"'),
         (key(int), [1], "wrong-type", "the default is size = 1"),
         (key(Sizes, "small"), "Small", "unknown-choice", 'did you mean "small"?'),

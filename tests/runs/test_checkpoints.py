@@ -77,7 +77,7 @@ def test_the_newest_whole_checkpoint_with_a_sentence_about_each_newer_one(tmp_pa
     (first / "trainer_state.json").unlink()
     used, flaws = checkpoints.newest_whole_checkpoint(run)
     assert used is None and len(flaws) == 2
-    assert checkpoints.damage_findings(run, used, flaws)[0].why == "no whole one is left"
+    assert checkpoints.damage_findings(run, used, flaws)[0].why == "no complete checkpoint is left"
 
 
 def test_damaged_checkpoints_beyond_the_newest_are_neither_counted_nor_removed(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "Expecting value"),
     "cut": (cut, "line"),
     "no UTF-8": (lambda path: path.write_bytes(b"\xff\xfe"), "utf-8"),
-    "no object": (lambda path: path.write_text("[]"), "this is no JSON object"),
+    "no object": (lambda path: path.write_text("[]"), "this is not a JSON object"),
     "a folder": (make_folder, "Is a directory"),
 }
 

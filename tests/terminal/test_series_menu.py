@@ -37,7 +37,7 @@ save_total_limit = 9
 gguf = ["f16"]
 num_ctx = 1024
 """
-FIRST, HOW, START = "What shall be done?", "How?", "Start?"
+FIRST, HOW, START = "What do you want to do?", "How?", "Start?"
 
 
 def write_samples(path: Path, count: int = 8) -> None:
@@ -109,32 +109,32 @@ CHOICES: dict[str, tuple[Steps, str]] = {
     ),
     "back from the strategies": ([CONTINUE, (HOW, "5" + ENTER), (FIRST, "2" + ENTER), GO], "--on-existing new"),
     "too many epochs, all the same": (
-        [CONTINUE, (HOW, "1" + ENTER), ("How many", "12" + ENTER), ("all the same?", "2" + ENTER), GO],
+        [CONTINUE, (HOW, "1" + ENTER), ("How many", "12" + ENTER), ("anyway?", "2" + ENTER), GO],
         "--continue incremental --allow-overfit --set continue.add_epochs=12.0",
     ),
     "too many epochs, rather not": (
-        [CONTINUE, (HOW, "1" + ENTER), ("How many", "12" + ENTER), ("all the same?", ENTER), (FIRST, "2" + ENTER), GO],
+        [CONTINUE, (HOW, "1" + ENTER), ("How many", "12" + ENTER), ("anyway?", ENTER), (FIRST, "2" + ENTER), GO],
         "--on-existing new",
     ),
     "retune the learning rate": (
-        [CONTINUE, (HOW, "2" + ENTER), ("What shall be changed?", "2" + ENTER), ("Which learning rate?", "3" + ENTER), GO],
+        [CONTINUE, (HOW, "2" + ENTER), ("What do you want to change?", "2" + ENTER), ("Which learning rate?", "3" + ENTER), GO],
         "--continue retune --set train.epochs=2.0 --set train.learning_rate=0.0001",
     ),
     "retune to another learning rate": (
-        [CONTINUE, (HOW, "2" + ENTER), ("What shall be changed?", "2" + ENTER), ("Which learning rate?", "6" + ENTER),
+        [CONTINUE, (HOW, "2" + ENTER), ("What do you want to change?", "2" + ENTER), ("Which learning rate?", "6" + ENTER),
          ("a", "2" + ENTER), ("number above 0", "\x7f3e-4" + ENTER), GO],
         "--continue retune --set train.epochs=2.0 --set train.learning_rate=0.0003",
     ),
     "retune the rank": (
-        [CONTINUE, (HOW, "2" + ENTER), ("What shall be changed?", "3" + ENTER), ("Which LoRA rank?", DOWN + ENTER), GO],
+        [CONTINUE, (HOW, "2" + ENTER), ("What do you want to change?", "3" + ENTER), ("Which LoRA rank?", DOWN + ENTER), GO],
         "--continue retune --set train.epochs=2.0 --set lora.r=16 --set lora.alpha=32",
     ),
     "retune the epochs": (
-        [CONTINUE, (HOW, "2" + ENTER), ("What shall be changed?", "1" + ENTER), ("How many epochs?", "3" + ENTER), GO],
+        [CONTINUE, (HOW, "2" + ENTER), ("What do you want to change?", "1" + ENTER), ("How many epochs?", "3" + ENTER), GO],
         "--continue retune --set train.epochs=3.0",
     ),
     "retune for quality": (
-        [CONTINUE, (HOW, "2" + ENTER), ("What shall be changed?", "4" + ENTER), ("one at a time", ""), GO],
+        [CONTINUE, (HOW, "2" + ENTER), ("What do you want to change?", "4" + ENTER), ("one at a time", ""), GO],
         "--continue retune --set train.learning_rate=0.0001 --set lora.r=16 --set lora.alpha=32 --set train.epochs=3.0",
     ),
     "augment": (
@@ -158,7 +158,7 @@ def asked(steps: Steps, request: RunRequest) -> tuple[str, str]:
     """The flags that the menu comes to, and the screen; each was printed as a command line that can be repeated."""
     chosen, screen = answer(steps, lambda: series_menu.ask_about_existing(request, Planner()))
     words = shlex.join(chosen.arguments[2:])
-    assert "the same without questions: fasttune " + shlex.join(chosen.arguments) in screen.replace("\n", " ")
+    assert "the same without questions: `fasttune " + shlex.join(chosen.arguments) in screen.replace("\n", " ")
     return words.removeprefix(f"--runs {shlex.quote(str(request.root))}").strip(), screen
 
 

@@ -340,7 +340,7 @@ def test_with_no_whole_checkpoint_the_run_begins_again(stopped: Series, short: P
         truncate(stopped.run(1) / "checkpoints" / name / "optimizer.pt")
     done = stopped.train(*SHORT)
     assert done.stderr.count("optimizer.pt: checksum mismatch") == len(checkpoints(stopped.run(1)))
-    assert "no whole one is left" in done.stderr and "goes on from" not in done.stderr
+    assert "no complete checkpoint is left" in done.stderr and "resuming at" not in done.stderr
     assert_same_run(stopped.run(1), short)
     assert "resuming at step" not in done.stderr
 
@@ -374,7 +374,7 @@ def test_an_incremental_run_from_a_parent_with_damage(short: Path, tmp_path: Pat
     more = ("continue.add_epochs=1", "train.save_steps=2")
     if harmed == 2:
         done = series.train(*more, flags="--continue incremental", code=2)
-        assert "persona/001-fresh has no whole checkpoint left" in done.stderr and 'start = "adapter"' in done.stderr
+        assert "persona/001-fresh has no complete checkpoint left" in done.stderr and 'start = "adapter"' in done.stderr
         assert series.names() == ["001-fresh"]
         return
     done = series.train(*more, flags="--continue incremental")

@@ -40,8 +40,9 @@ def test_the_step_is_planned_again_in_smaller_rows(
     found = document(run / "provenance.json")
     budget = found["tokens_per_row"]
     assert max(rows) > 60 >= budget
-    assert f"step 1: out of memory in a row of {rows[0]} tokens; the step is planned again" in done.stderr
-    assert f"with at most {budget} tokens a row from here on" in done.stderr
+    assert (
+        f"step 1: out of memory in a row of {rows[0]} tokens; packing budget now {budget:,} tokens a row" in done.stderr
+    )
 
     small = Series.new(tmp_path / "small")
     small.train(*settings, f"train.tokens_per_row={budget}")
@@ -102,7 +103,7 @@ def test_gradient_checkpointing_comes_before_giving_up(tmp_path: Path, undisturb
         done = series.train(*SETTINGS)
     (model,) = checkpointed
     assert all(layer.gradient_checkpointing for layer in model.get_base_model().model.layers)
-    assert done.stderr.count("gradient checkpointing is on from here on") == 1 and rows[0] == rows[1]
+    assert done.stderr.count("gradient checkpointing is now on") == 1 and rows[0] == rows[1]
     assert adapter(series.run(1)) == adapter(undisturbed)
     assert document(series.run(1) / "provenance.json")["gradient_checkpointing"] is True
 
