@@ -142,12 +142,16 @@ def conversation_key(sample: Sample) -> str:
 
 
 def fingerprint(train: Iterable[Sample], held_out: Iterable[Sample]) -> str:
-    """The sha256 of roles and contents in order: equal if and only if the model would see the same samples."""
+    """The sha256 of roles and contents in order: equal if and only if the model would see the same samples.
+
+    What is excluded from training counts too, where anything is.
+    """
     digest = hashlib.sha256()
     for name, samples in (("train", train), ("val", held_out)):
         digest.update(name.encode())
         for sample in samples:
-            digest.update(json.dumps([(m.role, m.content) for m in sample.messages]).encode())
+            said = [(m.role, m.content) if m.learn else (m.role, m.content, False) for m in sample.messages]
+            digest.update(json.dumps(said).encode())
     return digest.hexdigest()
 
 
