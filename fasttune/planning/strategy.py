@@ -331,7 +331,17 @@ def differences(run: Run, plan: Plan) -> list[tuple[str, Any, Any]]:
     new = after.values
     old = {key: as_json(KEYS[key].default) for key in new} | before.values
     old[SAMPLES], new[SAMPLES] = before.data_fingerprint[:12], after.data_fingerprint[:12]
-    return [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
+    renamed = ("model.base", "model.revision") if is_another_name(old["model.base"], new["model.base"]) else ()
+    return [(key, old.get(key), new.get(key)) for key in {**old, **new}
+            if old.get(key) != new.get(key) and key not in renamed]  # fmt: skip
+
+
+def is_another_name(old: str, new: str) -> bool:
+    """Whether two names of bases may be names of the same weights: a folder that was moved, a link, the local copy of a
+    hub's snapshot. Whether they are, the fingerprints of the weights decide before training."""
+    paths = (".", "/", "~")
+    to_hub = old.startswith(paths) and not new.startswith(paths) and new.count("/") == 1
+    return old != new and (Path(new).expanduser().is_dir() or to_hub)
 
 
 def unfinished(root: Path, series: str) -> Run | None:

@@ -90,11 +90,15 @@ class RowRecord:
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """The base a run was trained on; `fingerprint` is the sha256 of training.provenance.fingerprint."""
+    """The base a run was trained on; `fingerprint` is the sha256 of training.provenance.fingerprint.
+
+    `folder` is the absolute path of a base that was a folder, empty for `builtin:tiny` and a hub's.
+    """
 
     name: str
     revision: str
     fingerprint: str
+    folder: str = ""
 
 
 @dataclass(frozen=True)
