@@ -31,7 +31,7 @@ from fasttune.data.dataset import Dataset
 from fasttune.recipe.load import settings, with_values
 from fasttune.recipe.schema import KEYS, Recipe
 from fasttune.runs import checkpoints, documents, store
-from fasttune.runs.checkpoints import damage_findings
+from fasttune.runs.checkpoints import best_left_behind, damage_findings
 from fasttune.runs.documents import PlanDocument, StartKind
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json
@@ -193,6 +193,7 @@ def decide(
     if problems:
         raise UsageError(*problems)
     damaged = damage_findings(parent, start.checkpoint, start.damaged) if parent else []
+    damaged += best_left_behind(parent, start.checkpoint) if parent else []
     return replace(plan, findings=tuple(damaged))
 
 

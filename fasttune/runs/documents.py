@@ -254,11 +254,13 @@ class MergedDocument:
 
 @dataclass(frozen=True)
 class TrainerStateFigures:
-    """What is read of Hugging Face's trainer_state.json; `best_metric` is the lowest held-out loss."""
+    """What is read of Hugging Face's trainer_state.json; `best_metric` is the lowest held-out loss, of
+    `best_global_step`."""
 
     global_step: int
     log_history: tuple[dict[str, float], ...]
     best_metric: float | None = None
+    best_global_step: int | None = None
 
 
 # A run's own --------------------------------------------------------------------------------------------------------
