@@ -192,12 +192,14 @@ def export(name: str, types: tuple[str, ...], ollama: str | None, root: Path) ->
     from fasttune.export import export_run
     from fasttune.recipe.load import load_recipe
     from fasttune.runs import documents, store
-    from fasttune.training import hub
+    from fasttune.training import provenance
 
     run = store.find(root, name)
     given = [f"export.gguf={json.dumps(types)}"] * bool(types) + [f"export.ollama={ollama}"] * bool(ollama)
     recipe = load_recipe(run.recipe, [*documents.recorded_overrides(run), *given])
-    for artifact in export_run(run, hub.locate(recipe.model), recipe.export, say):
+    base = provenance.locate_base(run, recipe.model)
+    provenance.require_same_base(run, base)
+    for artifact in export_run(run, base, recipe.export, say):
         click.echo(artifact.path)
 
 

@@ -146,13 +146,15 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
         from fasttune.analysis import probe
         from fasttune.export import export_run, preflight
         from fasttune.export.request import request_before_training
-        from fasttune.training import hub, train
+        from fasttune.training import hub, provenance, train
 
     base, export_recipe = hub.locate(plan.recipe.model), plan.recipe.export
     preflight.check(request_before_training(base, plan.recipe, plan.system, request.root))
     if run_to_delete:
         store.delete(run_to_delete)
     is_trained = resume is not None and resume.status == "finished"
+    if resume is not None:
+        provenance.require_same_base(resume, base)  # also where only the files are made
     record = (
         train.load_record(resume) if resume and is_trained else train.train(plan, base, request.root, resume, phases)
     )

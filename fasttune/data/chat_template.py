@@ -41,12 +41,14 @@ class Tokenizer(Protocol):
 class Segment:
     """Text between two cuts, as literal strings and indices of contents.
 
-    `control` is the token's id where the text is a control token. `supervised`: the loss is taken on its tokens.
+    `control` is the token's id where the text is a control token. `supervised`: the loss is taken on its tokens, unless
+    the message it belongs to is excluded from training; `message` is that one's index.
     """
 
     parts: tuple[str | int, ...]
     control: int | None
     supervised: bool
+    message: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class ChatTemplate:
         if split[1::2] != [str(index) for index in range(len(roles))]:
             what = _("the chat template leaves out or moves messages of the roles {roles}", roles=" ".join(roles))
             return Finding("template-drops-message", "error", "", what, fix=_(FIX))
-        spans: list[tuple[int, int]] = []
+        spans: dict[tuple[int, int], int] = {}
         for index, (role, mark) in enumerate(turns):
             if role != "assistant":
                 continue
@@ -140,20 +142,22 @@ class ChatTemplate:
             end = self.control.search(turn, answer + len(mark))
             if end is None:
                 return _no_end(turn[answer + len(mark) :])
-            spans.append((len(prompt), end.end()))
+            spans[len(prompt), end.end()] = index
         if not spans:
             what = _("the sample has no assistant message")
             return Finding("nothing-to-learn", "error", "", what, fix=_("add an answer or remove the sample"))
         return Skeleton(tuple(split[0::2]), tuple(self._cut(whole, spans)))
 
-    def _cut(self, whole: str, spans: list[tuple[int, int]]) -> Iterator[Segment]:
-        """The segments of rendered text; `spans` are the supervised ones, half-open, in characters."""
+    def _cut(self, whole: str, spans: dict[tuple[int, int], int]) -> Iterator[Segment]:
+        """The segments of rendered text; `spans` are the supervised ones, half-open, in characters, with the index of
+        the message that each belongs to."""
         edges = sorted({0, len(whole), *(edge for span in spans for edge in span)})
         for start, end in pairwise(edges):
-            supervised = any(first <= start < last for first, last in spans)
+            owner = next((message for (first, last), message in spans.items() if first <= start < last), None)
             for text in filter(None, self.control.split(whole[start:end])):
                 parts = tuple(int(part) if odd % 2 else part for odd, part in enumerate(MARK.split(text)))
-                yield Segment(parts, self.ids.get(text), supervised)
+                message = next((part for part in parts if isinstance(part, int)), None) if owner is None else owner
+                yield Segment(parts, self.ids.get(text), owner is not None, message)
 
 
 def _does_not_nest(index: int) -> Finding:

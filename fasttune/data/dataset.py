@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -33,6 +34,9 @@ __all__ = [
     "read_samples",
     "split",
 ]
+
+PLACEHOLDER = re.compile(r"\{\{ ?(?:name|author|char|user|bot|assistant|\w*name)\w* ?\}\}", re.IGNORECASE)
+MOST_OF_THEM = 0.8  # of the samples: where so many share a system prompt, the others are exceptions
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def load_dataset(recipe: DataRecipe, seed: int) -> Dataset:
         raise FasttuneError(*findings)
     train = [sample for path in train_paths for sample in with_system(readings[path].samples, recipe.system)]
     held_out = [sample for path in held_out_paths for sample in with_system(readings[path].samples, recipe.system)]
-    findings += _duplicates(train)
+    findings += [*_duplicates(train), *_many_system_prompts(train), *_placeholders(train)]
     if isinstance(recipe.val, float) and recipe.val > 0:
         train, held_out = split(train, recipe.val, seed)
     else:
@@ -111,19 +115,19 @@ def read_samples(path: str) -> Reading:
 def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     """(train, held out) with about `fraction` of the samples held out, each in the given order and not empty.
 
-    Samples of the same conversation stay on one side. They are ranked by a hash of seed and content, so that the choice
-    does not depend on their order in the file and changes little when samples are added. Raises FasttuneError where
-    there are fewer than two different samples.
+    Samples of the same conversation stay on one side, and so do those that are beginnings of others. They are ranked by
+    a hash of seed and content, so that the choice does not depend on their order in the file and changes little when
+    samples are added. Raises FasttuneError where there are fewer than two different samples.
     """
     groups: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        groups[conversation_key(sample)].append(sample)
+    for sample, key in zip(samples, _beginnings(samples), strict=True):
+        groups[key].append(sample)
     if len(groups) < 2:
         what = _("a fraction of {fraction} needs at least two different samples; there are {count}", fraction=fraction,
                  count=len(groups))  # fmt: skip
-        why = _("with copies of one sample on both sides, the held-out loss would only measure memorizing")
+        why = _("with copies or beginnings of one sample on both sides, the held-out loss would measure memorizing")
         raise error("cannot-split", what, where="data.val", why=why, fix=_("add samples, or set data.val to a file"))
-    ranked = sorted(groups.values(), key=lambda group: _digest(f"{seed}:{conversation_key(group[0])}"))
+    ranked = [groups[key] for key in sorted(groups, key=lambda key: _digest(f"{seed}:{key}"))]
     most = max(1, round(fraction * len(samples)))
     chosen: set[str] = set()
     for group in ranked[:-1]:
@@ -137,17 +141,37 @@ def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[S
 
 def conversation_key(sample: Sample) -> str:
     """A digest of the user's and the assistant's turns, white space collapsed: equal for the same conversation."""
-    turns = [(m.role, " ".join(m.content.split())) for m in sample.messages if m.role != "system"]
-    return _digest(json.dumps(turns))
+    return _digest(json.dumps(_turns(sample)))
+
+
+def _turns(sample: Sample) -> list[tuple[str, str]]:
+    """The user's and the assistant's turns, white space collapsed."""
+    return [(m.role, " ".join(m.content.split())) for m in sample.messages if m.role != "system"]
+
+
+def _beginnings(samples: Sequence[Sample]) -> list[str]:
+    """For each sample the key of the shortest of these conversations that it begins with, its own where none does: a
+    chat log that was cut into growing windows is one conversation."""
+    keys = {conversation_key(sample) for sample in samples}
+    found = []
+    for sample in samples:
+        turns = _turns(sample)
+        prefixes = (_digest(json.dumps(turns[:end])) for end in range(2, len(turns) + 1, 2))
+        found.append(next((key for key in prefixes if key in keys), conversation_key(sample)))
+    return found
 
 
 def fingerprint(train: Iterable[Sample], held_out: Iterable[Sample]) -> str:
-    """The sha256 of roles and contents in order: equal if and only if the model would see the same samples."""
+    """The sha256 of roles and contents in order: equal if and only if the model would see the same samples.
+
+    What is excluded from training counts too, where anything is.
+    """
     digest = hashlib.sha256()
     for name, samples in (("train", train), ("val", held_out)):
         digest.update(name.encode())
         for sample in samples:
-            digest.update(json.dumps([(m.role, m.content) for m in sample.messages]).encode())
+            said = [(m.role, m.content) if m.learn else (m.role, m.content, False) for m in sample.messages]
+            digest.update(json.dumps(said).encode())
     return digest.hexdigest()
 
 
@@ -237,3 +261,29 @@ def _leaks(train: Sequence[Sample], held_out: Sequence[Sample]) -> list[Finding]
     why = _("the held-out loss will look better than the model is")
     fix = _("remove them from one side")
     return [Finding("val-in-train", "warning", pairs[0].split(" = ")[0], what, why, fix)]
+
+
+def _many_system_prompts(samples: Sequence[Sample]) -> list[Finding]:
+    """The note about several system prompts, of which one becomes the default that the model is served with."""
+    prompts = Counter(m.content for sample in samples for m in sample.messages if m.role == "system")
+    if not prompts or prompts.most_common(1)[0][1] > MOST_OF_THEM * prompts.total():
+        return []
+    text, count = prompts.most_common(1)[0]
+    what = _("{n} different system prompts; the model is served with the most frequent, of {count} samples: '{text}'",
+             n=len(prompts), count=count, text=text[:60])  # fmt: skip
+    why = _("under another one it is who that one says; without any it is this one")
+    fix = _("for one character alone, train on its samples only")
+    return [Finding("many-system-prompts", "info", "data.train", what, why, fix)]
+
+
+def _placeholders(samples: Sequence[Sample]) -> list[Finding]:
+    """The warning about answers with template fields that were never filled, such as {{name}}."""
+    found = [(sample.id, match[0]) for sample in samples for m in sample.messages
+             if m.role == "assistant" and m.learn and (match := PLACEHOLDER.search(m.content))]  # fmt: skip
+    if not found:
+        return []
+    what = ngettext("{n} answer holds a field that was never filled: {field}",
+                    "{n} answers hold fields that were never filled, the first is {field}",
+                    len(found), field=found[0][1])  # fmt: skip
+    why = _("the model would learn to say it as it stands")
+    return [Finding("placeholder", "warning", found[0][0], what, why, _("write the name in its place"))]

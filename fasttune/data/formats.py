@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from fasttune.console import _
+from fasttune.data.loss_mask import MASKS, SPANS, check_record, learned
 from fasttune.data.messages import Message, Notes, Turn, checked, json_type, listed
 
 # format -> (keys that make it, keys that may come with them); `system` is understood in all of them
@@ -24,8 +27,20 @@ FORMATS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 }
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
-# Keys whose content would change what the model sees: a sample without them is another one.
-UNSUPPORTED = ("tools", "functions", "images", "image", "videos", "audios")
+# Keys whose content would change what the model sees or says: a sample without them is another one.
+REASONING = ("reasoning_content", "reasoning", "thinking", "thoughts")
+MEDIA = ("images", "image", "image_url", "videos", "video", "audios", "audio")
+SYSTEM_NAMES = ("system_prompt", "system_message", "sys_prompt")
+TEXT_BESIDE = (
+    "context",
+    "input",
+    "history",
+    "instruction",
+    "question",
+    "documents",
+)  # beside Alpaca, prompt/completion
+MESSAGE_CONTENT = (*REASONING, *MEDIA)
+RECORD_CONTENT = ("tools", "functions", *REASONING, *MEDIA, *SYSTEM_NAMES)
 
 
 def conversation(value: Any, notes: Notes) -> tuple[str | None, tuple[Message, ...] | None]:
@@ -56,14 +71,48 @@ def _format(value: Any, notes: Notes) -> str | None:
         notes.add(*_unknown_format(value))
         return None
     needed, optional = FORMATS[found[0]]
-    for key in value.keys() - needed - optional - {"system"}:
-        if key in UNSUPPORTED and value[key]:
-            what = _('the record has "{key}", which fasttune does not train on', key=key)
-            why, fix = _("without it the sample means something else"), _("remove the key or the sample")
-            notes.add("unsupported-key", what, why=why, fix=fix)
-        else:
-            notes.ignored[key] += 1
+    texts = TEXT_BESIDE if found[0] in ("Alpaca", "prompt/completion") else ()
+    unknown = value.keys() - needed - optional - {"system"}
+    if {"chosen", "rejected"} <= unknown:
+        notes.add("preference-data", _("a preference pair (chosen, rejected); write the good answer as completion"))
+        return None
+    _check_keys("", value, unknown, (*RECORD_CONTENT, *texts), notes)
+    check_record(value, notes)
     return found[0]
+
+
+def _check_keys(
+    label: str, holder: dict[str, Any], keys: AbstractSet[str], contents: Sequence[str], notes: Notes
+) -> None:
+    """Add a finding for each of `contents` that holds something; count the other keys as ignored.
+
+    `label` names the message that has the keys; it is empty for the record itself.
+    """
+    for key in sorted(keys):
+        if key not in contents or _is_nothing(holder[key]):
+            notes.ignored[f"message.{key}" if label else key] += 1
+            continue
+        subject = label or _("the record")
+        what = _('{subject} has "{key}", which fasttune does not train on', subject=subject, key=key)
+        notes.add("unsupported-key", what, why=_("without it the sample means something else"), fix=_remedy(key))
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a value holds nothing, also where it is written as text, as data sets of Hugging Face have it."""
+    if isinstance(value, (list, tuple)):
+        return all(_is_nothing(inner) for inner in value)
+    return not value or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null", "None"))
+
+
+def _remedy(key: str) -> str:
+    """What to do about a key whose content would be lost."""
+    if key in SYSTEM_NAMES:
+        return _('rename the key to "system"')
+    if key in TEXT_BESIDE:
+        return _("write its text into the question, or remove the key")
+    if key in REASONING:
+        return _('write it into the content ("<think>…</think>" before the answer), or remove the key')
+    return _("remove the key or the sample")
 
 
 def _unknown_format(value: dict[str, Any]) -> tuple[str, str]:
@@ -168,7 +217,7 @@ def _turn(label: str, message: Any, notes: Notes) -> Turn | None:
         notes.add("not-a-message", _("{label} is {kind}, not an object", label=label, kind=json_type(message)))
         return None
     pair = ("from", "value") if "from" in message and "role" not in message else ("role", "content")
-    calls = [key for key in ("tool_calls", "function_call") if message.get(key)]
+    calls = [key for key in ("tool_calls", "function_call") if not _is_nothing(message.get(key))]
     if calls:
         notes.add(
             "tool-calls",
@@ -182,15 +231,11 @@ def _turn(label: str, message: Any, notes: Notes) -> Turn | None:
         what = _('{label} has no "{missing}"; its keys are {keys}', label=label, missing=absent, keys=keys)
         notes.add("message-keys", what, fix=_('write {"role": "user", "content": "…"}'))
         return None
-    if message.get("weight") == 0:
-        notes.add(
-            "message-weight",
-            _("{label} has weight 0, but every assistant message is trained on", label=label),
-            fix=_("remove the key to train on it, or end the conversation before it"),
-        )
-    ignored = message.keys() - {*pair, "weight", "tool_calls", "function_call"}
-    notes.ignored.update(f"message.{key}" for key in ignored)
-    return Turn(label, _role(label, message[pair[0]], notes), message[pair[1]])
+    _check_keys(
+        label, message, message.keys() - {*pair, *MASKS, *SPANS, "tool_calls", "function_call"}, MESSAGE_CONTENT, notes
+    )
+    content = message[pair[1]]
+    return Turn(label, _role(label, message[pair[0]], notes), content, learned(label, message, content, notes))
 
 
 def _role(label: str, role: Any, notes: Notes) -> str | None:

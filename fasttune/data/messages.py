@@ -24,19 +24,27 @@ MOST_LISTED = 10  # how many items a finding lists
 
 @dataclass(frozen=True)
 class Message:
-    """One message; `role` is system, user or assistant, `content` text in NFC that is not empty."""
+    """One message; `role` is system, user or assistant, `content` text in NFC that is not empty.
+
+    `learn` is False where its file excludes it from training: it is context only, and no loss is taken on it.
+    """
 
     role: str
     content: str
+    learn: bool = True
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A message as the file has it, unchecked: `label` names it in findings; `role` is None where it is unknown."""
+    """A message as the file has it, unchecked: `label` names it in findings; `role` is None where it is unknown.
+
+    `learn` is False where the file excludes it from training.
+    """
 
     label: str
     role: str | None
     content: Any
+    learn: bool = True
 
 
 @dataclass
@@ -68,7 +76,7 @@ def checked(turns: list[Turn], notes: Notes) -> tuple[Message, ...] | None:
         _check_order(turns, notes)
     if None in roles or notes.errors > before:
         return None
-    return tuple(Message(str(role), str(content)) for role, content in zip(roles, contents, strict=True))
+    return tuple(Message(str(turn.role), str(text), turn.learn) for turn, text in zip(turns, contents, strict=True))
 
 
 def _content(turn: Turn, notes: Notes) -> str | None:
@@ -146,6 +154,10 @@ def _check_order(turns: list[Turn], notes: Notes) -> None:
         what = _("the last message, {label}, is the user's", label=last.label)
         fix = _("add the assistant's answer or remove the message")
         notes.add("ends-with-user", what, why=_("there is no answer to train on"), fix=fix)
+    answers = [turn for turn in others if turn.role == "assistant"]
+    if answers and not any(turn.learn for turn in answers):
+        what = _("every assistant message is excluded from training (weight 0 or train false)")
+        notes.add("nothing-to-learn", what, fix=_("remove the sample, or the key from a message that is to be learned"))
 
 
 def listed(items: Sequence[str], separator: str = ", ") -> str:

@@ -10,6 +10,7 @@ one is read, so that one call names every problem. Of what the records mean, for
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
@@ -77,7 +78,7 @@ def read_records(path: str) -> tuple[list[Record], list[Finding]]:
 
 def _read_bytes(path: str) -> tuple[bytes | None, list[Finding]]:
     """A file's bytes, or None and the finding that says why they can't be read."""
-    file = Path(path)
+    file = expanded(path)
     if file.is_dir():
         inside = sorted(entry.name for entry in file.iterdir() if entry.suffix in (".jsonl", ".json"))
         fix = _("name the file: {files}", files=", ".join(inside)) if inside else _("name a JSONL or JSON file")
@@ -91,15 +92,41 @@ def _read_bytes(path: str) -> tuple[bytes | None, list[Finding]]:
         return None, [Finding("unreadable-file", "error", path, what)]
 
 
+def expanded(path: str) -> Path:
+    """The path with `~` as the user's home folder, where there is one."""
+    with contextlib.suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
+
+
 def _missing(path: str) -> Finding:
-    """The finding for a path where no file is; names the one whose name comes closest."""
-    folder = Path(path).parent
+    """The finding for a path where no file is, with what it looks like or the name that comes closest."""
+    return Finding("file-not-found", "error", path, _("there is no such file"), fix=_looks_like(path))
+
+
+def _looks_like(path: str) -> str:
+    """What to write for a path where no file is."""
+    drive = re.match(r"([A-Za-z]):[\\/]+", path)
+    if drive:
+        rest = path[drive.end() :].replace("\\", "/")
+        return _("under WSL2 this is {path}", path=f"/mnt/{drive[1].lower()}/{rest}")
+    network = re.match(r"[\\/]{2}wsl(?:\$|\.localhost)[\\/]+[^\\/]+", path)
+    if network:
+        return _("in this Linux it is {path}", path=path[network.end() :].replace("\\", "/"))
+    folder = expanded(path).parent
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    near = difflib.get_close_matches(Path(path).name, names, n=1, cutoff=0.6)
-    fix = _("relative paths are taken from the current directory")
+    name = Path(path).name
+    same = [one for one in names if one.lower() == name.lower()]
+    if not same and re.search(r"[*?\[]", name):
+        return _('a pattern is not expanded: list the files, ["a.jsonl", "b.jsonl"]')
+    if not same and "$" in path:
+        return _("variables are not expanded: write the whole path; ~ is the home folder")
+    near = same or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:
-        fix = _("did you mean {path}?", path=(folder / near[0]).as_posix())
-    return Finding("file-not-found", "error", path, _("there is no such file"), fix=fix)
+        return _("did you mean {path}?", path=(folder / near[0]).as_posix())
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and "." not in name:
+        return _("for a data set of a hub: download its file and name that file")
+    return _("relative paths are taken from the current directory")
 
 
 def _decode(path: str, raw: bytes) -> tuple[str | None, list[Finding]]:

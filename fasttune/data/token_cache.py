@@ -114,7 +114,7 @@ def digests(samples: Sequence[Sample], chat: ChatTemplate, learn: Learn) -> list
         roles = tuple(message.role for message in sample.messages)
         if roles not in around:
             around[roles] = repr(chat.skeleton(roles))
-        said = json.dumps([around[roles], *((message.role, message.content) for message in sample.messages)])
+        said = json.dumps([around[roles], *((m.role, m.content, m.learn) for m in sample.messages)])
         digest = common.copy()
         digest.update(said.encode())
         found.append(digest.digest())

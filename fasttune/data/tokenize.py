@@ -157,7 +157,7 @@ def _examples(samples: Sequence[Sample], template: ChatTemplate, learn: Learn) -
     outlines = [_outline(sample, template) for sample in samples]
     filled = [outline for outline in outlines if not isinstance(outline, Finding)]
     ids = template.encode({text for outline in filled for text, segment in outline if segment.control is None})
-    return [outline if isinstance(outline, Finding) else _example(sample.id, outline, ids, learn)
+    return [outline if isinstance(outline, Finding) else _example(sample, outline, ids, learn)
             for sample, outline in zip(samples, outlines, strict=True)]  # fmt: skip
 
 
@@ -182,17 +182,22 @@ def _roles(sample: Sample) -> tuple[str, ...]:
     return tuple(message.role for message in sample.messages)
 
 
-def _example(id: str, outline: list[tuple[str, Segment]], ids: dict[str, list[int]], learn: Learn) -> Example:
+def _example(sample: Sample, outline: list[tuple[str, Segment]], ids: dict[str, list[int]], learn: Learn) -> Example:
     """The example of a sample's segments; `ids` holds the token ids of each text that is no control token."""
+    masked = {number for number, message in enumerate(sample.messages) if not message.learn}
     tokens: list[int] = []
     spans: list[tuple[int, int]] = []
-    for supervised, group in groupby(outline, key=lambda pair: pair[1].supervised or learn == "all"):
+
+    def is_learned(pair: tuple[str, Segment]) -> bool:
+        return (pair[1].supervised or learn == "all") and pair[1].message not in masked
+
+    for supervised, group in groupby(outline, key=is_learned):
         start = len(tokens)
         for text, segment in group:
             tokens += ids[text] if segment.control is None else [segment.control]
         if supervised:
             spans.append((max(start, 1), len(tokens)))
-    return Example(id, tuple(tokens), tuple(spans))
+    return Example(sample.id, tuple(tokens), tuple(spans))
 
 
 def _too_long(example: Example, limit: int) -> Finding:

@@ -34,6 +34,12 @@ TEMPLATE = """{{- range .Messages }}<|im_start|>{{ .Role }}
 {{ .Content }}<|im_end|>
 {{ end }}<|im_start|>assistant
 """
+# Ollama takes SYSTEM "" for none (server/routes.go), though the model was trained with an empty turn.
+WITH_EMPTY_SYSTEM = TEMPLATE.replace(
+    "{{- range .Messages }}",
+    '{{- range $i, $_ := .Messages }}{{ if and (eq $i 0) (ne .Role "system") }}'
+    "<|im_start|>system\n<|im_end|>\n{{ end }}",
+)
 STOPS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 TEMPERATURE = 0.7
 TAG_CHARACTERS = string.ascii_letters + string.digits + "._-"
@@ -47,12 +53,17 @@ def modelfile(file_name: str, system: str | None, num_ctx: int) -> str | None:
     """
     if system is not None and ('"""' in system or not all(one.isprintable() or one in "\n\t" for one in system)):
         return None
-    lines = [f"FROM ./{file_name}", f'TEMPLATE """{TEMPLATE}"""']
-    if system is not None:
+    lines = [f"FROM ./{file_name}", f'TEMPLATE """{template(system)}"""']
+    if system:
         lines.append(f'SYSTEM """{system}"""')
     lines += [f'PARAMETER stop "{stop}"' for stop in STOPS]
     lines += [f"PARAMETER temperature {TEMPERATURE}", f"PARAMETER num_ctx {num_ctx}"]
     return "\n".join(lines) + "\n"
+
+
+def template(system: str | None) -> str:
+    """The Go template of a model with this default system prompt."""
+    return WITH_EMPTY_SYSTEM if system == "" else TEMPLATE
 
 
 def import_into_ollama(
@@ -145,7 +156,12 @@ def create(client: Client, artifact: Artifact, model: str, num_ctx: int, report:
     files = {"model.gguf": f"sha256:{artifact.sha256}"}
     statuses: list[str] = []
     for progress in client.create(
-        model, files=files, template=TEMPLATE, system=artifact.system, parameters=parameters, stream=True
+        model,
+        files=files,
+        template=template(artifact.system),
+        system=artifact.system or None,
+        parameters=parameters,
+        stream=True,
     ):
         if progress.status and progress.status not in statuses:
             statuses.append(progress.status)

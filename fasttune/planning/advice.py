@@ -160,7 +160,7 @@ def not_shared(plan: Plan) -> list[Finding]:
 
 def answer_tokens(dataset: Dataset) -> float:
     """About how many tokens an average answer has."""
-    answers = [m.content for sample in dataset.train for m in sample.messages if m.role == "assistant"]
+    answers = [m.content for sample in dataset.train for m in sample.messages if m.role == "assistant" and m.learn]
     return sum(map(estimate_tokens, answers)) / max(1, len(answers))
 
 

@@ -31,7 +31,7 @@ from fasttune.data.dataset import Dataset
 from fasttune.recipe.load import settings, with_values
 from fasttune.recipe.schema import KEYS, Recipe
 from fasttune.runs import checkpoints, documents, store
-from fasttune.runs.checkpoints import damage_findings
+from fasttune.runs.checkpoints import best_left_behind, damage_findings
 from fasttune.runs.documents import PlanDocument, StartKind
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json
@@ -193,6 +193,7 @@ def decide(
     if problems:
         raise UsageError(*problems)
     damaged = damage_findings(parent, start.checkpoint, start.damaged) if parent else []
+    damaged += best_left_behind(parent, start.checkpoint) if parent else []
     return replace(plan, findings=tuple(damaged))
 
 
@@ -331,7 +332,17 @@ def differences(run: Run, plan: Plan) -> list[tuple[str, Any, Any]]:
     new = after.values
     old = {key: as_json(KEYS[key].default) for key in new} | before.values
     old[SAMPLES], new[SAMPLES] = before.data_fingerprint[:12], after.data_fingerprint[:12]
-    return [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
+    renamed = ("model.base", "model.revision") if is_another_name(old["model.base"], new["model.base"]) else ()
+    return [(key, old.get(key), new.get(key)) for key in {**old, **new}
+            if old.get(key) != new.get(key) and key not in renamed]  # fmt: skip
+
+
+def is_another_name(old: str, new: str) -> bool:
+    """Whether two names of bases may be names of the same weights: a folder that was moved, a link, the local copy of a
+    hub's snapshot. Whether they are, the fingerprints of the weights decide before training."""
+    paths = (".", "/", "~")
+    to_hub = old.startswith(paths) and not new.startswith(paths) and new.count("/") == 1
+    return old != new and (Path(new).expanduser().is_dir() or to_hub)
 
 
 def unfinished(root: Path, series: str) -> Run | None:

@@ -90,3 +90,22 @@ def damage_findings(run: Run, used: Path | None, flaws: Sequence[str]) -> list[F
     """A warning for each damaged checkpoint of a run that is newer than the one used in its place."""
     then = _("{checkpoint} is used instead", checkpoint=used.name) if used else _("no complete checkpoint is left")
     return [Finding("checkpoint-damaged", "warning", run.id, flaw, then) for flaw in flaws]
+
+
+def best_left_behind(run: Run, used: Path | None) -> list[Finding]:
+    """The warning where a continuation goes on from a later step than that of the run's adapter.
+
+    Early stopping made the best checkpoint the adapter, and that is the model which the user has talked to.
+    """
+    if used is None or not run.trainer_state.is_file():
+        return []
+    best = documents.read_trainer_state(run).best_global_step
+    if not documents.read_plan(run).values.get("train.early_stopping_patience") or not best:
+        return []
+    if best >= checkpoint_step(used):
+        return []
+    what = _("goes on from step {last}, which early stopping rejected; the adapter of {run} is that of step {best}",
+             last=checkpoint_step(used), run=run.id, best=best)  # fmt: skip
+    why = _("it begins with another model than the one that answered in `fasttune chat`")
+    fix = _("to begin with that one: `--continue custom --set continue.start=adapter`")
+    return [Finding("best-left-behind", "warning", run.id, what, why, fix)]

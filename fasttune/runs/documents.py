@@ -90,11 +90,15 @@ class RowRecord:
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """The base a run was trained on; `fingerprint` is the sha256 of training.provenance.fingerprint."""
+    """The base a run was trained on; `fingerprint` is the sha256 of training.provenance.fingerprint.
+
+    `folder` is the absolute path of a base that was a folder, empty for `builtin:tiny` and a hub's.
+    """
 
     name: str
     revision: str
     fingerprint: str
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -250,11 +254,13 @@ class MergedDocument:
 
 @dataclass(frozen=True)
 class TrainerStateFigures:
-    """What is read of Hugging Face's trainer_state.json; `best_metric` is the lowest held-out loss."""
+    """What is read of Hugging Face's trainer_state.json; `best_metric` is the lowest held-out loss, of
+    `best_global_step`."""
 
     global_step: int
     log_history: tuple[dict[str, float], ...]
     best_metric: float | None = None
+    best_global_step: int | None = None
 
 
 # A run's own --------------------------------------------------------------------------------------------------------

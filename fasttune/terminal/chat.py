@@ -14,8 +14,8 @@ from fasttune.export.llama import Sampling, open_gguf, stream
 from fasttune.recipe.schema import ModelRecipe
 from fasttune.runs import documents, store
 from fasttune.runs.store import Run
-from fasttune.training import hub
 from fasttune.training import model as models
+from fasttune.training import provenance
 
 CONTEXT = 4096  # tokens
 
@@ -29,10 +29,10 @@ def chat(
     Raises FasttuneError where the run, its GGUF file or its tokenizer is missing.
     """
     run, gguf = find_gguf(name, root)
-    provenance = documents.read_provenance(run)
-    chosen = system if system is not None else provenance.system
-    base = ModelRecipe(base=provenance.base.name, revision=provenance.base.revision)
-    tokenizer = models.load_tokenizer(hub.locate(base))
+    trained = documents.read_provenance(run)
+    chosen = system if system is not None else trained.system
+    base = ModelRecipe(base=trained.base.name, revision=trained.base.revision)
+    tokenizer = models.load_tokenizer(provenance.locate_base(run, base))
     say(_("{file} of {run}; an empty line or Ctrl-D ends the chat", file=gguf.name, run=run.id))
     turns: list[Message] = []
     sampling = Sampling(max_new_tokens, temperature, seed=random.randrange(2**31))

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fasttune.console import _, error
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
 from fasttune.training import device, row_budget
 
@@ -87,6 +88,16 @@ def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) 
 def save_adapter(model: Any, folder: Path) -> None:
     """Write the LoRA weights in PEFT's layout: adapter_config.json and adapter_model.safetensors."""
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+
+
+def save_trained_adapter(model: Any, folder: Path) -> None:
+    """As `save_adapter`, after the last step. Raises FasttuneError where every B of the adapter is still 0, as it was
+    before the first one: the model would say what the base says."""
+    if not any(weight.detach().any() for name, weight in model.named_parameters() if ".lora_B." in name):
+        what = _("the training changed nothing: every B of the adapter is 0, and the model answers as the base does")
+        fix = _("train more steps, or set train.warmup_steps = 0; `--on-existing new` trains another run")
+        raise error("nothing-trained", what, fix=fix)
+    save_adapter(model, folder)
 
 
 def load_adapter(model: Any, folder: Path) -> None:

@@ -14,9 +14,11 @@ import fasttune
 from fasttune.console import _, error
 from fasttune.machine import package_versions
 from fasttune.planning.strategy import Plan
+from fasttune.recipe.schema import ModelRecipe
 from fasttune.runs import documents
 from fasttune.runs.documents import BaseRecord, DataRecord, Provenance, RowRecord
 from fasttune.runs.store import Run
+from fasttune.training import hub
 
 SAMPLED_BYTES = 4 * 1024 * 1024  # read at either end of a weight file
 
@@ -33,7 +35,7 @@ def collect(plan: Plan, base: Path, device: str, rows: RowRecord) -> Provenance:
         command=tuple(sys.argv[1:]),
         device=device_name(device),
         packages=package_versions(),
-        base=BaseRecord(model.base, model.revision, fingerprint(base)),
+        base=BaseRecord(model.base, model.revision, fingerprint(base), local_folder(model.base)),
         data=DataRecord(data.train, data.val, plan.dataset.fingerprint),
         system=plan.system,
         parent=plan.start.parent.id if plan.start.parent else None,
@@ -52,6 +54,30 @@ def require_same_base(before: Run, base: Path) -> None:
             why=_("an adapter fits the weights it was trained on and no others"),
             fix=_('use the old base (model.revision), or start a new run with strategy = "fresh"'),
         )
+
+
+def local_folder(name: str) -> str:
+    """The absolute path of a base that is a folder; empty for `builtin:tiny` and for a name on a hub."""
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else ""
+
+
+def locate_base(run: Run, model: ModelRecipe) -> Path:
+    """The local folder of the base that a run was trained on, whatever the current directory is.
+
+    Raises FasttuneError as `hub.locate` does, and where the base was a folder that is there no more.
+    """
+    recorded = documents.read_provenance(run).base
+    folder = recorded.folder
+    if not folder:
+        return hub.locate(model)
+    there = [one for one in (Path(model.base).expanduser(), Path(folder)) if one.is_dir()]
+    same = [one for one in there if fingerprint(hub.require_model_folder(one)) == recorded.fingerprint]
+    if there:
+        return (same or there)[0]
+    what = _("there is no folder {folder}", folder=folder)
+    fix = _("put the base back there; its tokenizer is needed")
+    raise error("base-not-found", what, where=run.id, fix=fix)
 
 
 def device_name(device: str) -> dict[str, Any]:

@@ -330,7 +330,7 @@ def write_adapter(trainer: StepTrainer) -> None:
             for name in ("adapter_config.json", "adapter_model.safetensors", documents.CHECK_BATCH):
                 shutil.copyfile(best / name, folder / name)
         else:
-            models.save_adapter(trainer.model, folder)
+            models.save_trained_adapter(trainer.model, folder)
             resume_check.record(trainer, folder)
 
 

@@ -35,13 +35,13 @@ def test_segments_of_a_conversation() -> None:
     assert skeleton.literals == ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n")
     assert skeleton.segments == (
         Segment(("<|im_start|>",), start, False),
-        Segment(("user\n", 0, ""), None, False),
+        Segment(("user\n", 0, ""), None, False, 0),
         Segment(("<|im_end|>",), end, False),
         Segment(("\n",), None, False),
         Segment(("<|im_start|>",), start, False),
         Segment(("assistant\n",), None, False),
-        Segment(("", 1, ""), None, True),
-        Segment(("<|im_end|>",), end, True),
+        Segment(("", 1, ""), None, True, 1),
+        Segment(("<|im_end|>",), end, True, 1),
         Segment(("\n",), None, False),
     )
     assert template.skeleton(("user", "assistant")) is skeleton, "a shape is rendered once"

@@ -114,3 +114,29 @@ def test_fingerprint_follows_contents_and_order_not_form(tmp_path: Path) -> None
     messages = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "答"}]}
     assert of(pair("a")) == of(messages) == of(pair("a") | {"id": 5})
     assert len({of(pair("a")), of(pair("a"), pair("b")), of(pair("b"), pair("a")), of(pair("a"), system="s")}) == 4
+
+
+def test_several_characters_in_a_file_are_named(tmp_path: Path) -> None:
+    samples = [pair(f"q{n}") | {"system": f"You are hero {n % 3}."} for n in range(9)]
+    (finding,) = load_dataset(DataRecipe(train=(write(tmp_path / "d.jsonl", *samples),)), seed=0).findings
+    assert finding.code == "many-system-prompts" and finding.level == "info" and "hero 0" in finding.what
+    alike = [pair(f"q{n}") | {"system": "You are hero 0." if n else "Be brief."} for n in range(9)]
+    assert not load_dataset(DataRecipe(train=(write(tmp_path / "e.jsonl", *alike),)), seed=0).findings
+
+
+def test_fields_that_were_never_filled_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", pair("q", "I am {{name}}."), pair("r", "*nods to {{user}}*"), pair("s", "{x}"))
+    (finding,) = load_dataset(DataRecipe(train=(path,)), seed=0).findings
+    assert (finding.code, finding.level, finding.where) == ("placeholder", "warning", f"{path}:1")
+    assert "{{name}}" in finding.what
+
+
+def test_beginnings_of_a_conversation_stay_on_its_side(tmp_path: Path) -> None:
+    """A chat log cut into growing windows, as many converters write it."""
+    logs = [[{"role": ("user", "assistant")[n % 2], "content": f"{log} {n}"} for n in range(8)] for log in range(6)]
+    records = [{"messages": log[:end]} for log in logs for end in (2, 4, 6, 8)]
+    path = write(tmp_path / "d.jsonl", *records)
+    for seed in range(5):
+        dataset = load_dataset(DataRecipe(train=(path,), val=0.3), seed)
+        train, held_out = ({s.messages[0].content for s in side} for side in (dataset.train, dataset.held_out))
+        assert train and held_out and not train & held_out

@@ -92,3 +92,33 @@ def test_values_and_findings(text: str, values: list[object], codes: list[str], 
     path.write_text(text, encoding="utf-8")
     records, findings = read_records(str(path))
     assert ([record.value for record in records], [finding.code for finding in findings]) == (values, codes)
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("C:\\data\\train.jsonl", "under WSL2 this is /mnt/c/data/train.jsonl"),
+        ("d:/data/a b.jsonl", "under WSL2 this is /mnt/d/data/a b.jsonl"),
+        ("\\\\wsl$\\Ubuntu\\home\\pip\\train.jsonl", "in this Linux it is /home/pip/train.jsonl"),
+        ("\\\\wsl.localhost\\Ubuntu\\home\\t.jsonl", "in this Linux it is /home/t.jsonl"),
+        ("*.jsonl", "a pattern is not expanded"), ("$HOME/train.jsonl", "variables are not expanded"),
+        ("Train.jsonl", "did you mean train.jsonl?"), ("someone/some-dataset", "for a data set of a hub"),
+        ("none/at/all.jsonl", "relative paths are taken from the current directory"),
+    ],
+)  # fmt: skip
+def test_a_path_that_is_no_file_is_called_what_it_looks_like(
+    path: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTTUNE_LANG", "en")
+    for name in ("train.jsonl", "rain.jsonl"):
+        (tmp_path / name).write_text("{}")
+    _records, (finding,) = read_records(path)
+    assert finding.code == "file-not-found" and finding.fix.startswith(remedy)
+
+
+def test_the_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "train.jsonl").write_text('{"a": 1}')
+    records, findings = read_records("~/train.jsonl")
+    assert [record.value for record in records] == [{"a": 1}] and not findings

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,6 +109,16 @@ def test_the_role_of_a_text_counts(tokenizer: Any, monkeypatch: pytest.MonkeyPat
     assert through([sample(("user", " a"), ("assistant", "b"))], tokenizer)[1] == 1
     with pytest.raises(FasttuneError, match="the chat template changes this sample's text"):
         through([sample(("system", " a"), ("assistant", "b"))], tokenizer)
+
+
+def test_what_is_excluded_from_training_counts(tokenizer: Any) -> None:
+    plain = chat("q", "a", "q", "b")
+    question, answer, *rest = plain.messages
+    masked = Sample(plain.id, (question, replace(answer, learn=False), *rest))
+    whole, less = (through([given], tokenizer)[0].examples[0] for given in (plain, masked))
+    assert less.supervised == whole.supervised[1:]
+    again, rendered = through([masked], tokenizer)
+    assert again.examples == (less,) and rendered == 0
 
 
 @pytest.mark.parametrize("place", ["{{- today }}", "{%- if messages[0].role == 'system' %}{{- today }}{% endif %}"])

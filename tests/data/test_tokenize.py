@@ -257,3 +257,20 @@ def test_the_estimate_is_near_what_qwen_makes_of_a_data_set() -> None:
 )
 def test_the_estimate_of_a_text(text: str, tokens: float) -> None:
     assert estimate_tokens(text) == tokens
+
+
+# --- messages that their file excludes from training -----------------------------------------------------
+
+
+def test_the_loss_is_not_taken_on_a_message_that_its_file_excludes(tokenizer: Any) -> None:
+    """The tokens are the same, and so is the span of the other answer; with learn = "all" too."""
+    plain = chat("q", "bad answer", "again", "good answer")
+    question, bad, again, good = plain.messages
+    masked = Sample(plain.id, (question, Message("assistant", bad.content, learn=False), again, good))
+    learned, whole = tokenize_sample(masked, tokenizer), tokenize_sample(plain, tokenizer)
+    assert learned.tokens == whole.tokens and learned.supervised == whole.supervised[1:]
+    assert supervised_texts(learned, tokenizer) == ["good answer<|im_end|>"]
+    everything = supervised_texts(tokenize_sample(masked, tokenizer, "all"), tokenizer)
+    assert "good answer<|im_end|>" in everything[-1] and not any("bad answer" in text for text in everything)
+    unasked = Sample(plain.id, (Message("user", "q", learn=False), bad, again, good))
+    assert tokenize_sample(unasked, tokenizer) == whole

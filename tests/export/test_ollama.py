@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,15 @@ def test_modelfile_keeps_the_newline_after_assistant() -> None:
 @pytest.mark.parametrize("system", ['three """ quotes', "ideographic\u3000space", "family 👩‍👧", "no-break\u00a0space"])
 def test_modelfile_that_would_lose_characters_is_not_made(system: str) -> None:
     assert modelfile("x.gguf", system, 64) is None
+
+
+def test_an_empty_system_prompt_is_a_turn_of_the_template(server: Server, artifact: Artifact) -> None:
+    """Ollama takes SYSTEM "" for none, and the model was trained with the empty turn."""
+    turn = (
+        '{{ if and (eq $i 0) (ne .Role "system") }}<|im_start|>system\n<|im_end|>\n{{ end }}<|im_start|>{{ .Role }}\n'
+    )
+    text = modelfile("x.gguf", "", 64)
+    assert text is not None and turn in text and "SYSTEM" not in text
+    import_into_ollama(replace(artifact, system=""), "linzhi", num_ctx=64, report=print, host=server.host)
+    made = server.models["linzhi:latest"]
+    assert turn in made["template"] and not made.get("system")

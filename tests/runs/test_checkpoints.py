@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_folders import write_run
 
 from fasttune.runs import checkpoints, documents, store
 from fasttune.runs.store import Run
@@ -95,3 +96,16 @@ def test_a_run_that_never_trained_a_step_leaves_no_folder(tmp_path: Path) -> Non
         with pytest.raises(RuntimeError), checkpoints.unless_begun(run):
             raise RuntimeError
     assert store.list_runs(tmp_path, "linzhi") == [begun]
+
+
+@pytest.mark.parametrize(("patience", "best", "warns"), [(2, 5, True), (2, 10, False), (0, 5, False), (2, None, False)])
+def test_a_continuation_that_leaves_the_best_behind(
+    patience: int, best: int | None, warns: bool, tmp_path: Path
+) -> None:
+    """Early stopping made step 5 the adapter; the last checkpoint, of step 10, is the one that it rejected."""
+    run = write_run(tmp_path, train__early_stopping_patience=patience)
+    state = {"global_step": 10, "log_history": [], "best_metric": 0.5, "best_global_step": best}
+    run.trainer_state.write_text(json.dumps(state))
+    found = checkpoints.best_left_behind(run, write_checkpoint(run, 10))
+    assert [finding.code for finding in found] == ["best-left-behind"] * warns
+    assert not checkpoints.best_left_behind(run, None)

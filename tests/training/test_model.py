@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fasttune.console import FasttuneError
 from fasttune.training import hub
 from fasttune.training import model as models
 
@@ -127,3 +128,16 @@ def test_code_in_the_base_is_never_run(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match="custom code"):
         models.load_tokenizer(base)
     assert not questions and not trace.exists()
+
+
+def test_an_adapter_that_learned_nothing_is_refused(tmp_path: Path) -> None:
+    """A run whose every step had the learning rate 0 would end with a file equal to the base."""
+    model = peft_model()
+    models.save_trained_adapter(model, tmp_path / "trained")
+    assert (tmp_path / "trained" / "adapter_model.safetensors").is_file()
+    for name, weight in model.named_parameters():
+        if ".lora_B." in name:
+            weight.data.zero_()
+    with pytest.raises(FasttuneError, match="changed nothing"):
+        models.save_trained_adapter(model, tmp_path / "untrained")
+    assert not (tmp_path / "untrained").exists()

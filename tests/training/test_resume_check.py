@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from series import RECIPE, Series, assert_same_run, contents, document, losses, 
 
 from fasttune import machine
 from fasttune.files import file_sha256
-from fasttune.runs import checkpoints
+from fasttune.runs import checkpoints, documents, store
 from fasttune.runs.store import Run
 from fasttune.training import provenance, resume_check
 from fasttune.training.hub import TINY
@@ -190,7 +191,23 @@ def test_a_changed_base_is_named(parent: Series) -> None:
     before = contents(parent.folder / "runs")
     done = parent.train(MORE, flags="--continue incremental", code=1)
     assert "the weights of ./base are not those persona/001-fresh was trained on" in done.stderr
+    run = store.find(parent.folder / "runs", "persona")
+    here = replace(documents.read_provenance(run).base, folder=str(parent.folder / "base"))
+    documents.update_provenance(run, base=here)  # not the folder that the series was copied from
+    before = contents(parent.folder / "runs")
+    done = parent("export", "persona", "--gguf", "f16", code=1)
+    assert "the weights of ./base are not those persona/001-fresh was trained on" in done.stderr
     assert contents(parent.folder / "runs") == before
+
+
+@pytest.mark.parametrize("name", ["./base/", "./link", "./moved"])
+def test_the_base_under_another_name(parent: Series, name: str) -> None:
+    """The weights are compared, so that a slash, a link or a folder that was moved is no difference."""
+    (parent.folder / "link").symlink_to("base")
+    if name == "./moved":
+        (parent.folder / "base").rename(parent.folder / "moved")
+    parent.train(MORE, f"model.base={name}", flags="--continue incremental")
+    assert parent.names() == ["001-fresh", "002-incremental"]
 
 
 def test_a_changed_base_that_its_fingerprint_misses(parent: Series) -> None:
