@@ -1,6 +1,4 @@
-"""What a recipe's run will do: where it starts from, what it inherits, how many steps it takes. Decides, starts
-nothing.
-
+"""What a recipe's run will do: where it starts from, what it inherits, how many steps it takes. Starts nothing.
     strategy      starts from                          steps
     fresh         the base                             epochs of the recipe
     incremental   all state of the parent's last       the parent's + add_epochs
@@ -28,6 +26,7 @@ from typing import Any, Literal
 from fasttune.console import Finding, UsageError, _, ngettext, usage_error
 from fasttune.data import batches
 from fasttune.data.dataset import Dataset
+from fasttune.planning import auto_values
 from fasttune.recipe.load import settings, with_values
 from fasttune.recipe.schema import KEYS, Recipe
 from fasttune.runs import checkpoints, documents, store
@@ -182,7 +181,9 @@ def decide(
     Raises UsageError where the recipe contradicts what it continues from, or where nothing would be trained.
     """
     parent = find_parent(recipe, root, on_existing)
-    per_epoch = batches.steps_per_epoch(len(dataset.train), recipe.train.batch_size)
+    stopped = auto_values.run_to_follow(root, recipe) if on_existing in (None, "resume") else None
+    recipe = auto_values.resolved(recipe, dataset, parent, stopped, band_epochs(len(dataset.train)))
+    per_epoch = batches.steps_per_epoch(len(dataset.train), recipe.train.samples_per_step)
     start = find_start(recipe, dataset, parent)
     plan = Plan(recipe, dataset, start, per_epoch, total_steps(recipe, dataset, start, per_epoch))
     problems = contradictions(plan)
@@ -238,7 +239,7 @@ def total_steps(recipe: Recipe, dataset: Dataset, start: Start, per_epoch: int) 
         return before + steps_in(recipe.continue_.add_epochs, per_epoch)
     if recipe.strategy == "augment" and recipe.sources["train.epochs"].startswith("default"):
         return steps_in(band_epochs(len(dataset.train)), per_epoch)
-    return steps_in(recipe.train.epochs, per_epoch)
+    return steps_in(recipe.train.passes, per_epoch)
 
 
 def steps_in(epochs: float, per_epoch: int) -> int:
@@ -252,7 +253,7 @@ def band(samples: int) -> tuple[float, float]:
 
 
 def band_epochs(samples: int) -> float:
-    """The total epochs of `augment`: the middle of the band, rounded up to half an epoch."""
+    """The epochs that suit so many samples: the middle of the band, rounded up to half an epoch."""
     low, high = band(samples)
     return math.ceil(low + high) / 2
 
