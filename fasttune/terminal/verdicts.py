@@ -102,16 +102,13 @@ def curves(history: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     if len(trained) < 2:
         return []
     last = max(step for step, _loss in trained)
-    columns = max(2, min(CURVE_WIDTH, width - 24, last))
+    columns = max(2, min(CURVE_WIDTH, width - 12, last))
     rows = {_("training"): held(averages(trained, last, columns))}
     if len(held_out) > 1:
         rows[_("held-out")] = held(averages(held_out, last, columns))
     every = [value for row in rows.values() for value in row if value is not None]
     label = max(len(name) for name in rows)
-    return [
-        f"{name:{label}} {blocks(row, min(every), max(every))} {first(row):.3g} → {first(row[::-1]):.3g}"
-        for name, row in rows.items()
-    ]
+    return [f"{name:{label}} {blocks(row, min(every), max(every))}" for name, row in rows.items()]
 
 
 def averages(points: Sequence[tuple[int, float]], last: int, columns: int) -> list[float | None]:
@@ -129,11 +126,6 @@ def held(row: Sequence[float | None]) -> list[float | None]:
     for value in row:
         filled.append(value if value is not None or not filled else filled[-1])
     return filled
-
-
-def first(row: Sequence[float | None]) -> float:
-    """The first value of a row that has one."""
-    return next(value for value in row if value is not None)
 
 
 def blocks(row: Sequence[float | None], low: float, high: float) -> str:

@@ -59,8 +59,8 @@ def test_the_end_of_a_run_in_a_few_lines(tmp_path: Path, width: int) -> None:
 
 def test_a_curve_has_a_block_a_part_of_the_steps() -> None:
     history: list[dict[str, Any]] = [{"step": step, "loss": 9.0 - step} for step in range(1, 9)]
-    assert verdicts.curves(history, 80) == ["training █▇▆▅▄▃▂▁ 8 → 1"]
+    assert verdicts.curves(history, 80) == ["training █▇▆▅▄▃▂▁"]
     history += [{"step": 4, "eval_loss": 8.0}, {"step": 8, "eval_loss": 5.0}]
-    assert verdicts.curves(history, 80) == ["training █▇▆▅▄▃▂▁ 8 → 1", "held-out    ████▅ 8 → 5"]
+    assert verdicts.curves(history, 80) == ["training █▇▆▅▄▃▂▁", "held-out    ████▅"]
     assert verdicts.curves(history[:1], 80) == []
-    assert verdicts.curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 2.0}], 80) == ["training ▁▁ 2 → 2"]
+    assert verdicts.curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 2.0}], 80) == ["training ▁▁"]

@@ -27,3 +27,10 @@ def test_lines_without_a_terminal_are_few(capsys: pytest.CaptureFixture[str]) ->
         "step 1/50  loss 1.2500  accuracy 50.0%  1,234 tokens/s",
         "step 50/50  loss 1.2500  accuracy 50.0%  1,234 tokens/s",
     ]
+
+
+def test_the_loss_that_is_shown_is_smoothed() -> None:
+    """A step's own loss jumps with its few samples, and nobody can read a trend from it."""
+    line = progress.ProgressLine(total_steps=50)
+    shown = [line.smooth({"loss": value}, "loss") for value in (2.0, 1.0, 3.0)]
+    assert shown == pytest.approx([2.0, 1.8, 2.04])
