@@ -5,6 +5,7 @@ Standard library and psutil only, so that planning, `fasttune init` and `fasttun
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -70,10 +71,13 @@ def free_ram_gib() -> float:
 
 def package_versions(names: Iterable[str] = TRAINING_PACKAGES) -> dict[str, str]:
     """{package: version} of those packages that are installed, in the given order."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    return {name: version for name in names if (version := installed_version(name)) is not None}
+
+
+@functools.cache  # every checkpoint records the versions; a process keeps what it has imported
+def installed_version(name: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -103,12 +103,12 @@ def test_a_fresh_run_beside_a_finished_one_begins_again(parent: Run) -> None:
 @pytest.mark.parametrize(
     ("base", "system", "answer", "advised"),
     [
-        ("builtin:tiny", "你" * 350, "好。", True),
-        ("builtin:tiny", "你好。", "好" * 150, True),
+        ("builtin:tiny", "你" * 400, "好。", True),
+        ("builtin:tiny", "你好。", "好" * 160, True),
         ("builtin:tiny", "你好。", "好。", False),
-        ("Qwen/Qwen2.5-0.5B-Instruct", "你" * 350, "好。", True),
-        ("Qwen/Qwen2.5-1.5B-Instruct", "你" * 350, "好。", False),
-        ("./my-model", "你" * 350, "好。", False),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "你" * 400, "好。", True),
+        ("Qwen/Qwen2.5-1.5B-Instruct", "你" * 400, "好。", False),
+        ("./my-model", "你" * 400, "好。", False),
         ("Qwen/Qwen2.5-0.5B-Instruct", "You are a cat. " * 60, "Yes.", False),
     ],
 )

@@ -206,7 +206,10 @@ def interrupted(arguments: list[str], after: int, run: Path, number: int) -> int
     return process.wait(timeout=120)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)],  # test_crash.py kills forks
+)
 def test_stopping_never_changes_the_run(recipe: Path, fasttune: Cli, tmp_path: Path, number: int, code: int) -> None:
     """E2: stopped with a checkpoint (Ctrl-C) or killed, then run again: bit for bit the uninterrupted run."""
     changes = ["--set", "train.max_steps=24", "--set", "train.save_steps=4"]
