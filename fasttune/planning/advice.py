@@ -22,6 +22,7 @@ from pathlib import Path
 from fasttune.console import Finding, _
 from fasttune.data.tokenize import estimate_tokens
 from fasttune.planning import data_advice
+from fasttune.planning.parents import MORE_EPOCHS, run_command
 from fasttune.planning.strategy import BANDS, Plan, band, band_epochs, differences
 from fasttune.runs import documents, judgement, store, summary
 from fasttune.runs.judgement import Judgement
@@ -51,12 +52,12 @@ def advised(plan: Plan, root: Path) -> Plan:
 def advise(plan: Plan, root: Path) -> list[Finding]:
     """All advice about a plan; `root` is the folder of the runs."""
     parent = plan.start.parent
-    findings = [*epochs_for_data(plan), *larger_base(plan), *not_shared(plan)]
+    findings = [*epochs_for_data(plan), *long_warmup(plan), *larger_base(plan), *not_shared(plan)]
     findings += data_advice.advise(plan)
     if parent is None:
         return findings + begins_again(plan, root)
     rising = already_rising(plan, parent)
-    return findings + one_at_a_time(plan, parent) + (rising or other_fits(plan, parent))
+    return findings + one_at_a_time(plan, parent) + (rising or other_fits(plan, parent, root))
 
 
 # The strategy that fits ---------------------------------------------------------------------------------------------
@@ -110,14 +111,14 @@ def at_its_best(loss: float, best: float) -> StrategyFit:
     return StrategyFit(("retune", "augment"), _("perhaps not good enough"), why)
 
 
-def other_fits(plan: Plan, parent: Run) -> list[Finding]:
+def other_fits(plan: Plan, parent: Run, root: Path) -> list[Finding]:
     """Say which strategy fits the parent's figures better than the chosen one; `custom` is never argued with."""
     fit = fitting_strategies(parent)
     if plan.recipe.strategy in (*fit.strategies, "custom"):
         return []
     what = _("{strategies} fits better than {chosen} where its answers are {symptom}",
              strategies=" / ".join(fit.strategies), chosen=plan.recipe.strategy, symptom=fit.symptom)  # fmt: skip
-    fix = f"--continue {fit.strategies[0]}"
+    fix = f"`{continue_command(plan, root, fit.strategies[0])}`"
     return [Finding("other-strategy-fits", "info", parent.id, what, fit.why, fix)]
 
 
@@ -128,8 +129,15 @@ def begins_again(plan: Plan, root: Path) -> list[Finding]:
         return []
     loss = summary.final_means(current).loss
     what = _("starts from the base again; {run} ended at loss {loss:.3f}", run=current.id, loss=loss)
-    fix = _("`--continue incremental` continues it; `--continue retune` starts from the base with its settings")
+    more, retune = continue_command(plan, root, "incremental"), continue_command(plan, root, "retune")
+    fix = _("`{more}` continues it; `{retune}` starts from the base with its settings", more=more, retune=retune)
     return [Finding("begins-again", "info", f"{plan.recipe.path}: strategy", what, fix=fix)]
+
+
+def continue_command(plan: Plan, root: Path, strategy: str) -> str:
+    """The command that continues the series of a plan with a strategy."""
+    more = [MORE_EPOCHS] * (strategy == "incremental")
+    return run_command(plan.recipe, root, *more, strategy=strategy)
 
 
 # Any run ------------------------------------------------------------------------------------------------------------
@@ -149,6 +157,17 @@ def epochs_for_data(plan: Plan) -> list[Finding]:
             why=_("too few epochs leave the persona vague, too many over-fit"),
         )
     ]  # fmt: skip
+
+
+def long_warmup(plan: Plan) -> list[Finding]:
+    """A warmup that is not over when training ends."""
+    warmup, last = plan.recipe.train.warmup_steps, plan.total_steps
+    if warmup < max(last, 2):
+        return []
+    what = _("the warmup takes {warmup:.0f} steps, training ends at step {last}", warmup=warmup, last=last)
+    why = _("the learning rate rises all the time and comes to {share:.0%} of train.learning_rate", share=last / warmup)
+    fix = _("leave it out, or give a share of all steps: warmup_steps = 0.05")
+    return [Finding("warmup-too-long", "warning", f"{plan.recipe.path}: train.warmup_steps", what, why, fix)]
 
 
 def larger_base(plan: Plan) -> list[Finding]:

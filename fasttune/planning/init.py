@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fasttune.command import command_line
 from fasttune.console import UsageError, _, ngettext, show_findings, usage_error
 from fasttune.data import dataset
 from fasttune.data.dataset import Sample
@@ -90,7 +90,7 @@ def exists_already(path: Path) -> UsageError:
         "file-exists",
         _("the file already exists"),
         where=str(path),
-        fix=_("train it with `fasttune run {recipe}`, or write another one with `--out FILE`", recipe=path),
+        fix=_("train it with `{command}`, or write another one with `--out FILE`", command=command("run", path)),
     )
 
 
@@ -248,7 +248,7 @@ def written(
 
 def command(verb: str, path: Path) -> str:
     """The command line of a verb with the recipe."""
-    return f"fasttune {verb} {shlex.quote(str(path))}"
+    return command_line([verb, str(path)])
 
 
 def setting_text(line: Line) -> str:

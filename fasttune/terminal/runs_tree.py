@@ -10,10 +10,13 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
+from fasttune.command import command_line, runs_option
 from fasttune.console import _, print_json, say, stdout_console, usage_error
+from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.values import as_toml
 from fasttune.runs import store
 from fasttune.runs.judgement import FEW_HELD_OUT
+from fasttune.runs.store import Run
 from fasttune.runs.summary import Change, Figures, read_figures, read_series
 from fasttune.terminal.verdicts import verdict_line, verdict_word
 
@@ -125,7 +128,7 @@ def show_current(root: Path, name: str, *, as_json: bool) -> None:
             "nothing-to-use",
             _("{name} has no finished run", name=name),
             where=str(root),
-            fix=_("`--on-existing resume` resumes a stopped one, `--on-existing new` trains another"),
+            fix=how_to_finish(run or store.list_runs(root, name)[-1]),
         )
     figures = read_figures(run, current=True)
     if as_json:
@@ -134,6 +137,13 @@ def show_current(root: Path, name: str, *, as_json: bool) -> None:
     say(_("nothing was trained; this is the run in use"))
     stdout_console.print(label(figures))
     stdout_console.print(verdict_line(figures), markup=False, soft_wrap=True)
-    chat = _("talk to it: `fasttune chat {series}`", series=name)
-    export = _("write a GGUF file: `fasttune export {series} --gguf q8_0`", series=name)
-    stdout_console.print(chat if figures.exports else export, markup=False, soft_wrap=True)
+    stdout_console.print(use_line(run, has_file=bool(figures.exports)), markup=False, soft_wrap=True)
+
+
+def use_line(run: Run, *, has_file: bool) -> str:
+    """The command that uses the run in use of a series: chat, or export where it has no GGUF file yet."""
+    where = runs_option(run.root)
+    if has_file:
+        return _("talk to it: `{command}`", command=command_line(["chat", run.series, *where]))
+    export = command_line(["export", run.series, "--gguf", "q8_0", *where])
+    return _("write a GGUF file: `{command}`", command=export)

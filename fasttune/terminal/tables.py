@@ -16,6 +16,7 @@ from fasttune.data.dataset import Sample
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
 from fasttune.runs import summary, typed_json
+from fasttune.terminal import runs_tree
 from fasttune.terminal.verdicts import result_lines
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def line(text: str) -> None:
     stdout_console.print(text, markup=False, soft_wrap=True)
 
 
-def show_plan(plan: Plan, *, as_json: bool) -> None:
-    """Print every resolved value with its source, and the counts that follow from the data."""
+def show_plan(plan: Plan, command: str, *, as_json: bool) -> None:
+    """Print every resolved value with its source, the counts that follow from the data, and the command that trains."""
     findings = [*plan.dataset.findings, *plan.findings]
     if as_json:
         print_json(typed_json.as_json(plan.document()) | {"findings": [asdict(finding) for finding in findings]})
@@ -49,7 +50,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         )
     )
     line(_("system prompt it is served with: {system}", system=plan.system if plan.system is not None else _("none")))
-    line(_("nothing was started; train with `fasttune run {recipe}`", recipe=plan.recipe.path))
+    line(_("nothing was started; train with: `{command}`", command=command))
 
 
 def settings_table(plan: Plan) -> Table:
@@ -132,7 +133,7 @@ def show_result(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequen
     line(_("adapter  {folder}", folder=record.run.adapter))
     for artifact in artifacts:
         line(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
-    line(_("talk to it: `fasttune chat {series}`", series=record.run.series))
+    line(runs_tree.use_line(record.run, has_file=bool(artifacts)))
 
 
 def result_json(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe]) -> dict[str, Any]:

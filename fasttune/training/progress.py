@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator, Mapping
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from fasttune.console import _, say, stderr_console
 
+WIDE = 110  # columns from which on the live line has room for all of it
 PLAIN_LINE_EVERY = 10.0  # seconds between lines where stderr is no terminal
 SMOOTHING = 0.2  # weight of the newest step in the loss and the accuracy that are shown
 
@@ -44,11 +46,13 @@ class ProgressLine:
     def __init__(self, total_steps: int) -> None:
         self.total = total_steps
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            # Where the terminal is narrow, the figures are cut short; bar, count and time stay whole.
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=40 if stderr_console.width >= WIDE else 10),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(no_wrap=True)),
             console=stderr_console,
+            expand=stderr_console.width < WIDE,
             disable=not stderr_console.is_terminal,
         )
         self.task: TaskID | None = None

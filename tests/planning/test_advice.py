@@ -87,7 +87,7 @@ def test_the_strategy_that_fits_the_parents_figures(
             assert "add data, or retune with fewer epochs or a lower learning rate" in rising.fix
         else:
             assert f"{' / '.join(fits)} fits better than {chosen} where its answers are {symptom}" in other[0].what
-            assert other[0].fix == f"--continue {fits[0]}"
+            assert other[0].fix.startswith(f"`fasttune run persona.toml --continue {fits[0]}")
     assert not by_code(advice("continue.add_epochs=1", strategy="custom"), "other-strategy-fits")
 
 
@@ -135,3 +135,11 @@ def test_a_small_base_for_a_complex_persona(
     assert [("a small base" in one.what, "Qwen/Qwen2.5-1.5B-Instruct" in one.fix) for one in found] == [
         (True, True)
     ] * advised
+
+
+@pytest.mark.parametrize(("warmup", "told"), [("6", True), ("9", True), ("5", False), ("0.5", False)])
+def test_a_warmup_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warmup: str, told: bool) -> None:
+    monkeypatch.chdir(Series.new(tmp_path).folder)
+    found = by_code(advice("train.max_steps=6", f"train.warmup_steps={warmup}"), "warmup-too-long")
+    assert [(one.level, one.where) for one in found] == [("warning", "persona.toml: train.warmup_steps")] * told
+    assert not told or "training ends at step 6" in found[0].what

@@ -104,7 +104,7 @@ def test_the_run_in_use_is_shown_with_the_command_that_uses_it(
     run = write_run(tmp_path)
     runs_tree.show_current(tmp_path, "persona", as_json=False)
     shown = capsys.readouterr()
-    assert "persona/001-fresh" in shown.out and "talk to it: `fasttune chat persona`" in shown.out
+    assert "persona/001-fresh" in shown.out and f"talk to it: `fasttune chat persona --runs {tmp_path}`" in shown.out
     (run.exports / "persona-Q8_0.gguf").unlink()
     runs_tree.show_current(tmp_path, "persona", as_json=False)
     assert "fasttune export persona --gguf q8_0" in capsys.readouterr().out

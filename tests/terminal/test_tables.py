@@ -114,10 +114,14 @@ def test_a_result_for_people_and_as_json(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_plan_for_people_and_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     plan = Planner().plan(RunRequest(Path("recipes/quickstart.toml"), ("data.system=[red]",)))
-    tables.show_plan(plan, as_json=False)
+    tables.show_plan(plan, "fasttune run recipes/quickstart.toml --set lora.r=4", as_json=False)
     shown = capsys.readouterr().out
-    assert "[red]" in shown and f"{plan.total_steps} steps" in shown and "fasttune run recipes/quickstart.toml" in shown
-    tables.show_plan(plan, as_json=True)
+    assert (
+        "[red]" in shown
+        and f"{plan.total_steps} steps" in shown
+        and "train with: `fasttune run recipes/quickstart.toml --set lora.r=4`" in shown
+    )
+    tables.show_plan(plan, "", as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert document["total_steps"] == plan.total_steps and [one["code"] for one in document["findings"]] == [
         "epochs-for-data"
