@@ -103,6 +103,8 @@ class Cell(NamedTuple):
     @property
     def steps(self) -> list[int]:
         """The steps that a new run of this cell trains."""
+        if (self.state, self.strategy) == ("nothing", "retune"):  # the series' first run: 6.5 epochs suit its samples
+            return [1, 2, 3, 4, 5, 6, 7]
         if self.state == "second-trained":  # a retuned run trains as long as its parent
             return {"fresh": [1, 2, 3], "incremental": [7, 8, 9], "retune": [1, 2, 3, 4, 5, 6]}[self.strategy]
         return TRAINS[self.strategy]
