@@ -33,6 +33,11 @@ runs_option = click.option(
     "--runs", "root", envvar="FASTTUNE_RUNS", default="runs", type=click.Path(path_type=Path), show_default=True,
     help=_("Folder of the runs (or FASTTUNE_RUNS)."),
 )  # fmt: skip
+continue_option = click.option(
+    "--continue", "strategy", type=click.Choice(["incremental", "retune", "augment", "custom"]),
+    help=_("Continue from the series' current run with this strategy, whatever strategy the recipe names."),
+)  # fmt: skip
+overfit_option = click.option("--allow-overfit", is_flag=True, help=_("Allow more than 10 epochs in total."))
 json_option = click.option("--json", "as_json", is_flag=True, help=_("Print one JSON document on stdout."))
 
 
@@ -45,6 +50,8 @@ def main() -> None:
         code = commands.main(prog_name="fasttune", standalone_mode=False)
     except FasttuneError as problem:
         show_findings(problem.findings)
+        if problem.after:
+            say(problem.after)
         sys.exit(problem.exit_code)
     except click.ClickException as problem:
         problem.show()
@@ -65,10 +72,7 @@ def commands() -> None:
 @click.argument("recipe_file", metavar="RECIPE", type=click.Path(path_type=Path))
 @overrides_option
 @runs_option
-@click.option(
-    "--continue", "strategy", type=click.Choice(["incremental", "retune", "augment", "custom"]),
-    help=_("Continue from the series' current run with this strategy, whatever strategy the recipe names."),
-)  # fmt: skip
+@continue_option
 @click.option(
     "--on-existing", type=click.Choice(["resume", "new", "stop", "skip"]),
     help=_(
@@ -77,7 +81,7 @@ def commands() -> None:
     ),
 )  # fmt: skip
 @click.option("--overwrite", metavar="NAME/NNN", help=_("Remove this run, then train; the only option that deletes."))
-@click.option("--allow-overfit", is_flag=True, help=_("Allow more than 10 epochs in total."))
+@overfit_option
 @json_option
 def run(
     recipe_file: Path,
@@ -108,9 +112,15 @@ def run(
 
         runs_tree.show_current(root, name, as_json=as_json)
         return 0
-    result = pipeline.run(request, planner)
+    try:
+        result = pipeline.run(request, planner)
+    except FasttuneError as problem:
+        if pipeline.resumes(request, planner, problem):
+            problem.after = _("resume from the newest checkpoint: `{command}`", command=request.resuming.command)
+        raise
     if not result.record.finished:
-        say(_("stopped at step {step}; the same command resumes there", step=result.record.steps))
+        command = request.resuming.command
+        say(_("stopped at step {step}; to resume there: `{command}`", step=result.record.steps, command=command))
         return STOPPED
     tables.show_result(result.record, result.artifacts, result.probes, as_json=as_json)
     return 0
@@ -129,13 +139,23 @@ def ask_what_is_open(request: RunRequest, planner: Planner) -> RunRequest:
 @click.argument("recipe_file", metavar="RECIPE", type=click.Path(path_type=Path))
 @overrides_option
 @runs_option
+@continue_option
+@overfit_option
 @json_option
-def plan(recipe_file: Path, overrides: tuple[str, ...], root: Path, as_json: bool) -> None:
+def plan(
+    recipe_file: Path,
+    overrides: tuple[str, ...],
+    root: Path,
+    strategy: str | None,
+    allow_overfit: bool,
+    as_json: bool,
+) -> None:
     from fasttune import pipeline
     from fasttune.terminal import tables
 
-    request = pipeline.RunRequest(recipe_file, overrides, root, allow_overfit=True)
-    tables.show_plan(pipeline.Planner().plan(request), as_json=as_json)
+    request = pipeline.RunRequest(recipe_file, overrides, root, strategy, allow_overfit=allow_overfit)
+    planned = pipeline.Planner().plan(request)
+    tables.show_plan(planned, pipeline.trained_by(request, planned).command, as_json=as_json)
 
 
 @commands.command("show", help=_("Show the tokens of one sample, FILE:LINE, with the supervised ones marked."))

@@ -62,6 +62,7 @@ class FasttuneError(Exception):
     """
 
     exit_code = 1
+    after = ""  # a line for people below the findings: what to do once they are mended
 
     def __init__(self, *findings: Finding) -> None:
         super().__init__("\n".join(f"{f.where}: {f.what}" if f.where else f.what for f in findings))

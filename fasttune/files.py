@@ -92,8 +92,7 @@ def disk_full_as_error(folder: Path, needed: int) -> Iterator[None]:
               free=free / 1e6),
             where=str(folder),
             why=_("the last complete checkpoint is kept"),
-            fix=_("free some space, or raise the quota, and run the same command again; it resumes from that "
-                  "checkpoint"),
+            fix=_("free some space, or raise the quota, and resume from that checkpoint"),
         ) from problem  # fmt: skip
 
 

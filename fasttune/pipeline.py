@@ -7,21 +7,19 @@ a request out; it imports torch and Unsloth once the plan is made, so that a mis
 
 from __future__ import annotations
 
-import os
-import shlex
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fasttune.console import _, say, usage_error
+from fasttune.command import OnExisting, command_line, run_arguments
+from fasttune.console import FasttuneError, UsageError, _, say, usage_error
 from fasttune.data.dataset import Dataset, load_dataset
-from fasttune.planning import advice, strategy
+from fasttune.planning import advice, parents, strategy
 from fasttune.planning.resume import run_to_resume
-from fasttune.planning.strategy import OnExisting, Plan
+from fasttune.planning.strategy import Plan
 from fasttune.recipe.load import RecipeFile, read_recipe_file, resolve
 from fasttune.recipe.schema import DataRecipe, Recipe
-from fasttune.runs import store
+from fasttune.runs import checkpoints, store
 from fasttune.runs.store import Run
 
 if TYPE_CHECKING:
@@ -50,11 +48,25 @@ class RunRequest:
     @property
     def arguments(self) -> list[str]:
         """The command line after `fasttune`."""
-        flags = {"--continue": self.strategy, "--on-existing": self.on_existing, "--overwrite": self.overwrite}
-        words = ["run", str(self.recipe), *runs_option(self.root)]
-        words += [word for flag, value in flags.items() if value for word in (flag, value)]
-        words += ["--allow-overfit"] * self.allow_overfit
-        return words + [word for override in self.overrides for word in ("--set", override)]
+        return run_arguments(
+            self.recipe,
+            self.root,
+            self.overrides,
+            strategy=self.strategy,
+            on_existing=self.on_existing,
+            overwrite=self.overwrite,
+            allow_overfit=self.allow_overfit,
+        )
+
+    @property
+    def command(self) -> str:
+        """The request as it is typed."""
+        return command_line(self.arguments)
+
+    @property
+    def resuming(self) -> RunRequest:
+        """The request that resumes the run which this one has begun: neither a new run nor one instead of another."""
+        return replace(self, on_existing="resume", overwrite=None)
 
 
 @dataclass(frozen=True)
@@ -64,16 +76,6 @@ class RunResult:
     record: RunRecord
     artifacts: list[Artifact]
     probes: tuple[Probe, ...]
-
-
-def runs_option(root: Path) -> list[str]:
-    """The arguments --runs FOLDER; none for the folder that is used without them."""
-    return [] if str(root) == os.environ.get("FASTTUNE_RUNS", "runs") else ["--runs", str(root)]
-
-
-def command_line(arguments: Iterable[str]) -> str:
-    """A fasttune command to copy into a shell."""
-    return shlex.join(["fasttune", *arguments])
 
 
 class Planner:
@@ -102,12 +104,32 @@ class Planner:
         Raises FasttuneError where recipe, data and earlier runs contradict each other.
         """
         on_existing: OnExisting | None = "new" if request.overwrite else request.on_existing
-        recipe = strategy.inherit(self.recipe(request), request.root, on_existing)
+        recipe = parents.inherit(self.recipe(request), request.root, on_existing)
         dataset = self.dataset(recipe)
         plan = strategy.decide(
             recipe, dataset, request.root, allow_overfit=request.allow_overfit, on_existing=on_existing
         )
         return advice.advised(plan, request.root)
+
+
+RESUMABLE = ("disk-full", "sample-too-large")  # errors of the machine, after which the same training may go well
+
+
+def resumes(request: RunRequest, planner: Planner, problem: FasttuneError) -> bool:
+    """Whether the training that a request has begun can be resumed after this error."""
+    if not {finding.code for finding in problem.findings} & set(RESUMABLE):
+        return False
+    stopped = parents.unfinished(request.root, planner.recipe(request).name)
+    return stopped is not None and bool(checkpoints.list_checkpoints(stopped))
+
+
+def trained_by(request: RunRequest, plan: Plan) -> RunRequest:
+    """The request that trains what was planned, also where the series has runs and nobody is asked about them."""
+    try:
+        run_to_resume(request.root, plan, request.on_existing)
+    except UsageError:
+        return replace(request, on_existing="new")
+    return request
 
 
 def run_to_overwrite(request: RunRequest, plan: Plan) -> Run | None:

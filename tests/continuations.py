@@ -28,7 +28,7 @@ TABLE = """
     the series has   strategy     no flag     resume      new         stop        overwrite 001
     nothing          fresh        new         new         new         new         unknown
     nothing          incremental  no-runs     no-runs     no-runs     no-runs     no-runs
-    nothing          retune       no-runs     no-runs     no-runs     no-runs     no-runs
+    nothing          retune       new         new         new         new         unknown
     nothing          augment      no-runs     no-runs     no-runs     no-runs     no-runs
     nothing          custom       no-runs     no-runs     no-runs     no-runs     no-runs
     finished         fresh        exists      exists      new         exists      instead
@@ -89,7 +89,7 @@ class Cell(NamedTuple):
     @property
     def parent(self) -> str | None:
         """The run that a new run of this cell continues from."""
-        if self.strategy == "fresh":
+        if self.strategy == "fresh" or self.state == "nothing":
             return None
         return "persona/002-incremental" if self.state == "second-trained" else "persona/001-fresh"
 
@@ -103,6 +103,8 @@ class Cell(NamedTuple):
     @property
     def steps(self) -> list[int]:
         """The steps that a new run of this cell trains."""
+        if (self.state, self.strategy) == ("nothing", "retune"):  # the series' first run: 6.5 epochs suit its samples
+            return [1, 2, 3, 4, 5, 6, 7]
         if self.state == "second-trained":  # a retuned run trains as long as its parent
             return {"fresh": [1, 2, 3], "incremental": [7, 8, 9], "retune": [1, 2, 3, 4, 5, 6]}[self.strategy]
         return TRAINS[self.strategy]

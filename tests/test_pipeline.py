@@ -17,6 +17,7 @@ from series import Series
 from terminal import ENTER, answer
 
 from fasttune import pipeline
+from fasttune.command import runs_option
 from fasttune.console import UsageError
 from fasttune.pipeline import Planner, RunRequest
 from fasttune.runs import documents, store
@@ -58,12 +59,12 @@ def test_a_request_is_the_command_line_that_makes_it() -> None:
         "--overwrite", "persona/001", "--allow-overfit", "--set", "lora.r=4", "--set", "data.system=S",
     ]  # fmt: skip
     assert request.changes == ("lora.r=4", "data.system=S", "strategy=custom")
-    assert pipeline.command_line(request.arguments).startswith("fasttune run 'a b.toml' --runs elsewhere ")
+    assert request.command.startswith("fasttune run 'a b.toml' --runs elsewhere ")
 
 
 def test_the_usual_runs_folder_needs_no_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTTUNE_RUNS", "elsewhere")
-    assert pipeline.runs_option(Path("elsewhere")) == [] and pipeline.runs_option(Path("runs")) == ["--runs", "runs"]
+    assert runs_option(Path("elsewhere")) == [] and runs_option(Path("runs")) == ["--runs", "runs"]
 
 
 def test_many_plans_read_the_recipe_and_the_data_once(folder: Path, reads: Counter[str]) -> None:

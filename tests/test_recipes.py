@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 from fasttune.data import dataset
-from fasttune.planning import strategy
+from fasttune.planning import parents, strategy
 from fasttune.recipe import schema
 from fasttune.recipe.load import flat, load_recipe
 from fasttune.recipe.schema import Recipe
@@ -46,7 +46,7 @@ def test_a_recipe_plans(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     parent = None
     if read.strategy != "fresh":
         parent = finished_parent(read, tmp_path, epochs=2.0)
-        read = strategy.inherit(read, tmp_path)
+        read = parents.inherit(read, tmp_path)
     plan = strategy.decide(read, dataset.load_dataset(read.data, read.train.seed), tmp_path)
     assert plan.total_steps > plan.start.step
     assert plan.start.parent == parent

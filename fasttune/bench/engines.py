@@ -284,7 +284,7 @@ def training_arguments(job: Job, recipe: Recipe, folder: str) -> dict[str, Any]:
     return {
         "output_dir": folder,
         "max_steps": job.steps,
-        "per_device_train_batch_size": settings.batch_size // micro_batches(job, recipe),
+        "per_device_train_batch_size": settings.samples_per_step // micro_batches(job, recipe),
         "gradient_accumulation_steps": micro_batches(job, recipe),
         "gradient_checkpointing": bool(settings.gradient_checkpointing),
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
@@ -308,7 +308,7 @@ def training_arguments(job: Job, recipe: Recipe, folder: str) -> dict[str, Any]:
 
 def micro_batches(job: Job, recipe: Recipe) -> int:
     """How many micro-batches a step is accumulated from."""
-    return math.ceil(recipe.train.batch_size / job.micro_batch) if job.micro_batch else 1
+    return math.ceil(recipe.train.samples_per_step / job.micro_batch) if job.micro_batch else 1
 
 
 def even_parts(samples: int, parts: int) -> list[int]:

@@ -10,6 +10,8 @@ from fasttune.bench.jobs import Job
 from fasttune.data import batches
 from fasttune.data.dataset import Dataset, load_dataset
 from fasttune.data.tokenize import Example
+from fasttune.planning import auto_values
+from fasttune.planning.strategy import band_epochs
 from fasttune.recipe.load import load_recipe, with_values
 from fasttune.recipe.schema import Recipe
 
@@ -20,7 +22,9 @@ def read_recipe(job: Job) -> tuple[Recipe, Dataset]:
     Raises FasttuneError for mistakes in the recipe or in the data.
     """
     recipe = with_values(load_recipe(job.recipe, job.overrides), fixed_values(job.steps), "bench")
-    return recipe, replace(load_dataset(recipe.data, recipe.train.seed), held_out=())
+    dataset = replace(load_dataset(recipe.data, recipe.train.seed), held_out=())
+    epochs = band_epochs(len(dataset.train))
+    return auto_values.resolved(recipe, dataset, parent=None, stopped=None, epochs=epochs), dataset
 
 
 def fixed_values(steps: int) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def fixed_values(steps: int) -> dict[str, Any]:
 
 def step_samples(examples: Sequence[Example], recipe: Recipe, steps: int) -> list[tuple[int, ...]]:
     """The indices of each step's samples, over as many epochs as the steps take: those that fasttune trains on."""
-    size, seed = recipe.train.batch_size, recipe.train.seed
+    size, seed = recipe.train.samples_per_step, recipe.train.seed
     per_epoch = batches.steps_per_epoch(len(examples), size)
     return [
         batches.epoch_batches(len(examples), size, seed, step // per_epoch)[step % per_epoch] for step in range(steps)

@@ -1,13 +1,16 @@
 """What is worth saying about a plan before it starts; none of it stops the run.
 
-    the parent ended with                        its answers are                     fits
-    held-out loss past its best                  the samples, word for word          retune: fewer epochs
-    loss above 0.5 or accuracy below 0.8         too short or shallow                incremental, augment
-    held-out loss far above its loss             out of character at times           augment, more samples
-    none of these                                perhaps not good enough             retune: learning rate, LoRA rank
+    verdict on the parent (runs.judgement)       its answers are                     fits
+    over-fitting: held-out loss past its best    the samples, word for word          retune: fewer epochs
+    nothing-learned: its loss hardly moved       those of the base                   retune: a higher learning rate
+    not-enough: held-out loss still falls        too short or shallow                incremental, augment, retune
+    held-out loss at its best, far above the     out of character at times           augment, retune
+      training loss
+    held-out loss at its best                    perhaps not good enough             retune, augment
+    cannot-tell                                  for you to judge                    any of them
 
-The figures of the parent are judged by runs.summary, which holds the thresholds. And for any run: epochs that suit the
-number of samples, one change at a time, a base that is large enough, prefixes that are shared.
+And for any run: epochs that suit the number of samples, one change at a time, a base that is large enough, prefixes
+that are shared, enough samples and steps (data_advice.py).
 """
 
 from __future__ import annotations
@@ -17,16 +20,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fasttune.console import Finding, _
-from fasttune.data.dataset import Dataset
 from fasttune.data.tokenize import estimate_tokens
+from fasttune.planning import data_advice
+from fasttune.planning.parents import MORE_EPOCHS, run_command
 from fasttune.planning.strategy import BANDS, Plan, band, band_epochs, differences
-from fasttune.runs import documents, store, summary
+from fasttune.runs import documents, judgement, store, summary
+from fasttune.runs.judgement import Judgement
 from fasttune.runs.store import Run
 
 FEW_SAMPLES = BANDS[1][0]  # with fewer samples than this, `augment` is tried before `incremental`
 SMALL_BASE = 1.0  # billions of parameters: a base with fewer is small
 # From about this many tokens on, a system prompt or an average answer asks more than a small base can hold.
 LONG_SYSTEM, LONG_ANSWER = 300, 120
+CANNOT_TELL = Judgement(judgement.CANNOT_TELL, "not-evaluated")  # of a run without a logged step
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,12 @@ def advised(plan: Plan, root: Path) -> Plan:
 def advise(plan: Plan, root: Path) -> list[Finding]:
     """All advice about a plan; `root` is the folder of the runs."""
     parent = plan.start.parent
-    findings = [*epochs_for_data(plan), *larger_base(plan), *not_shared(plan)]
+    findings = [*epochs_for_data(plan), *long_warmup(plan), *larger_base(plan), *not_shared(plan)]
+    findings += data_advice.advise(plan)
     if parent is None:
         return findings + begins_again(plan, root)
     rising = already_rising(plan, parent)
-    return findings + one_at_a_time(plan, parent) + (rising or other_fits(plan, parent))
+    return findings + one_at_a_time(plan, parent) + (rising or other_fits(plan, parent, root))
 
 
 # The strategy that fits ---------------------------------------------------------------------------------------------
@@ -58,37 +65,60 @@ def advise(plan: Plan, root: Path) -> list[Finding]:
 
 def fitting_strategies(parent: Run) -> StrategyFit:
     """The strategies that a finished run's figures suggest, by the table at the top of this file."""
-    plan, losses = documents.read_plan(parent), summary.held_out_losses(parent)
-    means = summary.final_means(parent)
-    loss, accuracy = means.loss, means.accuracy
-    samples = plan.train_samples
-    if summary.has_risen(summary.adapter_eval_loss(plan, losses), losses):
-        why = _("its held-out loss rose from {best:.3f} to {last:.3f}: it is over-fitting; fewer epochs, a lower "
-                "learning rate or more samples help", best=min(losses), last=losses[-1])  # fmt: skip
-        return StrategyFit(("retune",), _("the samples, word for word"), why)
-    if summary.is_under_trained(means):
-        why = _("it ended at loss {loss:.3f} and accuracy {accuracy:.0%}: more epochs are the first thing to try",
-                loss=loss, accuracy=accuracy)  # fmt: skip
-        few = samples < FEW_SAMPLES and plan.epochs < band_epochs(samples)
-        order = ("augment", "incremental") if few else ("incremental", "augment")
-        return StrategyFit(order, _("too short or shallow"), why)
-    if losses and summary.is_far_above(losses[-1], loss):
+    judged, plan = summary.judge(parent) or CANNOT_TELL, documents.read_plan(parent)
+    losses, loss = summary.held_out_losses(parent), summary.final_means(parent).loss
+    best, last = min(losses, default=0.0), losses[-1] if losses else 0.0
+    few = plan.train_samples < FEW_SAMPLES and plan.epochs < band_epochs(plan.train_samples)
+    longer = ("augment", "incremental") if few else ("incremental", "augment")
+    match judged.verdict:
+        case judgement.OVER_FITTING:
+            why = _("its held-out loss rose from {best:.3f} to {last:.3f}: it is over-fitting; fewer epochs, a lower "
+                    "learning rate or more samples help", best=best, last=last)  # fmt: skip
+            return StrategyFit(("retune",), _("the samples, word for word"), why)
+        case judgement.NOTHING_LEARNED:
+            why = _("its loss hardly moved and ended at {loss:.3f}: a higher learning rate helps", loss=loss)
+            return StrategyFit(("retune",), _("those of the base"), why)
+        case judgement.NOT_ENOUGH:
+            why = _("its held-out loss still falls fast and ended at {last:.3f}: more epochs help", last=last)
+            return StrategyFit((*longer, "retune"), _("too short or shallow"), why)
+        case judgement.CANNOT_TELL:
+            return StrategyFit(cannot_tell(parent, longer), _("for you to judge"), nobody_knows(judged, loss))
+    return at_its_best(loss, best)
+
+
+def cannot_tell(parent: Run, longer: tuple[str, ...]) -> tuple[str, ...]:
+    """All strategies, in the order that the training loss alone suggests."""
+    is_low = not judgement.is_under_trained(summary.final_means(parent))
+    return ("retune", *longer) if is_low else (*longer, "retune")
+
+
+def nobody_knows(judged: Judgement, loss: float) -> str:
+    """Why no strategy is advised where the held-out loss tells nothing."""
+    if judged.reason == "evaluated-once":
+        return _("its held-out loss was computed once, so that it is unknown whether it falls")
+    return _("its training loss ended at {loss:.3f}, and without held-out samples it can't be told what would help; "
+             "judge by its answers, and set `data.val`", loss=loss)  # fmt: skip
+
+
+def at_its_best(loss: float, best: float) -> StrategyFit:
+    """What fits a run whose held-out loss hardly improves with more epochs."""
+    if judgement.is_far_above(best, loss):
         why = _("its held-out loss {held_out:.3f} is far above its loss {loss:.3f}: it has learned the samples better "
-                "than the persona; more and other samples help", held_out=losses[-1], loss=loss)  # fmt: skip
-        return StrategyFit(("augment",), _("out of character at times"), why)
-    why = _("its loss {loss:.3f} and accuracy {accuracy:.0%} will hardly improve with more epochs: try another "
-            "learning rate first, then another LoRA rank", loss=loss, accuracy=accuracy)  # fmt: skip
-    return StrategyFit(("retune",), _("perhaps not good enough"), why)
+                "than the persona; more and other samples help", held_out=best, loss=loss)  # fmt: skip
+        return StrategyFit(("augment", "retune"), _("out of character at times"), why)
+    why = _("its held-out loss {held_out:.3f} is at its best and will hardly improve with more epochs: try another "
+            "learning rate first, then another LoRA rank", held_out=best)  # fmt: skip
+    return StrategyFit(("retune", "augment"), _("perhaps not good enough"), why)
 
 
-def other_fits(plan: Plan, parent: Run) -> list[Finding]:
+def other_fits(plan: Plan, parent: Run, root: Path) -> list[Finding]:
     """Say which strategy fits the parent's figures better than the chosen one; `custom` is never argued with."""
     fit = fitting_strategies(parent)
     if plan.recipe.strategy in (*fit.strategies, "custom"):
         return []
     what = _("{strategies} fits better than {chosen} where its answers are {symptom}",
              strategies=" / ".join(fit.strategies), chosen=plan.recipe.strategy, symptom=fit.symptom)  # fmt: skip
-    fix = f"--continue {fit.strategies[0]}"
+    fix = f"`{continue_command(plan, root, fit.strategies[0])}`"
     return [Finding("other-strategy-fits", "info", parent.id, what, fit.why, fix)]
 
 
@@ -99,8 +129,15 @@ def begins_again(plan: Plan, root: Path) -> list[Finding]:
         return []
     loss = summary.final_means(current).loss
     what = _("starts from the base again; {run} ended at loss {loss:.3f}", run=current.id, loss=loss)
-    fix = _("`--continue incremental` continues it; `--continue retune` starts from the base with its settings")
+    more, retune = continue_command(plan, root, "incremental"), continue_command(plan, root, "retune")
+    fix = _("`{more}` continues it; `{retune}` starts from the base with its settings", more=more, retune=retune)
     return [Finding("begins-again", "info", f"{plan.recipe.path}: strategy", what, fix=fix)]
+
+
+def continue_command(plan: Plan, root: Path, strategy: str) -> str:
+    """The command that continues the series of a plan with a strategy."""
+    more = [MORE_EPOCHS] * (strategy == "incremental")
+    return run_command(plan.recipe, root, *more, strategy=strategy)
 
 
 # Any run ------------------------------------------------------------------------------------------------------------
@@ -122,11 +159,22 @@ def epochs_for_data(plan: Plan) -> list[Finding]:
     ]  # fmt: skip
 
 
+def long_warmup(plan: Plan) -> list[Finding]:
+    """A warmup that is not over when training ends."""
+    warmup, last = plan.recipe.train.warmup_steps, plan.total_steps
+    if warmup < max(last, 2):
+        return []
+    what = _("the warmup takes {warmup:.0f} steps, training ends at step {last}", warmup=warmup, last=last)
+    why = _("the learning rate rises all the time and comes to {share:.0%} of train.learning_rate", share=last / warmup)
+    fix = _("leave it out, or give a share of all steps: warmup_steps = 0.05")
+    return [Finding("warmup-too-long", "warning", f"{plan.recipe.path}: train.warmup_steps", what, why, fix)]
+
+
 def larger_base(plan: Plan) -> list[Finding]:
     """A small base for a persona with a long system prompt or long answers."""
     size = re.search(r"(\d+(?:\.\d+)?)b\b", plan.recipe.model.base.lower())
     small = plan.recipe.model.base == "builtin:tiny" or (size is not None and float(size[1]) < SMALL_BASE)
-    system, answer = estimate_tokens(plan.system or ""), answer_tokens(plan.dataset)
+    system, answer = estimate_tokens(plan.system or ""), data_advice.median_answer(plan.dataset.train)
     if not small or (system < LONG_SYSTEM and answer < LONG_ANSWER):
         return []
     what = _("a small base for this persona: its system prompt has about {system:.0f} tokens, an answer about "
@@ -158,12 +206,6 @@ def not_shared(plan: Plan) -> list[Finding]:
     return found
 
 
-def answer_tokens(dataset: Dataset) -> float:
-    """About how many tokens an average answer has."""
-    answers = [m.content for sample in dataset.train for m in sample.messages if m.role == "assistant" and m.learn]
-    return sum(map(estimate_tokens, answers)) / max(1, len(answers))
-
-
 def one_at_a_time(plan: Plan, parent: Run) -> list[Finding]:
     """Warn where more than one of epochs, learning rate and LoRA rank differs from the parent's."""
     before = documents.read_plan(parent)
@@ -188,7 +230,7 @@ def already_rising(plan: Plan, parent: Run) -> list[Finding]:
     That is the last one, also where early stopping made an earlier checkpoint the adapter.
     """
     losses = summary.held_out_losses(parent)
-    if plan.start.kind != "checkpoint" or not summary.has_risen(losses[-1] if losses else None, losses):
+    if plan.start.kind != "checkpoint" or not judgement.has_risen(losses[-1] if losses else None, losses):
         return []
     return [
         Finding(

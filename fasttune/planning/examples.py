@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 
+from fasttune.command import command_line
 from fasttune.console import Finding, UsageError, _, error, usage_error
 
 SHIPPED = resources.files("fasttune") / "shipped"
@@ -27,7 +28,7 @@ def names() -> list[str]:
 def command(name: str, folder: Path) -> str:
     """The command line that trains an example written into `folder`, to be typed in the current directory."""
     change = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
-    return f"{change}fasttune run recipes/{name}.toml"
+    return change + command_line(["run", f"recipes/{name}.toml"])
 
 
 def write(name: str, folder: Path) -> list[Path]:

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fasttune.command import command_line
 from fasttune.console import UsageError, _, ngettext, show_findings, usage_error
 from fasttune.data import dataset
 from fasttune.data.dataset import Sample
 from fasttune.data.tokenize import estimate_tokens
 from fasttune.machine import Machine, free_memory
+from fasttune.planning import data_advice
+from fasttune.planning.auto_values import batch_size
 from fasttune.planning.strategy import band, band_epochs
 from fasttune.recipe.load import check_entry
 from fasttune.recipe.schema import KEYS, DataRecipe
@@ -35,7 +37,6 @@ GPU_BASES = ((11.0, "3B", False), (6.5, "1.5B", False), (4.0, "1.5B", True), (2.
 RAM_FOR_HALF_B = 6.0  # GiB: 2 GB of float32 weights, twice while they are merged, and the process itself
 HOLD_OUT_FROM = 20  # samples
 HELD_OUT_ENOUGH = 100  # samples that tell the held-out loss well
-STEPS_AN_EPOCH = 4
 # Rank by number of samples: from this many, this rank.
 RANKS = ((2000, 32), (200, 16), (0, 8))
 CONTEXT = 32768  # of Qwen2.5, in tokens
@@ -63,7 +64,7 @@ def init(name: str, files: Sequence[str], base: str | None, out: Path | None) ->
     if path.exists():
         raise exists_already(path)
     read = dataset.load_dataset(DataRecipe(train=tuple(files)), seed=0)
-    show_findings(read.findings)
+    show_findings([*read.findings, *data_advice.about_samples(read.train, "assistant")])
     machine = free_memory()
     lines = settings(name, files, read.train, base, machine)
     text = written(path, read.train, files, machine, lines)
@@ -89,7 +90,7 @@ def exists_already(path: Path) -> UsageError:
         "file-exists",
         _("the file already exists"),
         where=str(path),
-        fix=_("train it with `fasttune run {recipe}`, or write another one with `--out FILE`", recipe=path),
+        fix=_("train it with `{command}`, or write another one with `--out FILE`", command=command("run", path)),
     )
 
 
@@ -184,9 +185,8 @@ def epochs_line(samples: int) -> Line:
 
 
 def batch_line(samples: int) -> Line:
-    """train.batch_size: the largest power of two, up to the default, that gives an epoch STEPS_AN_EPOCH steps."""
-    default = int(KEYS["train.batch_size"].default)
-    size = next((size for size in (16, 8, 4, 2) if size <= default and samples >= size * STEPS_AN_EPOCH), 1)
+    """train.batch_size: the one that "auto" chooses."""
+    size = batch_size(samples)
     return Line("train.batch_size", size, ngettext("{n} step an epoch", "{n} steps an epoch", -(-samples // size)))
 
 
@@ -248,7 +248,7 @@ def written(
 
 def command(verb: str, path: Path) -> str:
     """The command line of a verb with the recipe."""
-    return f"fasttune {verb} {shlex.quote(str(path))}"
+    return command_line([verb, str(path)])
 
 
 def setting_text(line: Line) -> str:

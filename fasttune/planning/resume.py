@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fasttune.command import OnExisting, command_line, runs_option
 from fasttune.console import Finding, UsageError, _, ngettext, usage_error
-from fasttune.planning.strategy import OnExisting, Plan, differences, is_running, unfinished
+from fasttune.planning.parents import MORE_EPOCHS, is_running, resume_command, run_command, unfinished
+from fasttune.planning.strategy import Plan, differences
 from fasttune.runs import store
 from fasttune.runs.store import Run
 
@@ -34,25 +37,36 @@ def run_to_resume(root: Path, plan: Plan, on_existing: OnExisting | None) -> Run
         if not changes:
             return stopped
         if stopped.status == "stopped":
-            raise UsageError(*(resume_differs(stopped, *change) for change in changes))
+            raise UsageError(*(resume_differs(stopped, plan, *change) for change in changes))
     if plan.recipe.strategy != "fresh" and on_existing is None and newest.status == "finished":
         return None  # a continuation of a finished run is a new run by its nature
-    raise usage_error(
+    raise series_exists(root, plan, earlier)
+
+
+def series_exists(root: Path, plan: Plan, earlier: Sequence[Run]) -> UsageError:
+    """The error where a series has runs and what to do with them was not said."""
+    series, newest = plan.recipe.name, earlier[-1]
+    return usage_error(
         "series-exists",
         ngettext("{name} has {n} run; the newest is {run}", "{name} has {n} runs; the newest is {run}", len(earlier),
-                 name=plan.recipe.name, run=newest.id),
+                 name=series, run=newest.id),
         where=str(root),
-        fix=_("`--on-existing new` trains another one and keeps the old; `--continue incremental` (or retune, augment, "
-              "custom) continues from it; `fasttune chat {name}` talks to it", name=plan.recipe.name),
+        fix=_("`{new}` trains another one and keeps the old; `{more}` continues from it (or `retune`, `augment`, "
+              "`custom`); `{chat}` talks to it",
+              new=run_command(plan.recipe, root, on_existing="new"),
+              more=run_command(plan.recipe, root, MORE_EPOCHS, strategy="incremental"),
+              chat=command_line(["chat", series, *runs_option(root)])),
     )  # fmt: skip
 
 
-def resume_differs(run: Run, key: str, old: Any, new: Any) -> Finding:
+def resume_differs(run: Run, plan: Plan, key: str, old: Any, new: Any) -> Finding:
     """The finding for one setting whose value is not the one that the stopped run began with."""
     return Finding(
         "resume-differs", "error", f"{run.id}: {key}",
         _("the stopped run began with {old}, now it is {new}", old=old, new=new),
         why=_("a resumed run must equal one that was never stopped"),
-        fix=_("set it back to resume; for other parameters use `--continue retune`, for other data "
-              "`--continue custom`; `--on-existing new` trains another run beside it"),
+        fix=_("`{resume}` resumes it as it began, and `{new}` trains another run beside it; once it is finished, "
+              "`{retune}` takes other parameters, and `--continue custom` other data",
+              resume=resume_command(run), new=run_command(plan.recipe, run.root, on_existing="new"),
+              retune=run_command(plan.recipe, run.root, strategy="retune")),
     )  # fmt: skip

@@ -1,5 +1,4 @@
-"""What a recipe's run will do: where it starts from, what it inherits, how many steps it takes. Decides, starts
-nothing.
+"""What a recipe's run will do: where it starts from, what it inherits, how many steps it takes. Starts nothing.
 
     strategy      starts from                          steps
     fresh         the base                             epochs of the recipe
@@ -23,20 +22,29 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from fasttune.command import OnExisting
 from fasttune.console import Finding, UsageError, _, ngettext, usage_error
 from fasttune.data import batches
 from fasttune.data.dataset import Dataset
-from fasttune.recipe.load import settings, with_values
+from fasttune.planning import auto_values
+from fasttune.planning.parents import (
+    OVERFIT_EPOCHS,
+    find_parent,
+    first_of_series,
+    run_command,
+    start_kind,
+    trained_steps,
+)
+from fasttune.recipe.load import settings
 from fasttune.recipe.schema import KEYS, Recipe
-from fasttune.runs import checkpoints, documents, store
+from fasttune.runs import checkpoints, documents
 from fasttune.runs.checkpoints import best_left_behind, damage_findings
 from fasttune.runs.documents import PlanDocument, StartKind
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json
 
-OnExisting = Literal["resume", "new", "stop", "overwrite", "skip"]
 SAMPLES = "samples"  # stands among the keys for the data's contents, as data.train stands for the files
 # The settings that a checkpoint's optimizer and sample order depend on: a start from one must find them unchanged.
 BOUND_TO_CHECKPOINT = (
@@ -46,7 +54,6 @@ BOUND_TO_CHECKPOINT = (
 BOUND_TO_ADAPTER = ("model.base", "model.revision", "lora.r", "lora.alpha", "lora.target_modules")
 # Total epochs by number of samples: below this many samples, from, to. They judge a data set, not a run.
 BANDS = ((20, 5.0, 8.0), (50, 4.0, 6.0), (201, 3.0, 4.0), (math.inf, 2.0, 3.0))
-OVERFIT_EPOCHS = 10.0
 
 
 @dataclass(frozen=True)
@@ -114,66 +121,6 @@ class Plan:
 # Deciding -----------------------------------------------------------------------------------------------------------
 
 
-def inherit(recipe: Recipe, root: Path, on_existing: OnExisting | None = None) -> Recipe:
-    """The recipe of a continuation with the parent's value of every setting it leaves out; a fresh recipe as it is.
-
-    Where the parent left a setting to a default that follows from others (alpha = 2 × r), it follows from them again.
-    Its epochs are those it trained, however it came to end there. Raises UsageError as `find_parent` does.
-    """
-    parent = find_parent(recipe, root, on_existing)
-    if parent is None:
-        return recipe
-    own = ["name", "strategy", "continue.", "train.epochs", "train.max_steps", "train.until."]
-    left_out = {setting.key for setting in settings(recipe) if setting.source.startswith("default")}
-    before = documents.read_plan(parent)
-    if recipe.train.lr_scheduler_type == "constant":
-        own.append("train.warmup_steps")  # it has none
-    values = {
-        setting.key: setting.value
-        for setting in before.settings
-        if setting.key in left_out
-        and not setting.key.startswith(tuple(own))
-        and not setting.source.startswith("default (")
-        and setting.value is not None
-    }
-    if recipe.strategy in ("retune", "custom") and "train.epochs" in left_out:  # else a total with the parent's
-        values["train.epochs"] = trained_steps(parent) / before.steps_per_epoch
-    return with_values(recipe, values, f"parent run {parent.id}")
-
-
-def find_parent(recipe: Recipe, root: Path, on_existing: OnExisting | None = None) -> Run | None:
-    """The finished run a continuation continues from; None for a fresh recipe.
-
-    A run that is resumed keeps the parent it began from, also where `current` names another run since. Raises
-    UsageError where there is no parent, or where the parent is not finished.
-    """
-    if recipe.strategy == "fresh":
-        return None
-    named = recipe.continue_.parent
-    if named == "latest" and not store.list_runs(root, recipe.name):
-        raise usage_error(
-            "nothing-to-continue",
-            _("{name} has no runs in {root} to continue from", name=recipe.name, root=root),
-            where=f"{recipe.path}: strategy",
-            fix=_('train it first with strategy = "fresh", or name a run of another series under continue.parent'),
-        )
-    resumed = unfinished(root, recipe.name) if on_existing in (None, "resume") and named == "latest" else None
-    before = documents.read_plan(resumed) if resumed else None
-    if before and before.parent and before.strategy == recipe.strategy:
-        named = before.parent
-    parent = store.find(root, recipe.name if named == "latest" else named)
-    if parent.status == "running":
-        raise is_running(parent)
-    if parent.status != "finished":
-        raise usage_error(
-            "parent-unfinished",
-            _("{run} was stopped before its end", run=parent.id),
-            where=f"{recipe.path}: continue.parent",
-            fix=_("resume it first by running its recipe again"),
-        )
-    return parent
-
-
 def decide(
     recipe: Recipe, dataset: Dataset, root: Path, *, allow_overfit: bool = False, on_existing: OnExisting | None = None
 ) -> Plan:
@@ -182,19 +129,21 @@ def decide(
     Raises UsageError where the recipe contradicts what it continues from, or where nothing would be trained.
     """
     parent = find_parent(recipe, root, on_existing)
-    per_epoch = batches.steps_per_epoch(len(dataset.train), recipe.train.batch_size)
+    stopped = auto_values.run_to_follow(root, recipe) if on_existing in (None, "resume") else None
+    recipe = auto_values.resolved(recipe, dataset, parent, stopped, band_epochs(len(dataset.train)))
+    per_epoch = batches.steps_per_epoch(len(dataset.train), recipe.train.samples_per_step)
     start = find_start(recipe, dataset, parent)
     plan = Plan(recipe, dataset, start, per_epoch, total_steps(recipe, dataset, start, per_epoch))
     problems = contradictions(plan)
     if plan.total_steps <= start.step and not problems:
         problems.append(nothing_to_train(plan))
     if plan.trained_epochs > OVERFIT_EPOCHS and not allow_overfit:
-        problems.append(too_many_epochs(plan))
+        problems.append(too_many_epochs(plan, root))
     if problems:
         raise UsageError(*problems)
     damaged = damage_findings(parent, start.checkpoint, start.damaged) if parent else []
     damaged += best_left_behind(parent, start.checkpoint) if parent else []
-    return replace(plan, findings=tuple(damaged))
+    return replace(plan, findings=(*first_of_series(recipe, parent), *damaged))
 
 
 def find_start(recipe: Recipe, dataset: Dataset, parent: Run | None) -> Start:
@@ -202,8 +151,7 @@ def find_start(recipe: Recipe, dataset: Dataset, parent: Run | None) -> Start:
     whole."""
     if parent is None:
         return Start("base")
-    is_named = not recipe.sources["continue.start"].startswith("default")
-    kind: StartKind = recipe.continue_.start if is_named else ("base" if recipe.strategy == "retune" else "checkpoint")
+    kind = start_kind(recipe)
     before = documents.read_plan(parent)
     trained = trained_steps(parent) / before.steps_per_epoch
     if kind == "base":
@@ -223,13 +171,6 @@ def find_start(recipe: Recipe, dataset: Dataset, parent: Run | None) -> Start:
     return Start("checkpoint", parent, checkpoint, checkpoints.checkpoint_step(checkpoint), trained, tuple(damaged))
 
 
-def trained_steps(run: Run) -> int:
-    """Steps that a finished run trained; fewer than planned where `until` or early stopping ended it."""
-    if not run.trainer_state.is_file():
-        return documents.read_plan(run).total_steps
-    return documents.read_trainer_state(run).global_step
-
-
 def total_steps(recipe: Recipe, dataset: Dataset, start: Start, per_epoch: int) -> int:
     """The step at which training ends; the parent's steps count unless only its adapter is the start."""
     if recipe.train.max_steps:
@@ -237,9 +178,21 @@ def total_steps(recipe: Recipe, dataset: Dataset, start: Start, per_epoch: int) 
     if recipe.continue_.add_epochs and start.parent is not None:
         before = 0 if start.kind == "adapter" else round(start.epochs * per_epoch)
         return before + steps_in(recipe.continue_.add_epochs, per_epoch)
-    if recipe.strategy == "augment" and recipe.sources["train.epochs"].startswith("default"):
-        return steps_in(band_epochs(len(dataset.train)), per_epoch)
-    return steps_in(recipe.train.epochs, per_epoch)
+    if recipe.strategy == "augment" and not states_its_total(recipe):
+        return steps_in(augmented_epochs(len(dataset.train), start.epochs), per_epoch)
+    return steps_in(recipe.train.passes, per_epoch)
+
+
+def states_its_total(recipe: Recipe) -> bool:
+    """Whether an `augment` says its epochs: in --set, or in a recipe of that strategy. The epochs in the recipe of a
+    first run, which `--continue augment` takes up, are those of that run."""
+    own = ("override",) if recipe.sources["strategy"] == "override" else ("override", "recipe")
+    return recipe.sources["train.epochs"] in own
+
+
+def augmented_epochs(samples: int, trained: float) -> float:
+    """The total epochs of `augment`: the band's, and at least one more than were trained, up to OVERFIT_EPOCHS."""
+    return max(band_epochs(samples), min(math.floor(trained) + 1.0, OVERFIT_EPOCHS))
 
 
 def steps_in(epochs: float, per_epoch: int) -> int:
@@ -253,7 +206,7 @@ def band(samples: int) -> tuple[float, float]:
 
 
 def band_epochs(samples: int) -> float:
-    """The total epochs of `augment`: the middle of the band, rounded up to half an epoch."""
+    """The total epochs that suit so many samples: the middle of the band, rounded up to half an epoch."""
     low, high = band(samples)
     return math.ceil(low + high) / 2
 
@@ -314,12 +267,13 @@ def nothing_to_train(plan: Plan) -> Finding:
     )  # fmt: skip
 
 
-def too_many_epochs(plan: Plan) -> Finding:
+def too_many_epochs(plan: Plan, root: Path) -> Finding:
     """The finding about more than OVERFIT_EPOCHS epochs over the same samples."""
+    command = run_command(plan.recipe, root, allow_overfit=True)
     return Finding(
         "too-many-epochs", "error", f"{plan.recipe.path}: train.epochs",
         _("{epochs:.1f} epochs in total; more than {limit:.0f} over-fit", epochs=plan.trained_epochs,
-        limit=OVERFIT_EPOCHS), fix=_("train fewer epochs, add data, or pass `--allow-overfit`"),
+        limit=OVERFIT_EPOCHS), fix=_("train fewer epochs, add data, or all the same: `{command}`", command=command),
     )  # fmt: skip
 
 
@@ -343,18 +297,3 @@ def is_another_name(old: str, new: str) -> bool:
     paths = (".", "/", "~")
     to_hub = old.startswith(paths) and not new.startswith(paths) and new.count("/") == 1
     return old != new and (Path(new).expanduser().is_dir() or to_hub)
-
-
-def unfinished(root: Path, series: str) -> Run | None:
-    """The newest run of a series where it can be resumed: it was stopped, or its export or probe is missing."""
-    newest = next(reversed(store.list_runs(root, series)), None)
-    if newest is None or newest.status == "running" or not newest.provenance.is_file():
-        return None
-    return None if newest.status == "finished" and documents.is_answered(newest) else newest
-
-
-def is_running(run: Run) -> UsageError:
-    """The error where another process trains the run."""
-    return usage_error(
-        "run-is-locked", _("another process is training {run}", run=run.id), fix=_("wait for it, or stop it first")
-    )

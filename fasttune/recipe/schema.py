@@ -136,10 +136,14 @@ class Until:
 class TrainRecipe:
     """The training."""
 
-    epochs: float = setting(3.0, "passes over the training data", gt=0)
+    epochs: float | Literal["auto"] = setting("auto", "passes over the training data; auto: by its samples", gt=0)
     max_steps: int = setting(0, "stop after this many optimizer steps; 0: after `epochs`", ge=0)
     learning_rate: float = setting(2e-4, "peak learning rate", gt=0, le=1)
-    batch_size: int = setting(16, "samples per optimizer step, over all GPUs; memory never changes it", ge=1)
+    batch_size: int | Literal["auto"] = setting(
+        "auto",
+        "samples per optimizer step, over all GPUs; auto: by the number of samples; memory never changes it",
+        ge=1,
+    )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = setting(
         "linear", "learning rate schedule after the warmup"
     )
@@ -168,6 +172,18 @@ class TrainRecipe:
     report_to: tuple[Literal["tensorboard", "wandb", "none"], ...] = setting(
         ("tensorboard",), "where metrics are reported besides history.jsonl"
     )
+
+    @property
+    def samples_per_step(self) -> int:
+        """batch_size, which is a number in the recipe of a plan."""
+        assert self.batch_size != "auto"
+        return self.batch_size
+
+    @property
+    def passes(self) -> float:
+        """epochs, which is a number in the recipe of a plan."""
+        assert self.epochs != "auto"
+        return self.epochs
 
 
 @dataclass(frozen=True, kw_only=True)

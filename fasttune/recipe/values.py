@@ -96,7 +96,8 @@ def wrong_type(entry: Entry, key: Key) -> Finding:
     else:
         fix = example_line(key)
     what = _("{key} takes {type}, not {value}", key=key.name, type=describe(key.hint), value=as_toml(value))
-    return entry.refuse("unknown-choice" if stray and allowed else "wrong-type", what, fix, _(key.help))
+    is_choice = stray and allowed and unquoted is REFUSED
+    return entry.refuse("unknown-choice" if is_choice else "wrong-type", what, fix, _(key.help))
 
 
 def near_name(word: str, names: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fasttune.command import command_line, runs_option
 from fasttune.console import _, usage_error
 from fasttune.files import (
     SERIES_LOCK_SECONDS,
@@ -184,7 +185,11 @@ def find(root: Path, name: str) -> Run:
         raise usage_error(
             "unknown-run",
             _("no run called {name} in {root}", name=name, root=root),
-            fix=_("series there: {known}; `fasttune runs` lists them, `--runs DIR` looks elsewhere", known=known),
+            fix=_(
+                "series there: {known}; `{command}` lists them, `--runs DIR` looks elsewhere",
+                known=known,
+                command=command_line(["runs", *runs_option(root)]),
+            ),
         )
     return run
 

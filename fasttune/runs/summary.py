@@ -1,13 +1,7 @@
-"""The figures and the verdict of a run, from the files in its folder, and every threshold that judges a run.
+"""The figures of a run, from the files in its folder, with the verdict of judgement.py.
 
-Loss and accuracy are means over the last epoch, so that every sample counts once; the verdict follows from the loss and
-from the held-out loss:
-
-    below 0.1 excellent, to 0.3 good, to 0.5 fair, above not-enough;
-    over-fitting where the held-out loss ended more than 1 % above its best
-
-1 % because that is what separates the runs of docs/linzhi.md: from 4.549 the held-out loss went to 4.551 (0.04 %) in a
-model that answers, and to 4.773 (4.9 %) in one that babbles.
+Loss and accuracy are means over the last epoch, so that every sample counts once. A run that continues from a
+checkpoint on the same data is judged with the history of its parents.
 """
 
 from __future__ import annotations
@@ -19,16 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fasttune.runs import documents, store
+from fasttune.runs import documents, judgement, store
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.history import EpochMeans, last_epoch, read_history
+from fasttune.runs.judgement import Judgement
 from fasttune.runs.store import Run
 
-BANDS = ((0.1, "excellent"), (0.3, "good"), (0.5, "fair"))
-NOT_ENOUGH, OVER_FITTING = "not-enough", "over-fitting"
-RISE = 1.01  # a held-out loss above this many times its best has risen
-GAP = 0.5  # a held-out loss this far above the training loss: the samples are learned, the persona is not
-UNDER_TRAINED_LOSS, UNDER_TRAINED_ACCURACY = 0.5, 0.8  # above the one or below the other: too little training
 # Settings that always differ from parent to child, or that the change of "epochs" stands for.
 NOT_A_CHANGE = ("name", "strategy", "continue.", "train.epochs", "train.max_steps")
 
@@ -48,8 +38,9 @@ class Figures:
 
     `parent` is None for a run from the base, and where the parent was deleted. `loss` is the last step's; `epoch_loss`
     and `mean_token_accuracy` are means over the last epoch, as `fasttune run` prints them; `eval_loss` is the held-out
-    loss of the adapter, `best_eval_loss` the lowest one, parents included. Losses are in nats a supervised token. They
-    and the verdict are None where no step was logged.
+    loss of the adapter, `best_eval_loss` the lowest one, parents included, and `best_step` the step it was reached at.
+    Losses are in nats a supervised token. They and the verdict with its reason (judgement.Judgement) are None where no
+    step was logged. `loss_band` is what users take from the training loss alone.
     """
 
     id: str
@@ -67,6 +58,10 @@ class Figures:
     best_eval_loss: float | None
     mean_token_accuracy: float | None
     verdict: str | None
+    verdict_reason: str | None
+    loss_band: str | None
+    best_step: int | None
+    held_out_samples: int
     exports: tuple[Mapping[str, Any], ...]
     date: str
     folder: str
@@ -85,10 +80,10 @@ def read_figures(run: Run, current: bool = False) -> Figures:
     """The figures of a run, from the files of its folder; a run that was stopped early need not have all of them."""
     plan, parent = read_plan(run), existing_parent(run)
     trained = [line for line in read_history(run) if "loss" in line]
-    evaluated = held_out_losses(run)
+    evaluated = judgement.evaluations(full_history(run))
     last = trained[-1] if trained else {}
     epoch = last_epoch(trained, plan.steps_per_epoch if plan else 1)
-    reached = adapter_eval_loss(plan, evaluated)
+    judged = judge(run)
     return Figures(
         id=run.id,
         current=current,
@@ -101,10 +96,14 @@ def read_figures(run: Run, current: bool = False) -> Figures:
         first_loss=trained[0]["loss"] if trained else None,
         loss=last.get("loss"),
         epoch_loss=epoch.loss if epoch else None,
-        eval_loss=reached,
-        best_eval_loss=min(evaluated, default=None),
+        eval_loss=adapter_eval_loss(plan, [one.loss for one in evaluated]),
+        best_eval_loss=judgement.best_evaluation(evaluated).loss if evaluated else None,
         mean_token_accuracy=epoch.accuracy if epoch else None,
-        verdict=verdict(epoch.loss if epoch else None, reached, evaluated),
+        verdict=judged.verdict if judged else None,
+        verdict_reason=judged.reason if judged else None,
+        loss_band=judgement.loss_band(epoch.loss if epoch else None),
+        best_step=judgement.best_evaluation(evaluated).step if evaluated else None,
+        held_out_samples=plan.val_samples if plan else 0,
         exports=exported(run),
         date=began(run),
         folder=str(run.folder),
@@ -161,15 +160,44 @@ def final_means(run: Run) -> EpochMeans:
     return last_epoch(read_history(run), documents.read_plan(run).steps_per_epoch) or EpochMeans(0.0, 1.0)
 
 
-def held_out_losses(run: Run) -> list[float]:
-    """Every held-out loss up to the run's end, oldest first, those of the parents included whose checkpoint it
-    continued from with the same data."""
+def full_history(run: Run) -> list[dict[str, Any]]:
+    """The history lines up to the run's end, oldest first, those of the parents included whose checkpoint it continued
+    from with the same data."""
+    parent = parent_on_same_data(run)
+    return [*(full_history(parent) if parent else []), *read_history(run)]
+
+
+def parent_on_same_data(run: Run) -> Run | None:
+    """The parent whose checkpoint a run continued from with the same data, None where there is none."""
     plan, parent = read_plan(run), existing_parent(run)
-    before: list[float] = []
-    if parent and plan and plan.start == "checkpoint":
-        same = documents.read_plan(parent).data_fingerprint == plan.data_fingerprint
-        before = held_out_losses(parent) if same else []
-    return before + [line["eval_loss"] for line in read_history(run) if "eval_loss" in line]
+    if parent is None or plan is None or plan.start != "checkpoint":
+        return None
+    return parent if documents.read_plan(parent).data_fingerprint == plan.data_fingerprint else None
+
+
+def began_from_base(run: Run) -> bool:
+    """Whether the first line of a run's full history is that of a base."""
+    plan, parent = read_plan(run), parent_on_same_data(run)
+    return began_from_base(parent) if parent else plan is not None and plan.start == "base"
+
+
+def held_out_losses(run: Run) -> list[float]:
+    """Every held-out loss up to the run's end, oldest first, parents included as in `full_history`."""
+    return [one.loss for one in judgement.evaluations(full_history(run))]
+
+
+def judge(run: Run) -> Judgement | None:
+    """The verdict on a run with its reason; None where no step was logged."""
+    plan = read_plan(run)
+    if plan is None or not any("loss" in line for line in read_history(run)):
+        return None
+    return judgement.judge(
+        full_history(run),
+        plan.steps_per_epoch,
+        plan.val_samples,
+        from_base=began_from_base(run),
+        keeps_best=bool(plan.values.get("train.early_stopping_patience")),
+    )
 
 
 def adapter_eval_loss(plan: PlanDocument | None, evaluated: Sequence[float]) -> float | None:
@@ -177,33 +205,6 @@ def adapter_eval_loss(plan: PlanDocument | None, evaluated: Sequence[float]) -> 
     if not evaluated:
         return None
     return min(evaluated) if plan and plan.values.get("train.early_stopping_patience") else evaluated[-1]
-
-
-def has_risen(reached: float | None, evaluated: Sequence[float]) -> bool:
-    """Whether reached > RISE * min(evaluated): the held-out loss has risen above its best by more than noise."""
-    return reached is not None and reached > RISE * min(evaluated, default=reached)
-
-
-def is_under_trained(means: EpochMeans) -> bool:
-    """Whether the last epoch's means say that more training is the first thing to try."""
-    return means.loss > UNDER_TRAINED_LOSS or means.accuracy < UNDER_TRAINED_ACCURACY
-
-
-def is_far_above(held_out: float, loss: float) -> bool:
-    """Whether a held-out loss is so far above the training loss that the samples are learned and the persona is not."""
-    return held_out - loss > GAP
-
-
-def verdict(loss: float | None, reached: float | None, evaluated: Sequence[float]) -> str | None:
-    """The verdict on a run by the thresholds at the top of this file; None where no step was logged.
-
-    `loss` is the last epoch's mean, `reached` the held-out loss of the adapter, `evaluated` every held-out loss.
-    """
-    if loss is None:
-        return None
-    if has_risen(reached, evaluated):
-        return OVER_FITTING
-    return next((word for limit, word in BANDS if loss < limit), NOT_ENOUGH)
 
 
 def exported(run: Run) -> tuple[Mapping[str, Any], ...]:

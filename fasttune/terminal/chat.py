@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fasttune.command import command_line, runs_option
 from fasttune.console import _, error, say, stderr_console, usage_error
 from fasttune.data.dataset import Message
 from fasttune.data.tokenize import chat_tokens
 from fasttune.export.llama import Sampling, open_gguf, stream
+from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.schema import ModelRecipe
 from fasttune.runs import documents, store
 from fasttune.runs.store import Run
@@ -66,10 +68,16 @@ def newest_gguf(run: Run) -> Path:
     """The GGUF of a run that was written last."""
     files = sorted(run.exports.glob("*.gguf"), key=lambda path: path.stat().st_mtime) if run.exports.is_dir() else []
     if not files:
-        raise error(
-            "no-gguf", _("this run has no GGUF file yet"), where=run.id, fix=_("`fasttune run` its recipe to the end")
-        )
+        raise error("no-gguf", _("this run has no GGUF file yet"), where=run.id, fix=how_to_get_one(run))
     return files[-1]
+
+
+def how_to_get_one(run: Run) -> str:
+    """The command that makes a GGUF file of a run: an export, after training where that was stopped."""
+    if run.status == "finished":
+        export = command_line(["export", run.id, "--gguf", "q8_0", *runs_option(run.root)])
+        return _("write a GGUF file: `{command}`", command=export)
+    return how_to_finish(run)
 
 
 def ask() -> str:

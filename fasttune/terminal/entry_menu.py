@@ -6,10 +6,12 @@ repeated, and then carried out by the command line.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from fasttune.console import UsageError, _, can_ask, say, usage_error
-from fasttune.pipeline import command_line, runs_option
+from fasttune.command import command_line, runs_option
+from fasttune.console import FasttuneError, UsageError, _, can_ask, say, usage_error
+from fasttune.planning.parents import began_with, find_parent, typed_value
 from fasttune.recipe.load import load_recipe, names_a_folder
 from fasttune.recipe.schema import Recipe
 from fasttune.runs import store, summary
@@ -17,7 +19,8 @@ from fasttune.terminal import prompts, runs_tree
 
 DATA_FILES = ("*.jsonl", "*.json", "data/*.jsonl", "data/*.json", "data/*/*.jsonl", "data/*/*.json")
 SHOWN_FILES = 20  # at most, of the data files that no recipe names
-BACK = "back"
+SHOWN_SUBJECTS = 7  # so many choices, and no more, before the list is folded
+BACK, MORE = "back", "more"
 
 
 def ask_for_command(root: Path) -> list[str] | None:
@@ -28,7 +31,7 @@ def ask_for_command(root: Path) -> list[str] | None:
     if not can_ask():
         raise usage_error("no-terminal", _("the menu needs a terminal"), fix=_("`fasttune --help` lists the commands"))
     while True:
-        kind, _colon, name = prompts.choose(_("What do you want to work on?"), subjects(root)).partition(":")
+        kind, _colon, name = ask_for_subject(root).partition(":")
         actions = {"series": of_series, "recipe": of_recipe, "data": of_data, "file": of_file}
         if kind not in actions:
             return None
@@ -38,20 +41,54 @@ def ask_for_command(root: Path) -> list[str] | None:
             return arguments
 
 
-def subjects(root: Path) -> dict[str, str]:
-    """{kind:name: title} of series with their state, recipes that were never trained, data files no recipe names."""
-    found = {f"series:{name}": f"{name}: {newest_state(root, name)}" for name in store.list_series(root)}
-    series, used = set(store.list_series(root)), set()
+def ask_for_subject(root: Path) -> str:
+    """The `kind:name` that was picked. A long list is folded, so that what a command has shown stays on the screen."""
+    found, broken = subjects(root)
+    if broken:
+        why = _("`fasttune plan RECIPE` says why")
+        say(_("recipes that can't be trained yet: {recipes}; {why}", recipes=", ".join(broken), why=why))
+    question = _("What do you want to work on?")
+    picked = prompts.choose(question, folded(found))
+    return prompts.choose(question, found) if picked == MORE else picked
+
+
+def folded(subjects: Mapping[str, str]) -> dict[str, str]:
+    """The first SHOWN_SUBJECTS of a longer list, and one choice for all of them."""
+    if len(subjects) <= SHOWN_SUBJECTS + 2:
+        return dict(subjects)
+    shown = dict(list(subjects.items())[:SHOWN_SUBJECTS])
+    last = dict(list(subjects.items())[-1:])
+    return shown | {MORE: _("all {n} choices", n=len(subjects))} | last
+
+
+def subjects(root: Path) -> tuple[dict[str, str], list[str]]:
+    """{kind:name: title} of series with their state, the newest first, of recipes that were never trained, and of data
+    files that no recipe names; and the recipes that can't be trained."""
+    names = sorted(store.list_series(root), key=lambda name: store.list_runs(root, name)[-1].folder.stat().st_mtime)
+    found = {f"series:{name}": f"{name}: {newest_state(root, name)}" for name in reversed(names)}
+    used, broken = set(), []
     for path, read in recipes().items():
-        if read is None:
-            found[f"recipe:{path}"] = _("{recipe}: has errors", recipe=path)
-        elif read.name not in series:
-            found[f"recipe:{path}"] = _("{recipe}: not trained yet", recipe=path)
         used |= {Path(file).resolve() for file in (*read.data.train, str(read.data.val))} if read else set()
+        if read is None or not can_train(read, root):
+            broken.append(str(path))
+        elif read.name not in names:
+            found[f"recipe:{path}"] = _("{recipe}: not trained yet", recipe=path)
     files = sorted({path for pattern in DATA_FILES for path in Path().glob(pattern)})
     unused = [path for path in files if path.resolve() not in used]
     found |= {f"data:{path}": _("a new recipe for {file}", file=path) for path in unused[:SHOWN_FILES]}
-    return found | {"file:": _("a new recipe for another file"), "quit": _("quit")}
+    return found | {"file:": _("a new recipe for another file"), "quit": _("quit")}, broken
+
+
+def can_train(recipe: Recipe, root: Path) -> bool:
+    """Whether a recipe has its data, and the run that it continues from."""
+    files = (*recipe.data.train, *([recipe.data.val] if isinstance(recipe.data.val, str) and recipe.data.val else []))
+    if not all(Path(file).is_file() for file in files):
+        return False
+    try:
+        find_parent(recipe, root)
+    except FasttuneError:
+        return bool(store.list_runs(root, recipe.name))  # the series is offered, and its menu says what can be done
+    return True
 
 
 def newest_state(root: Path, name: str) -> str:
@@ -88,7 +125,18 @@ def of_series(name: str, root: Path) -> list[str] | None:
     if picked in ("chat", "runs"):
         return [picked, name, *runs_option(root)]
     path = recipe_of(name, root)
-    return [{"train": "run"}.get(picked, picked), str(path), *runs_option(root)] if path else None
+    if path is None:
+        return None
+    changes = overrides_of(name, root) if path == store.list_runs(root, name)[-1].recipe else []
+    return [{"train": "run"}.get(picked, picked), str(path), *runs_option(root), *changes]
+
+
+def overrides_of(name: str, root: Path) -> list[str]:
+    """The --set arguments that the newest run of a series began with, so that the copy of its recipe means the same;
+    not how it continued, which is asked anew."""
+    given = began_with(store.list_runs(root, name)[-1])
+    kept = {key: value for key, value in given.items() if not key.startswith(("strategy", "continue."))}
+    return [word for key, value in kept.items() for word in ("--set", f"{key}={typed_value(value)}")]
 
 
 def recipe_of(name: str, root: Path) -> Path | None:

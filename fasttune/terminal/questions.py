@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fasttune.console import _
-from fasttune.planning.strategy import BOUND_TO_CHECKPOINT, OVERFIT_EPOCHS, band, band_epochs
+from fasttune.planning.strategy import BOUND_TO_CHECKPOINT, augmented_epochs, band
 from fasttune.recipe.load import settings
 from fasttune.recipe.schema import Recipe
 from fasttune.runs import documents, summary
@@ -115,7 +115,7 @@ def augment(parent: Parent) -> Settings:
     """Ask for the total epochs, those of the parent included; proposed are the band's, and at least one more than the
     parent's."""
     low, high = band(parent.samples)
-    proposed = max(band_epochs(parent.samples), min(math.floor(parent.epochs) + 1.0, OVERFIT_EPOCHS))
+    proposed = augmented_epochs(parent.samples, parent.epochs)
     question = _(
         "How many epochs in total? It has trained {epochs:.3g}; {low:g} to {high:g} suit {samples} samples",
         epochs=parent.epochs, low=low, high=high, samples=parent.samples,

@@ -10,10 +10,15 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
+from fasttune.command import command_line, runs_option
 from fasttune.console import _, print_json, say, stdout_console, usage_error
+from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.values import as_toml
 from fasttune.runs import store
-from fasttune.runs.summary import NOT_ENOUGH, OVER_FITTING, Change, Figures, read_figures, read_series
+from fasttune.runs.judgement import FEW_HELD_OUT
+from fasttune.runs.store import Run
+from fasttune.runs.summary import Change, Figures, read_figures, read_series
+from fasttune.terminal.verdicts import verdict_line, verdict_word
 
 
 def show_runs(root: Path, series: str | None, *, as_json: bool) -> None:
@@ -59,11 +64,16 @@ def figures_line(one: Figures) -> str:
     parts = [_("{epochs:.3g} epochs, {steps} steps", epochs=one.epochs, steps=one.steps)]
     if one.first_loss is not None and one.epoch_loss is not None:
         parts.append(_("loss {first:.3f} → {last:.3f}", first=one.first_loss, last=one.epoch_loss))
-    if one.eval_loss is not None:
+    if has_held_out_loss(one):
         parts.append(_("held-out {loss:.3f} (best {best:.3f})", loss=one.eval_loss, best=one.best_eval_loss))
     if one.mean_token_accuracy is not None:
         parts.append(_("accuracy {accuracy:.1%}", accuracy=one.mean_token_accuracy))
     return "; ".join(parts)
+
+
+def has_held_out_loss(one: Figures) -> bool:
+    """Whether a run has a held-out loss that tells something: of more than a sample."""
+    return one.eval_loss is not None and one.held_out_samples >= FEW_HELD_OUT
 
 
 def changed_line(changes: Sequence[Change]) -> str:
@@ -91,18 +101,6 @@ def size_word(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
 
 
-def verdict_word(verdict: str | None) -> str:
-    """A verdict in the user's language; a dash for none."""
-    words = {
-        "excellent": _("excellent"),
-        "good": _("good"),
-        "fair": _("fair"),
-        NOT_ENOUGH: _("not enough"),
-        OVER_FITTING: _("over-fitting"),
-    }
-    return words[verdict] if verdict else "–"
-
-
 def status_word(status: str) -> str:
     """A run's state in the user's language."""
     return {"running": _("running"), "finished": _("finished"), "stopped": _("stopped")}[status]
@@ -114,7 +112,7 @@ def state_line(one: Figures) -> str:
     parts = [f"{name} {status_word(one.status)}", _("{epochs:.3g} epochs", epochs=one.epochs)]
     if one.epoch_loss is not None:
         parts.append(_("loss {loss:.3f}", loss=one.epoch_loss))
-    if one.eval_loss is not None:
+    if has_held_out_loss(one):
         parts.append(_("held-out {loss:.3f}", loss=one.eval_loss))
     return ", ".join(parts) + (f": {verdict_word(one.verdict)}" if one.verdict else "")
 
@@ -130,7 +128,7 @@ def show_current(root: Path, name: str, *, as_json: bool) -> None:
             "nothing-to-use",
             _("{name} has no finished run", name=name),
             where=str(root),
-            fix=_("`--on-existing resume` resumes a stopped one, `--on-existing new` trains another"),
+            fix=how_to_finish(run or store.list_runs(root, name)[-1]),
         )
     figures = read_figures(run, current=True)
     if as_json:
@@ -138,6 +136,14 @@ def show_current(root: Path, name: str, *, as_json: bool) -> None:
         return
     say(_("nothing was trained; this is the run in use"))
     stdout_console.print(label(figures))
-    chat = _("talk to it: `fasttune chat {series}`", series=name)
-    export = _("write a GGUF file: `fasttune export {series} --gguf q8_0`", series=name)
-    stdout_console.print(chat if figures.exports else export, markup=False, soft_wrap=True)
+    stdout_console.print(verdict_line(figures), markup=False, soft_wrap=True)
+    stdout_console.print(use_line(run, has_file=bool(figures.exports)), markup=False, soft_wrap=True)
+
+
+def use_line(run: Run, *, has_file: bool) -> str:
+    """The command that uses the run in use of a series: chat, or export where it has no GGUF file yet."""
+    where = runs_option(run.root)
+    if has_file:
+        return _("talk to it: `{command}`", command=command_line(["chat", run.series, *where]))
+    export = command_line(["export", run.series, "--gguf", "q8_0", *where])
+    return _("write a GGUF file: `{command}`", command=export)

@@ -16,13 +16,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fasttune.command import OnExisting
 from fasttune.console import FasttuneError, UsageError, _, can_ask, ngettext, say, show_findings
-from fasttune.pipeline import Planner, RunRequest, command_line
+from fasttune.pipeline import Planner, RunRequest
 from fasttune.planning import advice
+from fasttune.planning.parents import began_with, typed_value, unfinished
 from fasttune.planning.resume import run_to_resume
-from fasttune.planning.strategy import OnExisting, Plan, unfinished
+from fasttune.planning.strategy import Plan
 from fasttune.recipe.schema import Recipe
-from fasttune.recipe.values import as_toml
 from fasttune.runs import checkpoints, documents, store, summary
 from fasttune.runs.store import Run
 from fasttune.terminal import prompts, questions, runs_tree
@@ -72,7 +73,7 @@ def ask_about_existing(request: RunRequest, planner: Planner) -> RunRequest:
         chosen = pick(series, planner)
         settled = settle(chosen, planner) if chosen else None
         if settled:
-            say(_("the same without questions: `{command}`", command=command_line(settled.arguments)))
+            say(_("the same without questions: `{command}`", command=settled.command))
             return settled
 
 
@@ -129,8 +130,7 @@ def resuming(series: Series, planner: Planner) -> RunRequest:
     """The request that resumes the stopped run: this recipe with the overrides the run began with; where the recipe has
     changed since, the run's own copy of it."""
     run, request = series.newest, replace(series.request, on_existing="resume")
-    settings = documents.read_plan(run).settings
-    given = {one.key: one.value for one in settings if one.source == "override" and one.value is not None}
+    given = dict(began_with(run))
     strategy = given.pop("strategy", None)
     again = replace(request, strategy=strategy, overrides=laid_over(request.overrides, given))
     try:
@@ -164,11 +164,6 @@ def laid_over(overrides: Iterable[str], settings: Mapping[str, Any]) -> tuple[st
     """The overrides with those of the settings' keys replaced by the settings."""
     kept = [override for override in overrides if override.partition("=")[0].strip() not in settings]
     return (*kept, *(f"{key}={typed_value(value)}" for key, value in settings.items()))
-
-
-def typed_value(value: Any) -> str:
-    """A value as it is typed after --set: a plain word needs no quotes."""
-    return value if isinstance(value, str) and value.isidentifier() else as_toml(value)
 
 
 def settle(request: RunRequest, planner: Planner) -> RunRequest | None:

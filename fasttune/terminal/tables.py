@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from fasttune.console import FasttuneError, _, ngettext, print_json, say, show_findings, stdout_console, usage_error
+from fasttune.console import FasttuneError, _, print_json, say, show_findings, stdout_console, usage_error
 from fasttune.data import dataset
 from fasttune.data.dataset import Sample
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
-from fasttune.runs import typed_json
+from fasttune.runs import summary, typed_json
+from fasttune.terminal import runs_tree
+from fasttune.terminal.verdicts import result_lines
 
 if TYPE_CHECKING:
     from fasttune.export import Artifact
@@ -28,8 +30,8 @@ def line(text: str) -> None:
     stdout_console.print(text, markup=False, soft_wrap=True)
 
 
-def show_plan(plan: Plan, *, as_json: bool) -> None:
-    """Print every resolved value with its source, and the counts that follow from the data."""
+def show_plan(plan: Plan, command: str, *, as_json: bool) -> None:
+    """Print every resolved value with its source, the counts that follow from the data, and the command that trains."""
     findings = [*plan.dataset.findings, *plan.findings]
     if as_json:
         print_json(typed_json.as_json(plan.document()) | {"findings": [asdict(finding) for finding in findings]})
@@ -48,7 +50,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         )
     )
     line(_("system prompt it is served with: {system}", system=plan.system if plan.system is not None else _("none")))
-    line(_("nothing was started; train with `fasttune run {recipe}`", recipe=plan.recipe.path))
+    line(_("nothing was started; train with: `{command}`", command=command))
 
 
 def settings_table(plan: Plan) -> Table:
@@ -124,26 +126,19 @@ def show_result(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequen
         return
     if probes:
         stdout_console.print(probes_table(probes, by_gguf=bool(artifacts)))
-    line(
-        ngettext(
-            "loss {first:.3f} -> {last:.3f}, accuracy {accuracy:.1%} (last epoch), {n} step in {seconds:.0f} s",
-            "loss {first:.3f} -> {last:.3f}, accuracy {accuracy:.1%} (last epoch), {n} steps in {seconds:.0f} s",
-            record.steps,
-            first=record.first["loss"],
-            last=record.final_loss,
-            accuracy=record.final_accuracy,
-            seconds=record.seconds,
-        )
-    )
+    figures = summary.read_figures(record.run)
+    for text in result_lines(record.run, figures, record.seconds, stdout_console.width, stdout_console.encoding):
+        line(text)
     line(_("run      {folder}", folder=record.run.folder))
     line(_("adapter  {folder}", folder=record.run.adapter))
     for artifact in artifacts:
         line(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
-    line(_("talk to it: `fasttune chat {series}`", series=record.run.series))
+    line(runs_tree.use_line(record.run, has_file=bool(artifacts)))
 
 
 def result_json(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe]) -> dict[str, Any]:
     """The document of `fasttune run --json`."""
+    figures = summary.read_figures(record.run)
     exports = [{"path": str(one.path), "type": one.type, "bytes": one.bytes, "sha256": one.sha256} for one in artifacts]
     return {
         "run": record.run.id,
@@ -152,7 +147,11 @@ def result_json(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequen
         "last": record.last,
         "final_loss": record.final_loss,
         "final_accuracy": record.final_accuracy,
+        "eval_loss": figures.eval_loss,
         "best_eval_loss": record.best_eval_loss,
+        "best_step": figures.best_step,
+        "verdict": figures.verdict,
+        "verdict_reason": figures.verdict_reason,
         "seconds": record.seconds,
         "exports": exports,
         "probes": [asdict(probe) for probe in probes],

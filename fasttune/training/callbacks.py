@@ -25,6 +25,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 if TYPE_CHECKING:
     from fasttune.training.trainer import StepTrainer
 
+SAVE_EVERY = 600.0  # seconds: no more than these are lost where the machine stops
+
 
 class RunCallback(TrainerCallback):
     """Writes the history and decides when to evaluate, save and stop. It decides from the Trainer's state alone, which
@@ -32,6 +34,7 @@ class RunCallback(TrainerCallback):
 
     def __init__(self, trainer: StepTrainer) -> None:
         self.trainer, self.plan = trainer, trainer.plan
+        self.saved = time.monotonic()  # when the newest checkpoint was written
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
         self.trainer.progress.start(state.global_step)
@@ -40,15 +43,22 @@ class RunCallback(TrainerCallback):
         if self.trainer.is_rank_zero:
             trim_history(self.trainer.run, state.global_step)
         self.trainer.check_shared_prefixes()
-        self.trainer.step_began = time.monotonic()
+        self.trainer.step_began = self.saved = time.monotonic()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
         self.trainer.steps.epoch = state.global_step // self.plan.steps_per_epoch
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+        if self.is_result(state, control):
+            control.should_log = True
         if distributed.any_rank(self.trainer.interrupted):
             self.trainer.interrupted = True
             control.should_save = control.should_training_stop = True
+        if self.is_long_ago(self.saved):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+        self.saved = time.monotonic()
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_more: Any) -> None:
         if not {"loss", "eval_loss"} & set(logs):
@@ -67,6 +77,22 @@ class RunCallback(TrainerCallback):
             control.should_save = True
         if self.out_of_patience(losses):
             control.should_save = control.should_training_stop = True
+
+    def is_result(self, state: TrainerState, control: TrainerControl) -> bool:
+        """Whether this step's figures are wanted however rarely lines are logged: at an evaluation, at the end, and
+        where the last epoch begins, so that its means are those of its own steps."""
+        ends = (state.max_steps, state.max_steps - self.plan.steps_per_epoch)
+        return control.should_evaluate or state.global_step in ends
+
+    def is_long_ago(self, saved: float) -> bool:
+        """Whether SAVE_EVERY seconds have gone by since the last checkpoint, by the clock of any rank.
+
+        Saving sets the random state of all ranks to that of rank 0. With dropout and several of them the run would
+        depend on the clock; it is then saved at its own steps alone.
+        """
+        if distributed.world_size() > 1 and self.plan.recipe.lora.dropout:
+            return False
+        return distributed.any_rank(time.monotonic() - saved >= SAVE_EVERY)
 
     def is_over(self, state: TrainerState) -> bool:
         """Whether the run ended at this state, and only its adapter was not written before the process was killed."""

@@ -62,6 +62,6 @@ def sample_too_large(
             free=device.free_memory() / GIB,
         ),
         where=failed.sample,
-        why=_("the newest checkpoint is kept; the same command resumes from it") if has_checkpoint else "",
+        why=_("the newest checkpoint is kept") if has_checkpoint else "",
         fix=_("what helps: {ways}", ways=", ".join(remedies)),
     )

@@ -10,10 +10,13 @@ import time
 from collections.abc import Iterator, Mapping
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from fasttune.console import _, say, stderr_console
 
+WIDE = 110  # columns from which on the live line has room for all of it
 PLAIN_LINE_EVERY = 10.0  # seconds between lines where stderr is no terminal
+SMOOTHING = 0.2  # weight of the newest step in the loss and the accuracy that are shown
 
 
 class PhaseTimer:
@@ -37,21 +40,30 @@ class PhaseTimer:
 
 
 class ProgressLine:
-    """Step, loss, accuracy, tokens/s and time left: a moving line in a terminal, elsewhere a plain line every
-    PLAIN_LINE_EVERY seconds."""
+    """Step, smoothed loss and accuracy, tokens/s and time left: a moving line in a terminal, elsewhere a plain line
+    every PLAIN_LINE_EVERY seconds."""
 
     def __init__(self, total_steps: int) -> None:
         self.total = total_steps
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            # Where the terminal is narrow, the figures are cut short; bar, count and time stay whole.
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=40 if stderr_console.width >= WIDE else 10),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(no_wrap=True)),
             console=stderr_console,
+            expand=stderr_console.width < WIDE,
             disable=not stderr_console.is_terminal,
         )
         self.task: TaskID | None = None
         self.last_line = 0.0
+        self.smoothed: dict[str, float] = {}
+
+    def smooth(self, logs: Mapping[str, float], key: str) -> float:
+        """A figure's exponential mean over the logged steps: a single step's jumps with its few samples."""
+        before = self.smoothed.get(key, logs[key])
+        self.smoothed[key] = before + SMOOTHING * (logs[key] - before)
+        return self.smoothed[key]
 
     def start(self, step: int) -> None:
         """Show the line; `step` steps were trained before."""
@@ -73,8 +85,8 @@ class ProgressLine:
             return
         text = _(
             "loss {loss:.4f}  accuracy {accuracy:.1%}  {rate:,.0f} tokens/s",
-            loss=logs["loss"],
-            accuracy=logs["mean_token_accuracy"],
+            loss=self.smooth(logs, "loss"),
+            accuracy=self.smooth(logs, "mean_token_accuracy"),
             rate=logs["tokens_per_second"],
         )
         self.progress.update(self.task, completed=step, description=text)

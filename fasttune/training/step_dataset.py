@@ -24,12 +24,11 @@ class StepDataset(torch.utils.data.Dataset[tuple[int, ...]]):
         self.epoch = 0
 
     def __len__(self) -> int:
-        return batches.steps_per_epoch(len(self.examples), self.settings.batch_size)
+        return batches.steps_per_epoch(len(self.examples), self.settings.samples_per_step)
 
     def __getitem__(self, index: int) -> tuple[int, ...]:
-        return batches.epoch_batches(len(self.examples), self.settings.batch_size, self.settings.seed, self.epoch)[
-            index
-        ]
+        size, seed = self.settings.samples_per_step, self.settings.seed
+        return batches.epoch_batches(len(self.examples), size, seed, self.epoch)[index]
 
     @property
     def shares(self) -> bool:

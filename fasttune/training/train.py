@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from fasttune.training.callbacks import FirstStepCallback
 from fasttune.training.progress import PhaseTimer
 from fasttune.training.row_budget import RowBudget, estimated_budget, needs_gradient_checkpointing
 from fasttune.training.step_dataset import StepDataset
+from fasttune.training.stop import stop_on_signal
 from fasttune.training.trainer import StepTrainer
 
 # isort: split
@@ -278,29 +278,6 @@ def run_training_loop(trainer: StepTrainer, checkpoint: Path | None) -> float:
     with stop_on_signal(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return time.monotonic() - began
-
-
-@contextlib.contextmanager
-def stop_on_signal(trainer: StepTrainer) -> Iterator[None]:
-    """In the block, the first Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; a second one
-    raises KeyboardInterrupt."""
-
-    def stop(_signal: int, _frame: Any) -> None:
-        if trainer.interrupted and distributed.world_size() > 1:
-            return  # torchrun sends its own signal after the terminal's, and kills a process that takes too long
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        trainer.interrupted = True
-        # os.write, since the signal may come within a print: Python files refuse reentrant writes.
-        os.write(2, (_("stopping after this step; press Ctrl-C again to stop at once") + "\n").encode())
-
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        trainer.progress.stop()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 # After the last step ------------------------------------------------------------------------------------------------

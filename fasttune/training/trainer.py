@@ -27,6 +27,7 @@ from fasttune.training.oom import FailedRow, RowOutOfMemory, raise_on_oom, sampl
 from fasttune.training.packing import Row, Step
 from fasttune.training.progress import ProgressLine
 from fasttune.training.row_budget import GIB, RowBudget
+from fasttune.training.schedule import warm_up_from_step_one
 from fasttune.training.step_dataset import StepDataset, single_item
 
 models.import_unsloth()  # before transformers' Trainer, which it patches
@@ -63,7 +64,7 @@ class StepTrainer(Trainer):
         self.row_budget = RowBudget.read(rows)
         self.rows_requested, self.gradient_checkpointing = rows.rows_asked, rows.gradient_checkpointing
         self.last_step: Step | None = None  # with the rows it was trained in
-        self.interrupted = False  # by Ctrl-C or SIGTERM
+        self.interrupted = False  # by Ctrl-C, SIGTERM or SIGHUP
         self.has_ended = False  # the checkpoint was the run's last: only the adapter is missing
         self.metrics = MetricsSinceLog.zero(args.device)
         self.tokens_seen = 0
@@ -80,6 +81,12 @@ class StepTrainer(Trainer):
     def get_train_dataloader(self) -> torch.utils.data.DataLoader[tuple[int, ...]]:
         """One step an item, in the order of the data set: seed and epoch alone decide it (E1)."""
         return torch.utils.data.DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=single_item)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's schedule, with a warmup whose first step trains too."""
+        created = super().create_scheduler(num_training_steps, optimizer)
+        warm_up_from_step_one(created, self.args.get_warmup_steps(num_training_steps))
+        return created
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[tuple[int, ...]], num_batches: int, device: Any

@@ -67,7 +67,9 @@ def test_what_is_left_unsaid_comes_from_the_parent(parent: Run, tmp_path: Path) 
     assert planned(strategy="retune").total_steps == 2
     longer = planned("continue.add_epochs=1", strategy="incremental")
     assert (longer.total_steps, sources(longer)["lora.r"]) == (5, (4, inherited))
-    assert sources(planned())["train.batch_size"] == (16, "default"), "a fresh recipe inherits nothing"
+    assert sources(planned())["train.batch_size"] == (2, "default (auto: 10 samples)"), (
+        "a fresh recipe inherits nothing"
+    )
 
 
 def test_a_schedule_without_warmup_inherits_none(parent: Run) -> None:

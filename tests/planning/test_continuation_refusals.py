@@ -134,6 +134,8 @@ def test_a_resumed_run_must_be_the_one_that_was_stopped(stopped: Run, key: str) 
     (finding,) = (one for one in findings if one.where == f"persona/001-fresh: {key}")
     assert finding.code == "resume-differs" and "the stopped run began with" in finding.what
     assert "--continue retune" in finding.fix and "--continue custom" in finding.fix
+    resume = "`fasttune run runs/persona/001-fresh/recipe.toml --on-existing resume --set train.max_steps=6`"
+    assert finding.fix.startswith(resume)
 
 
 def test_a_resumed_run_must_have_the_same_samples(stopped: Run, tmp_path: Path) -> None:

@@ -48,16 +48,16 @@ def chosen(
         (20, 0.1, 6.5, 4, None),  # 18 are left to train on
         (30, 0.1, 5.0, 4, None),
         (60, 0.1, 3.5, 8, None),
-        (300, 0.1, 2.5, None, 16),
-        (2000, 0.05, 2.5, None, 16),
-        (4000, 0.03, 2.5, None, 32),
+        (300, 0.1, 2.5, 16, 16),
+        (2000, 0.05, 2.5, 16, 16),
+        (4000, 0.03, 2.5, 16, 32),
     ],
 )
 def test_values_follow_from_the_number_of_samples(
-    tmp_path: Path, count: int, val: float | None, epochs: float, batch: int | None, r: int | None
+    tmp_path: Path, count: int, val: float | None, epochs: float, batch: int, r: int | None
 ) -> None:
     values = chosen(tmp_path, count)
-    said = (values.get("data.val"), values["train.epochs"], values.get("train.batch_size"), values.get("lora.r"))
+    said = (values.get("data.val"), values["train.epochs"], values["train.batch_size"], values.get("lora.r"))
     assert said == (val, epochs, batch, r)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from run_folders import PROVENANCE
 
+from fasttune.command import OnExisting
 from fasttune.console import UsageError
 from fasttune.data import dataset
 from fasttune.planning import resume, strategy
 from fasttune.planning.resume import run_to_resume
-from fasttune.planning.strategy import OnExisting, Plan
+from fasttune.planning.strategy import Plan
 from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import KEYS
 from fasttune.runs import documents, store

@@ -30,9 +30,10 @@ def planned(folder: Path, *overrides: str, systems: list[str | None] | None = No
 @pytest.mark.parametrize(
     ("overrides", "per_epoch", "total"),
     [
-        (["train.batch_size=4"], 3, 9),
+        ([], 5, 33),  # batch_size 2 and 6.5 epochs suit 10 samples
+        (["train.batch_size=4", "train.epochs=3"], 3, 9),
         (["train.batch_size=4", "train.epochs=0.5"], 3, 2),
-        (["train.batch_size=16"], 1, 3),
+        (["train.batch_size=16", "train.epochs=3"], 1, 3),
         (["train.batch_size=5", "train.max_steps=7"], 2, 7),
     ],
 )

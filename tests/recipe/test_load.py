@@ -23,7 +23,7 @@ def test_minimal_recipe_gets_every_default(tmp_path: Path) -> None:
     assert recipe.data.system is None
     assert (recipe.lora.r, recipe.lora.alpha) == (8, 16)
     assert recipe.train.until.loss is None
-    assert recipe.train.batch_size == 16
+    assert (recipe.train.batch_size, recipe.train.epochs) == ("auto", "auto")
     assert recipe.path == tmp_path / "linzhi.toml"
     given = {"name", "model.base", "data.train"}
     derived = {"lora.alpha": "default (2 × r)"}

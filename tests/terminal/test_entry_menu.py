@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 from run_folders import write_run
+from series import Series
 from terminal import CTRL_C, ENTER, UP, answer, type_at
+from written_runs import write_run as begin
 
+from fasttune.pipeline import RunRequest
 from fasttune.terminal import entry_menu
 
 SUBJECT = "What do you want to work on?"
@@ -56,19 +59,47 @@ def test_a_series_is_trained_by_its_recipe(tmp_path: Path, monkeypatch: pytest.M
     assert entry_menu.recipe_of("persona", root) == Path("recipes/other.toml")
 
 
+def write_recipe(name: str, text: str, data: str = "used.jsonl") -> None:
+    head = f'name = "{name}"\n{text}\n[model]\nbase = "builtin:tiny"\n[data]\ntrain = "{data}"\n'
+    Path("recipes", f"{name}.toml").write_text(head, encoding="utf-8")
+
+
 def test_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recipes with errors are named as such, and data files that a recipe names are no subject of their own."""
+    """Recipes that can't be trained are no subject, and data files that a recipe names are none of their own."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
     for name in ("used.jsonl", "free.jsonl"):
         (tmp_path / name).touch()
-    (tmp_path / "recipes" / "good.toml").write_text(
-        'name = "good"\n[model]\nbase = "builtin:tiny"\n[data]\ntrain = "used.jsonl"\n'
-    )
+    write_recipe("good", "")
+    write_recipe("first", 'strategy = "retune"')
+    write_recipe("later", 'strategy = "augment"')
+    write_recipe("gone", "", "nowhere.jsonl")
     (tmp_path / "recipes" / "bad.toml").write_text("nonsense")
-    found = entry_menu.subjects(tmp_path / "runs")
-    assert list(found) == ["recipe:recipes/bad.toml", "recipe:recipes/good.toml", "data:free.jsonl", "file:", "quit"]
-    assert "has errors" in found["recipe:recipes/bad.toml"]
+    found, broken = entry_menu.subjects(tmp_path / "runs")
+    assert list(found) == ["recipe:recipes/first.toml", "recipe:recipes/good.toml", "data:free.jsonl", "file:", "quit"]
+    assert broken == ["recipes/bad.toml", "recipes/gone.toml", "recipes/later.toml"]
+
+
+def test_a_long_list_is_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command has shown stays on a screen of 24 rows; every choice is one key further."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(15):
+        (tmp_path / f"{number:02d}.jsonl").touch()
+    found, _broken = entry_menu.subjects(tmp_path / "runs")
+    short = entry_menu.folded(found)
+    assert len(found) == 17 and len(short) == 9 and list(short)[-2:] == ["more", "quit"]
+    steps = [(SUBJECT, "8" + ENTER), ("14.jsonl", "e" + ENTER), ("What is the name", "lamp" + ENTER)]
+    arguments, _screen = answer(steps, lambda: entry_menu.ask_for_command(tmp_path / "runs"))
+    assert arguments == ["init", "lamp", "--data", "14.jsonl"]
+
+
+def test_the_copy_of_a_recipe_comes_with_its_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was begun with --set: its recipe alone would be another run's."""
+    monkeypatch.chdir(Series.new(tmp_path).folder)
+    run = begin(RunRequest(Path("persona.toml"), ("train.max_steps=6", "lora.r=4")))
+    steps = [("persona: 001-fresh", "1" + ENTER), ("show its runs", "3" + ENTER)]
+    arguments, _screen = answer(steps, lambda: entry_menu.ask_for_command(Path("runs")))
+    assert arguments == ["plan", str(run.recipe), "--set", "lora.r=4", "--set", "train.max_steps=6"]
 
 
 @pytest.mark.parametrize(

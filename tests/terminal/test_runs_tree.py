@@ -26,7 +26,7 @@ def test_a_run_that_was_killed_at_once_is_shown(tmp_path: Path, fasttune: Cli) -
 
 def family(root: Path, series: str) -> list[Run]:
     """fresh, incremental from it, retune from that with many changes, augment from the first, stopped."""
-    first = write_run(root, "fresh", series=series, held_out=[0.6, 0.5])
+    first = write_run(root, "fresh", series=series, held_out=[0.505, 0.5])
     second = write_run(root, "incremental", series=series, parent=first, start="checkpoint", losses=[0.2, 0.1, 0.05])
     third = write_run(
         root, "retune", series=series, parent=second, lora__r=16, train__learning_rate=5e-5, samples=99,
@@ -55,7 +55,7 @@ def test_the_tree_hangs_children_below_their_parents(tmp_path: Path, fasttune: C
     }
     assert at[first.id] < at[second.id] < at[third.id] and at[second.id] == at[fourth.id]
     text = "\n".join(lines)
-    assert "linzhi/003-retune  good, in use  2026-03-01" in text
+    assert "linzhi/003-retune  cannot tell, in use  2026-03-01" in text
     assert "linzhi/004-augment  stopped" in text
     assert "loss 2.000 → 0.200; held-out 0.500 (best 0.500); accuracy 95.0%" in text
     assert "lora.r 8 → 16, train.learning_rate 0.0002 → 5e-05" in text
@@ -72,7 +72,8 @@ def test_json_has_all_of_it(tmp_path: Path, fasttune: Cli) -> None:
     assert row["changes"] == [{"key": "epochs", "old": 2.0, "new": 3.0}]
     assert row["exports"] == [{"file": "linzhi-Q8_0.gguf", "bytes": 12_300_000}]
     assert (row["first_loss"], row["loss"], row["steps"], row["epochs"]) == (0.2, 0.05, 3, 3.0)
-    assert (row["status"], row["verdict"], row["current"]) == ("finished", "excellent", False)
+    assert (row["status"], row["verdict"], row["current"]) == ("finished", "good", False)
+    assert (row["verdict_reason"], row["loss_band"], row["best_step"]) == ("at-best", "excellent", 2)
     assert len(json.loads(fasttune("runs", "linzhi", "--runs", tmp_path, "--json").stdout)["runs"]) == 4
 
 
@@ -82,7 +83,7 @@ def test_sizes(size: int, words: str) -> None:
 
 
 def test_the_state_in_one_line(tmp_path: Path) -> None:
-    figures = summary.read_figures(write_run(tmp_path, "fresh", held_out=[0.6, 0.5]))
+    figures = summary.read_figures(write_run(tmp_path, "fresh", held_out=[0.505, 0.5]))
     assert runs_tree.state_line(figures) == "001-fresh finished, 2 epochs, loss 0.200, held-out 0.500: good"
     none = replace(figures, epoch_loss=None, eval_loss=None, verdict=None, status="stopped", epochs=0.0)
     assert runs_tree.state_line(none) == "001-fresh stopped, 0 epochs"
@@ -103,13 +104,13 @@ def test_the_run_in_use_is_shown_with_the_command_that_uses_it(
     run = write_run(tmp_path)
     runs_tree.show_current(tmp_path, "persona", as_json=False)
     shown = capsys.readouterr()
-    assert "persona/001-fresh" in shown.out and "talk to it: `fasttune chat persona`" in shown.out
+    assert "persona/001-fresh" in shown.out and f"talk to it: `fasttune chat persona --runs {tmp_path}`" in shown.out
     (run.exports / "persona-Q8_0.gguf").unlink()
     runs_tree.show_current(tmp_path, "persona", as_json=False)
     assert "fasttune export persona --gguf q8_0" in capsys.readouterr().out
     runs_tree.show_current(tmp_path, "persona", as_json=True)
     document = json.loads(capsys.readouterr().out)
-    assert (document["run"], document["skipped"], document["verdict"]) == (run.id, True, "good")
+    assert (document["run"], document["skipped"], document["verdict"]) == (run.id, True, "cannot-tell")
     write_run(tmp_path, series="other", finished=False)
     with pytest.raises(UsageError, match="other has no finished run"):
         runs_tree.show_current(tmp_path, "other", as_json=False)

@@ -171,7 +171,7 @@ def test_keys_come_to_flags(trained: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in CHOICES if "--continue" in CHOICES[name][1]])
 def test_the_flags_are_a_plan_that_continues(trained: Path, fasttune: Cli, name: str) -> None:
     """What the menu prints works as it is typed, and leaves all that was not asked about as the parent had it."""
-    flags = shlex.split(CHOICES[name][1].replace("--continue ", "--set strategy=").replace(" --allow-overfit", ""))
+    flags = shlex.split(CHOICES[name][1])
     done = fasttune("plan", trained / "persona.toml", *flags, "--json", "--runs", trained / "runs")
     assert done.returncode == 0, done.stderr
     before = documents.read_plan(Run(trained / "runs", "persona/001-fresh"))

@@ -89,13 +89,14 @@ class File:
 
 
 def test_a_result_for_people_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = write_run(tmp_path)
+    run = write_run(tmp_path, held_out=[0.5, 0.6])
     record: Any = Record(run)
     files: Any = [File(run.exports / "persona-Q8_0.gguf")]
     probes = [Probe("Who are [you]?", "A model.", "Lumen.")]
     tables.show_result(record, files, probes, as_json=False)
     shown = capsys.readouterr().out
     assert "loss 2.000 -> 0.200, accuracy 95.0% (last epoch), 2 steps in 7 s" in shown
+    assert "held-out loss 0.600, best 0.500 at step 1 of 2" in shown and "verdict: over-fitting; the held-out" in shown
     assert "Who are [you]?" in shown and "the trained GGUF answers" in shown
     assert "4.9 MB" in shown and "fasttune chat persona" in shown
     tables.show_result(record, [], probes, as_json=False)
@@ -103,8 +104,8 @@ def test_a_result_for_people_and_as_json(tmp_path: Path, capsys: pytest.CaptureF
     tables.show_result(record, files, probes, as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert list(document) == [
-        "run", "steps", "first", "last", "final_loss", "final_accuracy", "best_eval_loss", "seconds", "exports", "probes",
-        "folder",
+        "run", "steps", "first", "last", "final_loss", "final_accuracy", "eval_loss", "best_eval_loss",
+        "best_step", "verdict", "verdict_reason", "seconds", "exports", "probes", "folder",
     ]  # fmt: skip
     assert document["probes"] == [{"question": "Who are [you]?", "base": "A model.", "trained": "Lumen."}]
     assert document["exports"] == [{"path": str(files[0].path), "type": "q8_0", "bytes": 4_932_192, "sha256": "0" * 64}]
@@ -113,10 +114,14 @@ def test_a_result_for_people_and_as_json(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_plan_for_people_and_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     plan = Planner().plan(RunRequest(Path("recipes/quickstart.toml"), ("data.system=[red]",)))
-    tables.show_plan(plan, as_json=False)
+    tables.show_plan(plan, "fasttune run recipes/quickstart.toml --set lora.r=4", as_json=False)
     shown = capsys.readouterr().out
-    assert "[red]" in shown and f"{plan.total_steps} steps" in shown and "fasttune run recipes/quickstart.toml" in shown
-    tables.show_plan(plan, as_json=True)
+    assert (
+        "[red]" in shown
+        and f"{plan.total_steps} steps" in shown
+        and "train with: `fasttune run recipes/quickstart.toml --set lora.r=4`" in shown
+    )
+    tables.show_plan(plan, "", as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert document["total_steps"] == plan.total_steps and [one["code"] for one in document["findings"]] == [
         "epochs-for-data"

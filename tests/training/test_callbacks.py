@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from series import Series, assert_same_run, checkpoints, history
 from transformers import TrainerControl, TrainerState
 
+from fasttune.training import callbacks
 from fasttune.training.callbacks import RunCallback
 
 
@@ -22,7 +27,9 @@ def callback(
     """Of a run with 3 steps an epoch that counts from `start`."""
     until = SimpleNamespace(loss=loss, token_accuracy=accuracy)
     plan = SimpleNamespace(
-        recipe=SimpleNamespace(train=SimpleNamespace(early_stopping_patience=patience, until=until)),
+        recipe=SimpleNamespace(
+            train=SimpleNamespace(early_stopping_patience=patience, until=until), lora=SimpleNamespace(dropout=0.0)
+        ),
         steps_per_epoch=3,
         start=SimpleNamespace(step=start),
         dataset=SimpleNamespace(held_out=("sample",) if held_out else ()),
@@ -114,3 +121,46 @@ def test_a_run_is_over_by_its_steps_its_patience_or_its_target() -> None:
     assert not callback().is_over(trained([1.0, 1.0], max_steps=3))
     assert callback(patience=1).is_over(evaluated([1.0, 2.0]))
     assert callback(loss=1.0).is_over(trained([1.0] * 3))
+
+
+@pytest.mark.parametrize(("step", "logs"), [(6, True), (5, False), (9, True), (8, False)])
+def test_the_last_epoch_is_logged_however_rare_lines_are(step: int, logs: bool) -> None:
+    """3 steps an epoch, 9 in all: the figures of the end are those of steps 7 to 9, never those of step 1."""
+    control = TrainerControl()
+    callback().on_step_end(None, TrainerState(global_step=step, max_steps=9), control)
+    assert control.should_log is logs
+
+
+def test_a_checkpoint_at_least_every_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    each = callback()
+    for passed, saves in ((599.0, False), (600.0, True)):
+        control, now[0] = TrainerControl(), 1000.0 + passed
+        each.on_step_end(None, trained([1.0]), control)
+        assert control.should_save is saves
+    each.on_save(None, trained([1.0]), TrainerControl())
+    control, now[0] = TrainerControl(), 1700.0
+    each.on_step_end(None, trained([1.0]), control)
+    assert not control.should_save
+
+
+def test_saving_by_the_clock_never_changes_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E2, with dropout: a checkpoint after every step, or one at the end."""
+    settings = ("train.max_steps=5", "train.save_steps=5", "train.save_total_limit=9", "lora.dropout=0.1")
+    straight, often = Series.new(tmp_path / "straight"), Series.new(tmp_path / "often")
+    straight.train(*settings)
+    monkeypatch.setattr(callbacks, "SAVE_EVERY", 0.0)
+    often.train(*settings)
+    assert checkpoints(often.run(1)) == [f"checkpoint-{step}" for step in range(1, 6)]
+    assert checkpoints(straight.run(1)) == ["checkpoint-5"]
+    assert_same_run(often.run(1), straight.run(1))
+
+
+def test_the_result_is_not_step_1s(tmp_path: Path) -> None:
+    series = Series.new(tmp_path)
+    series.train("train.max_steps=7", "train.logging_steps=100")
+    lines = history(series.run(1))
+    assert [line["step"] for line in lines] == [1, 4, 7]
+    document = json.loads(series("run", "persona.toml", "--on-existing", "skip", "--json").stdout)
+    assert document["epoch_loss"] == lines[-1]["loss"] != lines[0]["loss"]

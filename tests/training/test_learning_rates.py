@@ -24,7 +24,7 @@ def schedule(kind: str, warmup: float, total: int) -> list[float]:
         after = {
             "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0, "constant_with_warmup": 1.0,
         }[kind]  # fmt: skip
-        found.append(PEAK * (step / rising if step < rising else after))
+        found.append(PEAK * ((step + 1) / (rising + 1) if step < rising else after))
     return found
 
 

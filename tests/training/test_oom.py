@@ -83,4 +83,4 @@ def test_the_error_proposes_what_is_not_in_use(gradient_checkpointing: bool, has
     assert (finding.code, finding.where) == ("sample-too-large", "train.jsonl:2")
     assert "a single sample of 6 tokens" in finding.what
     assert ("train.gradient_checkpointing = true" in finding.fix) is not gradient_checkpointing
-    assert ("the same command resumes from it" in finding.why) is has_checkpoint
+    assert ("the newest checkpoint is kept" in finding.why) is has_checkpoint

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from fasttune.training import progress
 
@@ -27,3 +30,26 @@ def test_lines_without_a_terminal_are_few(capsys: pytest.CaptureFixture[str]) ->
         "step 1/50  loss 1.2500  accuracy 50.0%  1,234 tokens/s",
         "step 50/50  loss 1.2500  accuracy 50.0%  1,234 tokens/s",
     ]
+
+
+def test_the_loss_that_is_shown_is_smoothed() -> None:
+    """A step's own loss jumps with its few samples, and nobody can read a trend from it."""
+    line = progress.ProgressLine(total_steps=50)
+    shown = [line.smooth({"loss": value}, "loss") for value in (2.0, 1.0, 3.0)]
+    assert shown == pytest.approx([2.0, 1.8, 2.04])
+
+
+@pytest.mark.parametrize("width", [50, 80, 140])
+def test_count_bar_and_time_stay_readable(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the terminal is narrow, the figures are cut short, the loss last."""
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False)
+    monkeypatch.setattr(progress, "stderr_console", screen)
+    line = progress.ProgressLine(total_steps=290)
+    line.start(120)
+    line.show(145, LOGS)
+    (shown,) = screen.render_lines(line.progress.get_renderable(), pad=False)
+    text = "".join(segment.text for segment in shown)
+    line.stop()
+    assert "145/290" in text and "━━━━" in text and "-:--:--" in text and "loss 1.2500" in text
+    assert len(text) <= width
+    assert ("1,234 tokens/s" in text) is (width >= 80)

@@ -17,7 +17,7 @@ EXAMPLES = [Example(f"x:{n}", (*range(100), 200 + n, 7, 8), ((101, 103),)) for n
 
 def dataset(*, shared_prefix: bool = True, dropout: float = 0.0) -> StepDataset:
     """9 samples of 103 tokens that share 100, 4 a step."""
-    train = SimpleNamespace(shared_prefix=shared_prefix, batch_size=4, seed=3)
+    train = SimpleNamespace(shared_prefix=shared_prefix, samples_per_step=4, seed=3)
     plan: Any = SimpleNamespace(recipe=SimpleNamespace(train=train, lora=SimpleNamespace(dropout=dropout)))
     return StepDataset(EXAMPLES, plan)
 

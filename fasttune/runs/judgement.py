@@ -1,0 +1,145 @@
+"""The verdict on a run, and every threshold that judges a run. Held-out loss decides where there is one:
+
+    the training loss hardly moved                                      nothing-learned
+    no held-out loss, a single sample, or a single evaluation           cannot-tell
+    it ended more than 1 % above its best                               over-fitting
+    it ended above its best, by less                                    fair
+    it is at its best, and still fell by more than 2 % an epoch         not-enough
+    it is at its best                                                   good; below 0.1: excellent
+
+1 % because that is what separates the runs of docs/linzhi.md: from 4.549 the held-out loss went to 4.551 (0.04 %) in a
+model that answers, and to 4.773 (4.9 %) in one that babbles. 2 % because the run of its recipe, which ended where a
+further epoch over-fits, fell by 0.8 % in its last epoch, and those that another epoch helped by 1.2 to 1.8 %.
+
+A training loss alone can't tell learning from over-fitting. What users take from it (below 0.1 excellent, to 0.3 good,
+to 0.5 fair) is `loss_band`, which is shown as theirs and decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fasttune.runs.history import EpochMeans, last_epoch
+
+BANDS = ((0.1, "excellent"), (0.3, "good"), (0.5, "fair"))
+NOT_ENOUGH, OVER_FITTING, CANNOT_TELL, NOTHING_LEARNED = "not-enough", "over-fitting", "cannot-tell", "nothing-learned"
+RISE = 1.01  # a held-out loss above this many times its best has risen
+FALL = 0.98  # a held-out loss below this many times what it was an epoch before still falls
+MOVED = 0.98  # a training loss above this many times what it was at first has hardly moved
+FEW_HELD_OUT = 2  # the loss of fewer held-out samples tells nothing
+GAP = 0.5  # a held-out loss this far above the training loss: the samples are learned, the persona is not
+UNDER_TRAINED_LOSS, UNDER_TRAINED_ACCURACY = 0.5, 0.8  # above the one or below the other: too little training
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict and the reason for it.
+
+    The reasons are loss-hardly-moved; no-held-out, one-held-out-sample, not-evaluated and evaluated-once; past-best,
+    above-best, still-falling and at-best.
+    """
+
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A held-out loss (nats a supervised token) and the step after which it was computed."""
+
+    step: int
+    loss: float
+
+
+def judge(
+    history: Sequence[Mapping[str, Any]],
+    steps_per_epoch: int,
+    held_out_samples: int,
+    *,
+    from_base: bool = True,
+    keeps_best: bool = False,
+) -> Judgement | None:
+    """The verdict on a training by its history lines, oldest first; None where no step was logged.
+
+    `from_base`: the first line is that of a base, so that the loss must have fallen since. `keeps_best`: early
+    stopping has made the best checkpoint the adapter.
+    """
+    if last_epoch(history, steps_per_epoch) is None:
+        return None
+    if from_base and not has_learned(history, steps_per_epoch):
+        return Judgement(NOTHING_LEARNED, "loss-hardly-moved")
+    evaluated = evaluations(history)
+    if held_out_samples < FEW_HELD_OUT or not evaluated:
+        reasons = {0: "no-held-out", 1: "one-held-out-sample"}
+        return Judgement(CANNOT_TELL, reasons.get(held_out_samples, "not-evaluated"))
+    return judge_held_out(evaluated, steps_per_epoch, keeps_best=keeps_best)
+
+
+def judge_held_out(evaluated: Sequence[Evaluation], steps_per_epoch: int, *, keeps_best: bool) -> Judgement:
+    """The verdict by one or more held-out losses."""
+    best, last = best_evaluation(evaluated), evaluated[-1]
+    reached = best.loss if keeps_best else last.loss
+    if not all(math.isfinite(one.loss) for one in evaluated):
+        return Judgement(CANNOT_TELL, "not-evaluated")
+    if reached > RISE * best.loss:
+        return Judgement(OVER_FITTING, "past-best")
+    if reached > best.loss:
+        return Judgement("fair", "above-best")
+    if len(evaluated) == 1:
+        return Judgement(CANNOT_TELL, "evaluated-once")
+    if reached < BANDS[0][0]:
+        return Judgement("excellent", "at-best")
+    before = [one.loss for one in evaluated if one.step <= last.step - steps_per_epoch] or [evaluated[0].loss]
+    if last.loss == best.loss and last.loss < FALL * before[-1]:
+        return Judgement(NOT_ENOUGH, "still-falling")
+    return Judgement("good", "at-best")
+
+
+def evaluations(history: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
+    """The held-out losses among history lines, oldest first."""
+    return [Evaluation(line["step"], line["eval_loss"]) for line in history if "eval_loss" in line]
+
+
+def best_evaluation(evaluated: Sequence[Evaluation]) -> Evaluation:
+    """The lowest held-out loss, of equal ones the first."""
+    return min(evaluated, key=lambda one: one.loss)
+
+
+def has_learned(history: Sequence[Mapping[str, Any]], steps_per_epoch: int) -> bool:
+    """Whether the training loss has fallen by more than noise, or is low.
+
+    Compared are the first and the last epoch, which hold the same samples; of a shorter training its first and its last
+    quarter. True where there is too little to compare.
+    """
+    lines = [line for line in history if "loss" in line]
+    steps = lines[-1]["step"] - lines[0]["step"] + 1 if lines else 0
+    span = steps_per_epoch if steps >= 2 * steps_per_epoch else max(1, steps // 4)
+    if len(lines) < 2 or steps < 2:
+        return True
+    first = [line["loss"] for line in lines if line["step"] < lines[0]["step"] + span]
+    last = [line["loss"] for line in lines if line["step"] > lines[-1]["step"] - span]
+    reached = sum(last) / len(last)
+    return reached <= UNDER_TRAINED_LOSS or not reached > MOVED * sum(first) / len(first)
+
+
+def loss_band(loss: float | None) -> str | None:
+    """What users take from a training loss alone; None where no step was logged."""
+    return None if loss is None else next((word for limit, word in BANDS if loss < limit), NOT_ENOUGH)
+
+
+def has_risen(reached: float | None, evaluated: Sequence[float]) -> bool:
+    """Whether reached > RISE * min(evaluated): the held-out loss has risen above its best by more than noise."""
+    return reached is not None and reached > RISE * min(evaluated, default=reached)
+
+
+def is_under_trained(means: EpochMeans) -> bool:
+    """Whether the last epoch's means say that more training is the first thing to try."""
+    return means.loss > UNDER_TRAINED_LOSS or means.accuracy < UNDER_TRAINED_ACCURACY
+
+
+def is_far_above(held_out: float, loss: float) -> bool:
+    """Whether a held-out loss is so far above the training loss that the samples are learned and the persona is not."""
+    return held_out - loss > GAP

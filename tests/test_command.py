@@ -1,0 +1,79 @@
+"""Printed command lines are complete: each is typed as it stands and does what its sentence says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import Shared
+from series import SHORT, Series, checkpoints, short_run, steps, wait
+
+from fasttune.command import command_line, run_arguments
+
+
+def printed(text: str, before: str) -> list[str]:
+    """The arguments of the command in backticks that follows some words."""
+    found = re.search(re.escape(before) + r"[^`]*`fasttune ([^`]*)`", text)
+    assert found, text
+    return shlex.split(found[1])
+
+
+def test_every_flag_of_a_run() -> None:
+    words = run_arguments(
+        Path("a b.toml"), Path("r"), ["lora.r=4"], strategy="custom", on_existing="new", allow_overfit=True
+    )
+    assert command_line(words) == (
+        "fasttune run 'a b.toml' --runs r --continue custom --on-existing new --allow-overfit --set lora.r=4"
+    )
+
+
+@pytest.mark.parametrize("flags", ["--on-existing new", "--overwrite persona/001", "--runs elsewhere"])
+def test_the_command_after_a_stop_resumes(shared: Shared, tmp_path: Path, flags: str) -> None:
+    """Also after a run that was begun beside others or in place of one: not step 1 again."""
+    series = Series(shutil.copytree(short_run(shared).parents[2], tmp_path / "copy"))
+    root = series.folder / ("elsewhere" if "elsewhere" in flags else "runs")
+    before = sorted(path.name for path in root.glob("persona/[0-9]*"))
+    (series.folder / "log").touch()
+    child = series.start(*SHORT, flags=flags)
+    assert wait(lambda: "step 1/" in series.log, child) and child.pid
+    os.kill(child.pid, signal.SIGINT)
+    child.join(60)
+    assert child.exitcode == 130, series.log
+    command = printed(series.log, "to resume there:")
+    assert command[-4:] == ["--set", SHORT[0], "--set", SHORT[1]] and "--overwrite" not in command
+    done = series(*command)
+    assert "resuming at step" in done.stderr
+    newest = sorted(root.glob("persona/[0-9]*"))[-1]
+    assert steps(newest) == [1, 2, 3, 4, 5, 6] and checkpoints(newest)[-1] == "checkpoint-6"
+    assert len(list(root.glob("persona/[0-9]*"))) == len(before) + ("overwrite" not in flags)
+
+
+def test_what_is_proposed_beside_a_finished_run(shared: Shared, tmp_path: Path) -> None:
+    """`plan` and the refusal of `run` print commands that train, with the overrides of the one that was typed."""
+    series = Series(shutil.copytree(short_run(shared).parents[2], tmp_path / "copy"))
+    planned = series("plan", "persona.toml", "--set", "train.max_steps=1", "--set", "lora.r=4")
+    command = printed(planned.stdout, "train with:")
+    assert command == words("run persona.toml --on-existing new --set train.max_steps=1 --set lora.r=4")
+    refused = series("run", "persona.toml", "--set", "train.max_steps=1", "--set", "lora.r=4", code=2)
+    assert printed(refused.stderr, "hint:") == [*command[:-4], *words("--set lora.r=4 --set train.max_steps=1")]
+    assert "talk to it" not in series(*command).stdout  # it made no GGUF file
+    assert series.names() == ["001-fresh", "002-fresh"]
+
+
+def words(line: str) -> list[str]:
+    return line.split()
+
+
+def test_too_many_epochs_are_refused_by_plan_as_by_run(tmp_path: Path) -> None:
+    series = Series.new(tmp_path)
+    settings = ("--set", "train.epochs=12", "--set", "train.batch_size=10")
+    refused = [series(verb, "persona.toml", *settings, code=2).stderr for verb in ("plan", "run")]
+    assert refused[0] == refused[1] and "12.0 epochs in total" in refused[0]
+    command = printed(refused[0], "all the same:")
+    assert "--allow-overfit" in command
+    assert "12.00 epochs" in series("plan", *command[1:]).stdout
