@@ -197,7 +197,9 @@ def export(name: str, types: tuple[str, ...], ollama: str | None, root: Path) ->
     run = store.find(root, name)
     given = [f"export.gguf={json.dumps(types)}"] * bool(types) + [f"export.ollama={ollama}"] * bool(ollama)
     recipe = load_recipe(run.recipe, [*documents.recorded_overrides(run), *given])
-    for artifact in export_run(run, hub.locate(recipe.model), recipe.export, say):
+    with store.exclusive(run):
+        artifacts = export_run(run, hub.locate(recipe.model), recipe.export, say)
+    for artifact in artifacts:
         click.echo(artifact.path)
 
 

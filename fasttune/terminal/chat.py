@@ -10,6 +10,7 @@ from typing import Any
 from fasttune.console import _, error, say, stderr_console, usage_error
 from fasttune.data.dataset import Message
 from fasttune.data.tokenize import chat_tokens
+from fasttune.export.artifact import require_unchanged
 from fasttune.export.llama import Sampling, open_gguf, stream
 from fasttune.recipe.schema import ModelRecipe
 from fasttune.runs import documents, store
@@ -29,6 +30,7 @@ def chat(
     Raises FasttuneError where the run, its GGUF file or its tokenizer is missing.
     """
     run, gguf = find_gguf(name, root)
+    require_unchanged(gguf)
     provenance = documents.read_provenance(run)
     chosen = system if system is not None else provenance.system
     base = ModelRecipe(base=provenance.base.name, revision=provenance.base.revision)
