@@ -76,7 +76,7 @@ def commands() -> None:
         "the run in use. Default: ask at a terminal; without one resume, else stop."
     ),
 )  # fmt: skip
-@click.option("--overwrite", metavar="NAME/NNN", help=_("Remove this run, then train; the only option that deletes."))
+@click.option("--overwrite", metavar="NAME/NNN", help=_("Train in place of this run, removed at the end."))
 @click.option("--allow-overfit", is_flag=True, help=_("Allow more than 10 epochs in total."))
 @json_option
 def run(
