@@ -80,7 +80,7 @@ def commands() -> None:
         "the run in use. Default: ask at a terminal; without one resume, else stop."
     ),
 )  # fmt: skip
-@click.option("--overwrite", metavar="NAME/NNN", help=_("Remove this run, then train; the only option that deletes."))
+@click.option("--overwrite", metavar="NAME/NNN", help=_("Train in place of this run, removed at the end."))
 @overfit_option
 @json_option
 def run(
@@ -219,7 +219,9 @@ def export(name: str, types: tuple[str, ...], ollama: str | None, root: Path) ->
     recipe = load_recipe(run.recipe, [*documents.recorded_overrides(run), *given])
     base = provenance.locate_base(run, recipe.model)
     provenance.require_same_base(run, base)
-    for artifact in export_run(run, base, recipe.export, say):
+    with store.exclusive(run):
+        artifacts = export_run(run, base, recipe.export, say)
+    for artifact in artifacts:
         click.echo(artifact.path)
 
 

@@ -12,9 +12,10 @@ import functools
 import gettext
 import json
 import locale
+import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -133,8 +134,17 @@ def say(text: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print a JSON document to stdout, with Chinese characters as they are."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+    """Print a JSON document to stdout, with Chinese characters as they are; a number that is not finite is null."""
+    sys.stdout.write(json.dumps(finite(document), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def finite(document: Any) -> Any:
+    """A JSON document with None for NaN and the infinities, which JSON does not have."""
+    if isinstance(document, float):
+        return document if math.isfinite(document) else None
+    if isinstance(document, Mapping):
+        return {key: finite(value) for key, value in document.items()}
+    return [finite(value) for value in document] if isinstance(document, (list, tuple)) else document
 
 
 def language() -> str:

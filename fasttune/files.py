@@ -14,14 +14,16 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from fasttune.console import _, error
 
 PARTIAL, DELETED = ".partial", ".deleted"
+NO_FOLDER_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # NFS, some mounts of Windows
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RUN_LOCK_SECONDS = 1.0  # a run's lock is held for hours; others look at it for a moment only
 SERIES_LOCK_SECONDS = 60.0  # a series' lock is held for a moment only, which on a busy machine can be a long one
@@ -170,37 +172,67 @@ def remove_partial(folder: Path, names: str = "*") -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, message: str, *, seconds: float = RUN_LOCK_SECONDS) -> Iterator[None]:
-    """Hold a lock file in this process; the operating system frees it when the process ends, however it ends.
+    """Hold a lock file and its folder in this process; the operating system frees both when the process ends, however
+    it ends.
 
-    Raises FasttuneError with `message` where another live process holds it for longer than `seconds`.
+    The folder too, so that no second process gets in where the lock file is deleted meanwhile. Raises FasttuneError
+    with `message` where another live process holds one of them for longer than `seconds`, and where the folder is gone.
     """
     deadline = time.monotonic() + seconds
-    with open(path, "w", encoding="utf-8") as file:
-        while not try_lock(file):
-            if time.monotonic() > deadline:
-                raise error("run-is-locked", message, where=str(path), fix=_("wait for it, or stop it first"))
-            time.sleep(0.01)
+    while (held := take_lock(path)) is None:
+        if time.monotonic() > deadline:
+            raise error("run-is-locked", message, where=str(path), fix=_("wait for it, or stop it first"))
+        time.sleep(0.01)
+    with held:
         yield
 
 
-def try_lock(file: IO[str]) -> bool:
-    """Take the exclusive lock of an open file, if it is free; returns whether it was."""
+def take_lock(path: Path) -> contextlib.ExitStack | None:
+    """Lock a folder and the lock file in it; closing what is returned frees both. None where another process holds one.
+
+    Raises FasttuneError where the folder is gone.
+    """
+    with contextlib.ExitStack() as opened:
+        for place, flags in ((path.parent, os.O_RDONLY), (path, os.O_RDWR | os.O_CREAT)):
+            try:
+                descriptor = os.open(place, flags, 0o666)
+            except FileNotFoundError:
+                what = _("the folder is gone: another process has removed it")
+                raise error("run-removed", what, where=str(path.parent)) from None
+            opened.callback(os.close, descriptor)
+            if not try_lock(descriptor):
+                return None
+        return opened.pop_all() if is_at(descriptor, path) else None
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still is the one that has this name."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path))
+
+
+def try_lock(descriptor: int, operation: int = fcntl.LOCK_EX) -> bool:
+    """Take the lock of an open file or folder, if it is free; returns whether it was.
+
+    A file system that has no locks for folders leaves the work to the lock file.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+    except OSError as problem:
+        return problem.errno in NO_FOLDER_LOCKS and stat.S_ISDIR(os.fstat(descriptor).st_mode)
     return True
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a live process holds this lock file."""
-    if not path.exists():
-        return False
-    with open(path, encoding="utf-8") as file:
+    """Whether a live process holds this lock file or its folder."""
+    for place in (path.parent, path):
+        if not place.exists():
+            continue
+        descriptor = os.open(place, os.O_RDONLY)
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
+            if not try_lock(descriptor, fcntl.LOCK_SH):
+                return True
+        finally:
+            os.close(descriptor)
     return False
 
 

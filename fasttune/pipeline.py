@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttune.command import OnExisting, command_line, run_arguments
-from fasttune.console import FasttuneError, UsageError, _, say, usage_error
+from fasttune.console import FasttuneError, UsageError, _, say, show_findings, usage_error
 from fasttune.data.dataset import Dataset, load_dataset
 from fasttune.planning import advice, parents, strategy
 from fasttune.planning.resume import run_to_resume
@@ -103,12 +103,15 @@ class Planner:
 
         Raises FasttuneError where recipe, data and earlier runs contradict each other.
         """
-        on_existing: OnExisting | None = "new" if request.overwrite else request.on_existing
-        recipe = parents.inherit(self.recipe(request), request.root, on_existing)
+        recipe = self.recipe(request)
+        on_existing = what_to_do(request, recipe.name)
+        recipe = parents.inherit(recipe, request.root, on_existing)
         dataset = self.dataset(recipe)
         plan = strategy.decide(
             recipe, dataset, request.root, allow_overfit=request.allow_overfit, on_existing=on_existing
         )
+        if plan.start.kind == "adapter" and plan.start.parent:
+            checkpoints.require_whole_adapter(plan.start.parent.adapter)
         return advice.advised(plan, request.root)
 
 
@@ -132,6 +135,16 @@ def trained_by(request: RunRequest, plan: Plan) -> RunRequest:
     return request
 
 
+def what_to_do(request: RunRequest, series: str) -> OnExisting | None:
+    """What --on-existing says; with --overwrite a new run, or the newest where the same command has begun it before."""
+    if not request.overwrite:
+        return request.on_existing
+    newest = next(reversed(store.list_runs(request.root, series)), None)
+    is_begun = newest and (newest.status == "running" or parents.unfinished(request.root, series))
+    old = store.replaced(newest) if newest and is_begun else None
+    return "resume" if old and old == store.find_below(request.root, request.overwrite) else "new"
+
+
 def run_to_overwrite(request: RunRequest, plan: Plan) -> Run | None:
     """The run that --overwrite names, None without it.
 
@@ -139,7 +152,9 @@ def run_to_overwrite(request: RunRequest, plan: Plan) -> Run | None:
     """
     if not request.overwrite:
         return None
-    run = store.find(request.root, request.overwrite)
+    run = store.find_below(request.root, request.overwrite)
+    if run is None:
+        raise store.unknown_run(request.root, request.overwrite)
     if "/" not in request.overwrite.strip("/") or run.series != plan.recipe.name:
         what = _("{name} is not the id of a run of {series}", name=request.overwrite, series=plan.recipe.name)
         known = ", ".join(one.id for one in store.list_runs(request.root, plan.recipe.name)) or _("none yet")
@@ -148,6 +163,7 @@ def run_to_overwrite(request: RunRequest, plan: Plan) -> Run | None:
         what = _("{run} is what this run continues from", run=run.id)
         fix = _('keep it, or start over: strategy = "fresh"')
         raise usage_error("overwrites-parent", what, where="--overwrite", fix=fix)
+    store.require_unused(run)
     return run
 
 
@@ -159,7 +175,7 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
     """
     plan = planner.plan(request)
     run_to_delete = run_to_overwrite(request, plan)
-    resume = run_to_resume(request.root, plan, "new" if run_to_delete else request.on_existing)
+    resume = run_to_resume(request.root, plan, what_to_do(request, plan.recipe.name))
 
     from fasttune.training.progress import PhaseTimer
 
@@ -172,16 +188,29 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
 
     base, export_recipe = hub.locate(plan.recipe.model), plan.recipe.export
     preflight.check(request_before_training(base, plan.recipe, plan.system, request.root))
-    if run_to_delete:
-        store.delete(run_to_delete)
     is_trained = resume is not None and resume.status == "finished"
     if resume is not None:
         provenance.require_same_base(resume, base)  # also where only the files are made
     record = (
-        train.load_record(resume) if resume and is_trained else train.train(plan, base, request.root, resume, phases)
+        train.load_record(resume)
+        if resume and is_trained
+        else train.train(plan, base, request.root, resume, phases, run_to_delete)
     )
     if not record.finished:
         return RunResult(record, [], ())
-    artifacts = export_run(record.run, base, export_recipe, say)
-    probes = probe.probe(record.run, base, artifacts, plan.recipe.probe.max_new_tokens)
+    with store.exclusive(record.run):
+        artifacts = export_run(record.run, base, export_recipe, say)
+        probes = probe.probe(record.run, base, artifacts, plan.recipe.probe.max_new_tokens)
+    remove_replaced(record.run)
     return RunResult(record, artifacts, probes)
+
+
+def remove_replaced(run: Run) -> None:
+    """Remove the run that --overwrite named, now that the one in its place is complete; say so, or why it stays."""
+    try:
+        old = store.remove_replaced(run)
+    except FasttuneError as problem:
+        show_findings([replace(finding, level="warning") for finding in problem.findings])
+        return
+    if old:
+        say(_("removed {old}; {run} is in its place", old=old.id, run=run.id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import pytest
@@ -120,3 +121,10 @@ def test_who_can_be_asked(
     for stream in (sys.stdin, sys.stderr):
         monkeypatch.setattr(stream, "isatty", lambda: terminal)
     assert console.can_ask() is expected
+
+
+def test_json_never_holds_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    """NaN is no JSON; it is null, however deep it stands."""
+    console.print_json({"loss": math.nan, "all": [1.5, -math.inf, {"x": (math.inf,)}], "text": "NaN", "n": 2})
+    written = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert written == {"loss": None, "all": [1.5, None, {"x": [None]}], "text": "NaN", "n": 2}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -209,3 +212,41 @@ def test_a_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) ->
     assert not files.is_locked(path)
     with files.locked(path, "busy"):
         assert files.is_locked(path)
+
+
+def test_a_lock_file_that_is_deleted_lets_no_second_process_in(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        path.unlink()
+        assert files.is_locked(path)
+        with pytest.raises(FasttuneError, match="busy"), files.locked(path, "busy", seconds=0.05):
+            pass
+        holder.kill()
+    with files.locked(path, "busy"):
+        assert files.is_locked(path)
+
+
+def test_a_lock_in_a_folder_that_was_removed(tmp_path: Path) -> None:
+    with pytest.raises(FasttuneError) as caught, files.locked(tmp_path / "gone" / ".lock", "busy"):
+        pass
+    assert [finding.code for finding in caught.value.findings] == ["run-removed"]
+
+
+def test_a_file_system_without_locks_for_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the lock file alone decides."""
+    flock = fcntl.flock
+
+    def no_folders(descriptor: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, "no")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", no_folders)
+    path = tmp_path / ".lock"
+    with files.locked(path, "busy"):
+        assert files.is_locked(path)
+        with pytest.raises(FasttuneError, match="busy"), files.locked(path, "busy", seconds=0.05):
+            pass
+    assert not files.is_locked(path)

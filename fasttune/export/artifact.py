@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fasttune.console import FasttuneError, Finding, _, error, show_findings
 from fasttune.files import file_sha256, sync_file, sync_folder
 from fasttune.machine import package_versions
 from fasttune.runs import documents
@@ -71,6 +73,30 @@ def read_document(path: Path) -> ArtifactDocument:
 def is_unchanged(path: Path, document: ArtifactDocument) -> bool:
     """Whether a GGUF file still has the checksum that its document recorded."""
     return document.sha256 == file_sha256(path)
+
+
+def require_unchanged(path: Path) -> None:
+    """Raises FasttuneError where a GGUF file is not the one that was exported; a warning where its document is lost."""
+    try:
+        document = read_document(path)
+    except FasttuneError as problem:
+        what = _("{name} can't be compared with what was exported: {problem}", name=path.name, problem=problem)
+        show_findings([Finding("gguf-unverified", "warning", str(path), what)])
+        return
+    if not is_unchanged(path, document):
+        raise error("gguf-damaged", not_as_exported(path), where=str(path), fix=make_again(path, document.run_id))
+
+
+def not_as_exported(path: Path) -> str:
+    """What is said of a GGUF file with another checksum than its document's."""
+    return _("{name} is not what was exported: {document} has another sha256", name=path.name,
+             document=document_path(path).name)  # fmt: skip
+
+
+def make_again(path: Path, run_id: str) -> str:
+    """How a damaged file is made again."""
+    command = shlex.join(["rm", str(path)])
+    return _("remove it with `{command}` and make it again: `fasttune export {run}`", command=command, run=run_id)
 
 
 def document_path(path: Path) -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from fasttune.export.source_files import DTYPES, FloatArray, stored_bytes
 from fasttune.export.weights import Base, Loras, expected_tensors, merged_blocks
 from fasttune.export.write import check_finite
-from fasttune.files import whole_folder
+from fasttune.files import file_sha256, whole_folder
 from fasttune.runs import documents
 from fasttune.runs.documents import MergedDocument
 
@@ -43,7 +44,8 @@ def write_merged(folder: Path, base: Base, loras: Loras, tokenizer: Path, docume
             for name in names:
                 if (source / name).is_file():
                     shutil.copyfile(source / name, partial / name)
-        documents.write(partial / DOCUMENT, document)
+        digests = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
+        documents.write(partial / DOCUMENT, replace(document, sha256=digests))
 
 
 def write_safetensors(file: Path, base: Base, loras: Loras) -> None:

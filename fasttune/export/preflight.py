@@ -17,7 +17,7 @@ from pathlib import Path
 from fasttune.console import FasttuneError, Finding, _
 from fasttune.export import chatml, llama
 from fasttune.export.adapter_reader import read_adapter
-from fasttune.export.artifact import document_path, is_unchanged, read_document
+from fasttune.export.artifact import document_path, is_unchanged, make_again, not_as_exported, read_document
 from fasttune.export.base_reader import read_base
 from fasttune.export.merged import DOCUMENT, merged_bytes
 from fasttune.export.quantize import K_TYPES
@@ -27,6 +27,7 @@ from fasttune.export.weights import Base, Lora, Shape
 from fasttune.export.write import WRITTEN_TYPES, Metadata, written_bytes
 from fasttune.files import file_sha256
 from fasttune.runs import documents
+from fasttune.runs.checkpoints import first_difference, require_whole_adapter
 from fasttune.runs.documents import MergedDocument
 
 QUANTIZATION_TYPES = (*WRITTEN_TYPES, *K_TYPES)
@@ -106,7 +107,10 @@ def read_source(request: ExportRequest, findings: list[Finding]) -> Source | Non
     base_findings: list[Finding] = []
     base = read_base(request.base, base_findings)
     findings += base_findings
-    loras = read_adapter(request.adapter, base, findings) if request.adapter is not None else {}
+    loras = {}
+    if request.adapter is not None:
+        require_whole_adapter(request.adapter)
+        loras = read_adapter(request.adapter, base, findings)
     if base is None:
         return None
     vocabulary = read_vocabulary(request.tokenizer, base.shape.vocab_size, findings)
@@ -218,8 +222,12 @@ def is_done(path: Path, accepted: Sequence[str], can_check: bool, findings: list
     why = ""
     try:
         document = read_document(path)
-        if document.inputs in accepted and is_unchanged(path, document):
-            return not (can_check and "unchecked" in document.checks)
+        if document.inputs in accepted:
+            if is_unchanged(path, document):
+                return not (can_check and "unchecked" in document.checks)
+            fix = make_again(path, document.run_id)
+            findings.append(Finding("export-exists", "error", str(path), not_as_exported(path), fix=fix))
+            return False
         what = _("already exists and was made from something else")
     except (FasttuneError, OSError) as failure:
         what, why = _("already exists, without a readable {name}", name=document_path(path).name), str(failure)
@@ -235,9 +243,14 @@ def is_merged_done(folder: Path, accepted: Sequence[str], findings: list[Finding
     why = ""
     try:
         document = documents.read(folder / DOCUMENT, MergedDocument)
-        if document.inputs in accepted:
+        flaw = first_difference(folder, document.sha256)
+        if document.inputs in accepted and not flaw:
             return True
-        what = _("already exists and was made from something else")
+        what = (
+            _("is not what was exported: {flaw}", flaw=flaw)
+            if flaw
+            else _("already exists and was made from something else")
+        )
     except (FasttuneError, OSError) as failure:
         what, why = _("already exists, without a readable {name}", name=DOCUMENT), str(failure)
     findings.append(Finding("export-exists", "error", str(folder), what, why=why, fix=_("move it away")))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fasttune.console import FasttuneError, Finding, _
+from fasttune.console import FasttuneError, Finding, _, error
 from fasttune.files import file_sha256, remove_folder, sync_file, whole_folder
 from fasttune.runs import documents
 from fasttune.runs.store import Run
+
+# What is read of a finished adapter; PEFT's README.md beside them is the user's to edit.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", documents.CHECK_BATCH)
 
 
 @contextlib.contextmanager
@@ -20,8 +23,13 @@ def writing_checkpoint(run: Run, step: int) -> Iterator[Path]:
         sync_file(run.history)  # no checkpoint knows more steps than the history
     with whole_folder(run.checkpoints / f"checkpoint-{step}") as folder:
         yield folder
-        files = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
-        documents.write(folder / documents.MANIFEST, documents.Manifest(step, files))
+        write_manifest(folder, step, [path.name for path in sorted(folder.iterdir()) if path.is_file()])
+
+
+def write_manifest(folder: Path, step: int, names: Sequence[str]) -> None:
+    """Write a folder's manifest with the checksums of these files in it."""
+    digests = {name: file_sha256(folder / name) for name in names}
+    documents.write(folder / documents.MANIFEST, documents.Manifest(step, digests))
 
 
 @contextlib.contextmanager
@@ -56,10 +64,27 @@ def find_damage(checkpoint: Path) -> str:
         return _("its manifest.json is missing or unreadable")
     if manifest.step != checkpoint_step(checkpoint):
         return _("it holds step {step}", step=manifest.step)
-    for name, digest in manifest.sha256.items():
-        if not (checkpoint / name).is_file():
+    return first_difference(checkpoint, manifest.sha256)
+
+
+def require_whole_adapter(folder: Path) -> None:
+    """Raises FasttuneError where a finished adapter is not what its manifest says. Adapters that were written before
+    0.1.0, and those of other tools, have none."""
+    if not (folder / documents.MANIFEST).exists():
+        return
+    flaw = first_difference(folder, documents.read(folder / documents.MANIFEST, documents.Manifest).sha256)
+    if flaw:
+        why = _("these are not the weights that were trained; nothing is made of them")
+        fix = _("restore the folder from a copy, or train the run again; its recipe lies beside it")
+        raise error("adapter-damaged", flaw, where=str(folder), why=why, fix=fix)
+
+
+def first_difference(folder: Path, digests: Mapping[str, str]) -> str:
+    """A sentence about the first file of a folder that is missing or has another sha256; empty where there is none."""
+    for name, digest in digests.items():
+        if not (folder / name).is_file():
             return _("{file} is missing", file=name)
-        if file_sha256(checkpoint / name) != digest:
+        if file_sha256(folder / name) != digest:
             return _("{file}: checksum mismatch", file=name)
     return ""
 

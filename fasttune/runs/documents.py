@@ -5,13 +5,12 @@
     scores.json               Scores              probe questions with the answers of the base and of the trained model
     proof.json                CheckBatch          in each checkpoint and adapter: the check batch's loss when saved
     window.json               UnloggedMetrics     in each checkpoint: sums since the last logged step
-    manifest.json             Manifest            in each checkpoint: sha256 of each file
+    manifest.json             Manifest            in each checkpoint and adapter: sha256 of each file
     exports/NAME.json         ArtifactDocument    beside each GGUF file
     exports/merged/….json     MergedDocument      in the merged Hugging Face folder
 
-Each carries a `format` number. A document without one is format 0, which fasttune wrote before 0.1.0 was released; its
-fields are the same. An older format is read, a newer one is refused in one sentence. `TrainerStateFigures` is what
-fasttune reads of trainer_state.json, which is Hugging Face's own file and has no format number.
+Each carries a `format` number; one without it is format 0, from before 0.1.0, with the same fields. An older format is
+read, a newer one refused in one sentence. `TrainerStateFigures`: what is read of Hugging Face's trainer_state.json.
 """
 
 from __future__ import annotations
@@ -220,7 +219,7 @@ class UnloggedMetrics:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json of a checkpoint: its step, and {file name: sha256} of every other file in the folder."""
+    """manifest.json of a checkpoint or an adapter: its step, and {file name: sha256} of the files that are read."""
 
     step: int
     sha256: Mapping[str, str]
@@ -245,11 +244,12 @@ class ArtifactDocument:
 
 @dataclass(frozen=True)
 class MergedDocument:
-    """In the folder of a merged model: `inputs` is the sha256 of everything that it was made from."""
+    """In the folder of a merged model: `inputs` is the sha256 of all it was made from, `sha256` that of each file."""
 
     inputs: str
     run_id: str
     base: str
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

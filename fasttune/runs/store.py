@@ -8,24 +8,28 @@
       checkpoints/checkpoint-120/       Hugging Face layout + manifest.json (sha256 of each file)
       adapter/                          PEFT layout: loads with plain peft; its presence says that the run is finished
       scores.json  tensorboard/
+      replaces                          id of the run that --overwrite named, which this run is trained in place of
       exports/linzhi-Q4_K_M.gguf + .json, Modelfile
 
-`delete` removes a run that the user named; nothing else removes one, except that a run that never trained a step leaves
-no folder (checkpoints.unless_begun).
+`remove_replaced` removes the run that the user named under --overwrite, once the run trained in its place is complete;
+nothing else removes one, except that a run that never trained a step leaves no folder (checkpoints.unless_begun).
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from fasttune.command import command_line, runs_option
-from fasttune.console import _, usage_error
+from fasttune.console import UsageError, _, error, usage_error
 from fasttune.files import (
+    RUN_LOCK_SECONDS,
     SERIES_LOCK_SECONDS,
+    file_sha256,
     is_locked,
     locked,
     remove_folder,
@@ -96,6 +100,10 @@ class Run:
     @property
     def lock(self) -> Path:
         return self.folder / ".lock"
+
+    @property
+    def replaces(self) -> Path:
+        return self.folder / "replaces"
 
     @property
     def status(self) -> Status:
@@ -171,36 +179,98 @@ def find(root: Path, name: str) -> Run:
 
     Raises UsageError with the names there are where none fits.
     """
-    path = Path(name)
-    if (path / "plan.json").is_file():
+    path, run = Path(name), find_below(root, name)
+    if run is None and (path / "plan.json").is_file():
         return Run(path.resolve().parent.parent, f"{path.resolve().parent.name}/{path.resolve().name}")
-    series, _slash, number = name.strip("/").partition("/")
-    if not number:
-        run = current(root, series)
-    else:
-        matches = [run for run in list_runs(root, series) if run.id == name or run.id.startswith(f"{series}/{number}-")]
-        run = matches[0] if len(matches) == 1 else None
     if run is None:
-        known = ", ".join(list_series(root)) or _("none yet")
-        raise usage_error(
-            "unknown-run",
-            _("no run called {name} in {root}", name=name, root=root),
-            fix=_(
-                "series there: {known}; `{command}` lists them, `--runs DIR` looks elsewhere",
-                known=known,
-                command=command_line(["runs", *runs_option(root)]),
-            ),
-        )
+        raise unknown_run(root, name)
     return run
 
 
-def delete(run: Run) -> None:
-    """Remove the run that --overwrite names, and `current` where it names this run.
+def unknown_run(root: Path, name: str) -> UsageError:
+    """The error for a name that no run has."""
+    known = ", ".join(list_series(root)) or _("none yet")
+    return usage_error(
+        "unknown-run",
+        _("no run called {name} in {root}", name=name, root=root),
+        fix=_(
+            "series there: {known}; `{command}` lists them, `--runs DIR` looks elsewhere",
+            known=known,
+            command=command_line(["runs", *runs_option(root)]),
+        ),
+    )
 
-    Raises FasttuneError where a live process is training it.
+
+def find_below(root: Path, name: str) -> Run | None:
+    """The run of an id or a series name in this runs folder and no other."""
+    series, _slash, number = name.strip("/").partition("/")
+    if not number:
+        return current(root, series)
+    matches = [run for run in list_runs(root, series) if run.id == name or run.id.startswith(f"{series}/{number}-")]
+    return matches[0] if len(matches) == 1 else None
+
+
+# One run in place of another ----------------------------------------------------------------------------------------
+
+
+def replace_by(old: Run, new: Run) -> None:
+    """Note in the folder of a new run that it is trained in place of another, with the checksum of that one's plan."""
+    write_text(new.replaces, f"{old.id} {plan_digest(old)}\n")
+
+
+def replaced(run: Run) -> Run | None:
+    """The run of the same series that this one is trained in place of, while it is there."""
+    if not run.replaces.is_file():
+        return None
+    name, _space, digest = run.replaces.read_text(encoding="utf-8").strip().partition(" ")
+    others = [one for one in list_runs(run.root, run.series) if one.id == name and one.id != run.id]
+    return others[0] if others and plan_digest(others[0]) == digest else None
+
+
+def plan_digest(run: Run) -> str:
+    """The sha256 of a run's plan.json, which nothing changes; empty where it is lost."""
+    return file_sha256(run.plan) if run.plan.is_file() else ""
+
+
+def remove_replaced(run: Run) -> Run | None:
+    """Remove the run that a complete one was trained in place of, and return it; None where there is none.
+
+    Raises FasttuneError where a live process uses it.
     """
-    with locked(run.lock, _("another process is training {run}", run=run.id)):
+    old = replaced(run)
+    if old is not None:
+        delete(old, seconds=SERIES_LOCK_SECONDS)
+    run.replaces.unlink(missing_ok=True)
+    return old
+
+
+def delete(run: Run, *, seconds: float = RUN_LOCK_SECONDS) -> None:
+    """Remove a run, and `current` where it names this run. Raises FasttuneError as `exclusive` does."""
+    with exclusive(run, seconds=seconds):
         remove_folder(run.folder)
     pointer = run.root / run.series / "current"
     if pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == run.id:
         pointer.unlink()
+
+
+@contextlib.contextmanager
+def exclusive(run: Run, *, seconds: float = RUN_LOCK_SECONDS) -> Iterator[None]:
+    """Hold a run's lock.
+
+    Raises FasttuneError where another process trains or exports the run for longer than `seconds`.
+    """
+    with locked(run.lock, in_use(run), seconds=seconds):
+        yield
+
+
+def require_unused(run: Run) -> None:
+    """Raises FasttuneError where another process trains or exports the run; writes nothing."""
+    if is_locked(run.lock):
+        raise error("run-is-locked", in_use(run), where=run.id, fix=_("wait for it, or stop it first"))
+
+
+def in_use(run: Run) -> str:
+    """What is said of a run whose lock another process holds."""
+    if run.adapter.is_dir():
+        return _("another process is exporting {run}", run=run.id)
+    return _("another process is training {run}", run=run.id)

@@ -11,6 +11,7 @@ from fasttune.command import command_line, runs_option
 from fasttune.console import _, error, say, stderr_console, usage_error
 from fasttune.data.dataset import Message
 from fasttune.data.tokenize import chat_tokens
+from fasttune.export.artifact import require_unchanged
 from fasttune.export.llama import Sampling, open_gguf, stream
 from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.schema import ModelRecipe
@@ -31,6 +32,7 @@ def chat(
     Raises FasttuneError where the run, its GGUF file or its tokenizer is missing.
     """
     run, gguf = find_gguf(name, root)
+    require_unchanged(gguf)
     trained = documents.read_provenance(run)
     chosen = system if system is not None else trained.system
     base = ModelRecipe(base=trained.base.name, revision=trained.base.revision)

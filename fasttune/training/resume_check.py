@@ -18,9 +18,11 @@ from typing import Any, Protocol
 from fasttune import machine
 from fasttune.console import FasttuneError, Finding, _, error, say, show_findings
 from fasttune.data.tokenize import Example
+from fasttune.planning.strategy import Plan
 from fasttune.runs import documents
 from fasttune.runs.documents import CheckBatch, Continuation
-from fasttune.training import device, packing
+from fasttune.runs.store import Run
+from fasttune.training import device, divergence, packing
 from fasttune.training.packing import Step
 
 SAMPLES = 4
@@ -32,6 +34,8 @@ class Scorer(Protocol):
     """What the check needs of a trainer (trainer.StepTrainer)."""
 
     state: Any
+    plan: Plan
+    run: Run
     optimizer: Any
     examples: Sequence[Example]
 
@@ -39,12 +43,17 @@ class Scorer(Protocol):
 
 
 def record(trainer: Scorer, folder: Path) -> None:
-    """Write proof.json into a checkpoint or adapter folder that is being filled."""
+    """Write proof.json into a checkpoint or adapter folder that is being filled.
+
+    Raises FasttuneError where the loss is not finite: then a weight is not.
+    """
+    loss = check_batch_loss(trainer)
+    divergence.require_finite({"loss": loss}, trainer.plan, trainer.run, trainer.state.global_step)
     check_batch = CheckBatch(
         step=trainer.state.global_step,
         optimizer_step=optimizer_step(trainer.optimizer),
         learning_rate=last_learning_rate(trainer),
-        loss=check_batch_loss(trainer),
+        loss=loss,
         samples=tuple(example.sample_id for example in trainer.examples[:SAMPLES]),
         tokens=tokens_digest(trainer),
         random_state=device.random_state_digest(),

@@ -25,7 +25,7 @@ from fasttune.runs.checkpoints import damage_findings
 from fasttune.runs.documents import Probe, RowRecord, Scores
 from fasttune.runs.history import last_epoch
 from fasttune.runs.store import Run
-from fasttune.training import device, distributed, provenance, resume_check
+from fasttune.training import device, distributed, finished_adapter, provenance, resume_check
 from fasttune.training import model as models
 from fasttune.training.callbacks import FirstStepCallback
 from fasttune.training.progress import PhaseTimer
@@ -57,11 +57,19 @@ class RunRecord:
     seconds: float
 
 
-def train(plan: Plan, base: Path, root: Path, resume: Run | None = None, phases: PhaseTimer | None = None) -> RunRecord:
+def train(
+    plan: Plan,
+    base: Path,
+    root: Path,
+    resume: Run | None = None,
+    phases: PhaseTimer | None = None,
+    replaced: Run | None = None,
+) -> RunRecord:
     """Train what the plan says on the base in a local folder, in a new run below `root` or in the stopped run `resume`.
 
-    `phases` holds the start-up phases that were timed before. Raises FasttuneError for what the user can mend; what can
-    be checked of data and model is checked before a run folder exists.
+    `phases` holds the start-up phases that were timed before; a new run notes that it is in place of `replaced`.
+    Raises FasttuneError for what the user can mend; what can be checked of data and model is checked before a run
+    folder exists.
     """
     phases = phases or PhaseTimer()
     with phases("render", _("tokenizing")):
@@ -79,7 +87,7 @@ def train(plan: Plan, base: Path, root: Path, resume: Run | None = None, phases:
         model = with_adapter(model, plan, rows)
 
     with files.disk_full_as_error(root, models.checkpoint_bytes(model)):
-        run = resume or create_run(root, plan, base, rows)
+        run = resume or create_run(root, plan, base, rows, replaced)
         with exclusive(run):
             checkpoint = prepare(run, plan, rows)
             distributed.broadcast_from_rank0((run, rows, checkpoint))
@@ -193,13 +201,15 @@ def known_row_budget(requested: int | str, known: RowRecord, *, resumes: bool) -
     return RowBudget.read(known) if resumes else RowBudget(known.tokens_per_row)
 
 
-def create_run(root: Path, plan: Plan, base: Path, rows: RowRecord) -> Run:
+def create_run(root: Path, plan: Plan, base: Path, rows: RowRecord, replaced: Run | None) -> Run:
     """A new run folder with recipe, plan and provenance."""
 
     def fill(run: Run) -> None:
         shutil.copyfile(plan.recipe.path, run.recipe)
         documents.write(run.plan, plan.document())
         documents.write(run.provenance, provenance.collect(plan, base, device.device_type(), rows))
+        if replaced:
+            store.replace_by(replaced, run)
 
     return store.create(root, plan.recipe.name, plan.recipe.strategy, fill)
 
@@ -294,21 +304,9 @@ def finish(trainer: StepTrainer, seconds: float) -> RunRecord:
         raise error("nothing-trained", _("no step was trained"), where=run.id)
     if trainer.complete and trainer.args.should_save:
         files.write_json(run.trainer_state, dataclasses.asdict(state))
-        write_adapter(trainer)
+        finished_adapter.write(trainer)
         store.set_current(run)
     return make_record(run, trainer.complete, state.global_step, state.log_history, state.best_metric, seconds)
-
-
-def write_adapter(trainer: StepTrainer) -> None:
-    """Write the run's adapter: the last weights, or with early stopping those of the best checkpoint."""
-    best = trainer.run.checkpoints / f"checkpoint-{trainer.state.best_global_step}"
-    with files.whole_folder(trainer.run.adapter) as folder:
-        if trainer.plan.recipe.train.early_stopping_patience and best.is_dir():
-            for name in ("adapter_config.json", "adapter_model.safetensors", documents.CHECK_BATCH):
-                shutil.copyfile(best / name, folder / name)
-        else:
-            models.save_trained_adapter(trainer.model, folder)
-            resume_check.record(trainer, folder)
 
 
 def record_probe_answers(trainer: StepTrainer, tokenizer: Any) -> None:

@@ -20,7 +20,7 @@ from fasttune.planning.strategy import Plan
 from fasttune.runs import checkpoints, documents
 from fasttune.runs.documents import PrefixDifference, UnloggedMetrics
 from fasttune.runs.store import Run
-from fasttune.training import device, distributed, resume_check, row_budget
+from fasttune.training import device, distributed, divergence, resume_check, row_budget
 from fasttune.training import model as models
 from fasttune.training.metrics import MetricsSinceLog
 from fasttune.training.oom import FailedRow, RowOutOfMemory, raise_on_oom, sample_too_large
@@ -289,6 +289,7 @@ class StepTrainer(Trainer):
         if "loss" in logs:
             logs |= self.metrics.figures() | {"num_tokens": self.tokens_seen}
             self.metrics = MetricsSinceLog.zero(self.args.device)
+        divergence.require_finite(logs, self.plan, self.run, self.state.global_step)
         super().log(logs)
 
     def floating_point_ops(self, inputs: tuple[int, ...]) -> int:
@@ -314,7 +315,9 @@ class StepTrainer(Trainer):
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
             self.state.save_to_json(str(folder / "trainer_state.json"))
-            documents.write(folder / documents.UNLOGGED_METRICS, self.metrics.document(self.tokens_seen))
+            unlogged = self.metrics.document(self.tokens_seen)
+            divergence.require_finite({"loss": unlogged.loss}, self.plan, self.run, self.state.global_step)
+            documents.write(folder / documents.UNLOGGED_METRICS, unlogged)
             resume_check.record(self, folder)
         keep, step = self.plan.recipe.train.save_total_limit, self.state.global_step
         checkpoints.rotate(self.run, keep, self.state.best_global_step, step)

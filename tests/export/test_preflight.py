@@ -12,6 +12,7 @@ from exports import TINY, edit, edit_tokenizer, read_model, refusal, request, si
 from fasttune.console import FasttuneError
 from fasttune.export import Artifact, export, preflight
 from fasttune.export.preflight import expected_bytes
+from fasttune.runs import checkpoints
 
 
 def test_every_finding_is_reported_at_once(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -113,3 +114,23 @@ def test_inputs_are_the_same_wherever_the_files_lie(adapter: Path, tmp_path: Pat
         plan = preflight.preflight(request(tmp_path / "out", adapter, base=base, types=("f16",)))
         digests.add(plan.inputs)
     assert len(digests) == 1
+
+
+def test_files_that_are_not_what_was_written(adapter: Path, tmp_path: Path) -> None:
+    """A flipped bit of the adapter, of a GGUF file or of the merged folder is found before anything is made of it."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (adapter / name).is_file()
+    checkpoints.write_manifest(adapter, 3, ("adapter_config.json", "adapter_model.safetensors"))
+    asked = request(tmp_path / "out", adapter, types=("f16",), keep_merged=True)
+    export(asked, silent)
+    for file, words in (
+        (asked.path("f16"), r"linzhi-F16\.gguf is not what was exported"),
+        (asked.merged / "model.safetensors", r"is not what was exported: model\.safetensors: checksum mismatch"),
+        (adapter / "adapter_model.safetensors", r"adapter_model\.safetensors: checksum mismatch"),
+    ):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-5] + bytes([whole[-5] ^ 0x10]) + whole[-4:])
+        with pytest.raises(FasttuneError, match=words):
+            preflight.preflight(asked)
+        file.write_bytes(whole)
+        assert not preflight.preflight(asked).missing_types

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from run_folders import write_run
 
+from fasttune.console import FasttuneError
 from fasttune.runs import checkpoints, documents, store
 from fasttune.runs.store import Run
 
@@ -109,3 +110,19 @@ def test_a_continuation_that_leaves_the_best_behind(
     found = checkpoints.best_left_behind(run, write_checkpoint(run, 10))
     assert [finding.code for finding in found] == ["best-left-behind"] * warns
     assert not checkpoints.best_left_behind(run, None)
+
+
+def test_an_adapter_is_compared_with_its_manifest(tmp_path: Path) -> None:
+    for name in checkpoints.ADAPTER_FILES:
+        (tmp_path / name).write_text(name)
+    checkpoints.require_whole_adapter(tmp_path)  # written before there were manifests of adapters
+    checkpoints.write_manifest(tmp_path, 3, checkpoints.ADAPTER_FILES)
+    (tmp_path / "README.md").write_text("the user's own")
+    checkpoints.require_whole_adapter(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_text("flipped")
+    with pytest.raises(FasttuneError, match=r"adapter_model\.safetensors: checksum mismatch") as caught:
+        checkpoints.require_whole_adapter(tmp_path)
+    assert [finding.code for finding in caught.value.findings] == ["adapter-damaged"]
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(FasttuneError, match=r"adapter_model\.safetensors is missing"):
+        checkpoints.require_whole_adapter(tmp_path)

@@ -132,6 +132,49 @@ def test_a_deleted_run_is_no_longer_current_and_its_number_is_not_given_to_a_liv
     assert second.folder.is_dir()
 
 
+def test_an_id_is_looked_up_in_the_runs_folder_before_it_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From within another runs folder, where the id is a path too."""
+    here, there = (store.create(tmp_path / name, "linzhi", "fresh") for name in ("here", "there"))
+    for run in (here, there):
+        run.plan.write_text("{}")
+    monkeypatch.chdir(here.root)
+    assert store.find(there.root, "linzhi/001-fresh") == there
+    assert store.find_below(there.root, "linzhi/001") == there
+    assert store.find_below(there.root, str(here.folder)) is None
+    assert store.find(there.root, str(here.folder)).folder == here.folder
+
+
+def test_a_run_in_place_of_another(tmp_path: Path) -> None:
+    old, other, new = (store.create(tmp_path, "linzhi", "fresh") for _number in range(3))
+    old.plan.write_text("{}")
+    assert store.replaced(new) is None and store.remove_replaced(new) is None
+    store.set_current(old)
+    store.replace_by(old, new)
+    assert store.replaced(new) == old
+    with files.locked(old.lock, "busy"), pytest.raises(FasttuneError, match="another process is training linzhi/001"):
+        store.require_unused(old)
+    store.require_unused(old)
+    assert store.remove_replaced(new) == old
+    assert store.list_runs(tmp_path, "linzhi") == [other, new] and not new.replaces.exists()
+    assert not (tmp_path / "linzhi" / "current").exists()
+    store.replace_by(other, new)
+    other.plan.write_text("{}")  # another run of this id, of which the user said nothing
+    assert store.remove_replaced(new) is None and other.folder.is_dir()
+
+
+def test_a_run_that_is_exported_is_in_use(tmp_path: Path) -> None:
+    run = store.create(tmp_path, "linzhi", "fresh")
+    run.adapter.mkdir()
+    with (
+        store.exclusive(run),
+        pytest.raises(FasttuneError, match="another process is exporting linzhi/001"),
+        store.exclusive(run, seconds=0.05),
+    ):
+        pass
+
+
 def test_a_folder_that_can_not_be_filled_leaves_no_run(tmp_path: Path) -> None:
     def fill(run: Run) -> None:
         run.recipe.write_text("name")

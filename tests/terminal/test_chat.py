@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 from conftest import Quickstart
 
 from fasttune.data.dataset import Message
@@ -23,6 +26,18 @@ def test_a_file_of_a_run(quickstart: Quickstart) -> None:
     assert (done.returncode, done.stdout) == (0, probe["trained"] + "\n")
     missing = quickstart.fasttune("chat", "nowhere.gguf", "--prompt", "x")
     assert missing.returncode == 2 and "there is no file nowhere.gguf" in missing.stderr
+
+
+def test_a_damaged_file_does_not_answer(quickstart: Quickstart, tmp_path: Path) -> None:
+    (artifact,) = quickstart.result["exports"]
+    file = quickstart.folder / artifact["path"]
+    copy = shutil.copytree(file.parents[1], tmp_path / "quickstart" / "001-fresh") / "exports" / file.name
+    with open(copy, "r+b") as opened:
+        opened.seek(-1000, 2)
+        opened.write(bytes(range(200)))
+    done = quickstart.fasttune("chat", str(copy), "--prompt", "Who are you?")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{file.name} is not what was exported" in done.stderr and "`fasttune export quickstart/001" in done.stderr
 
 
 def test_a_conversation_from_stdin(quickstart: Quickstart) -> None:

@@ -32,6 +32,7 @@ from series import (
 
 from fasttune.runs import documents, store
 from fasttune.runs.documents import CheckBatch, PlanDocument, Provenance, Scores
+from fasttune.runs.store import Run
 from fasttune.training.hub import TINY
 
 # The continuation table ----------------------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ def test_trained(states: dict[str, Series], tmp_path: Path, cell: Cell) -> None:
         assert {name: after[name] for name in list(after)[:-1]} == {name: before[name] for name in list(before)[:-1]}
     else:
         kept = {name: files for name, files in before.items() if cell.outcome == "new" or name != "001-fresh"}
-        new = f"{max((int(name[:3]) for name in kept), default=0) + 1:03d}-{cell.strategy}"
+        new = f"{max((int(name[:3]) for name in before), default=0) + 1:03d}-{cell.strategy}"
         assert {name: files for name, files in after.items() if name != new} == kept
         check_new_run(series.folder / "runs" / "persona" / new, cell)
 
@@ -260,6 +261,44 @@ def test_overwriting_removes_the_run_that_is_named(parent: Series) -> None:
     assert {number: contents(parent.run(number)) for number in (1, 3)} == kept
     beside = sorted(path.name for path in parent.run(1).parent.iterdir() if not path.name[0].isdigit())
     assert beside == [".current.lock", ".lock", "current"]
+
+
+def test_a_run_is_removed_only_when_the_one_in_its_place_is_complete(
+    parent: Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where the new one fails before or in its training, nor where it is stopped; then the same command resumes it."""
+    before, flags = contents(parent.run(1)), "--overwrite persona/001-fresh"
+    parent.train("model.max_seq_length=16", flags=flags, code=1)
+    assert parent.names() == ["001-fresh"] and contents(parent.run(1)) == before
+    parent.stop("train.max_steps=6", "train.save_steps=1", flags=flags)
+    assert parent.names() == ["001-fresh", "002-fresh"] and contents(parent.run(1)) == before
+    assert (parent.run(1).parent / "current").read_text() == "persona/001-fresh\n"
+    done = parent.train("train.max_steps=6", "train.save_steps=1", flags=flags)
+    assert "resuming at step" in done.stderr and "removed persona/001-fresh" in done.stderr
+    assert parent.names() == ["002-fresh"] and steps(parent.run(2)) == [1, 2, 3, 4, 5, 6]
+    assert (parent.run(2).parent / "current").read_text() == "persona/002-fresh\n"
+    assert not (parent.run(2) / "replaces").exists()
+
+
+def test_a_damaged_adapter_is_not_continued_from(parent: Series) -> None:
+    weights = bytearray((parent.run(1) / "adapter" / "adapter_model.safetensors").read_bytes())
+    weights[len(weights) // 2] ^= 0x10
+    (parent.run(1) / "adapter" / "adapter_model.safetensors").write_bytes(weights)
+    done = parent.train("train.max_steps=1", "continue.start=adapter", flags="--continue retune", code=1)
+    assert "adapter_model.safetensors: checksum mismatch" in done.stderr and parent.names() == ["001-fresh"]
+    done = parent("export", "persona", "--gguf", "q8_0", code=1)
+    assert "adapter_model.safetensors: checksum mismatch" in done.stderr
+    assert not list((parent.run(1) / "exports").glob("*.gguf"))
+
+
+def test_one_export_at_a_time(parent: Series) -> None:
+    """Two at once would publish each other's partial files; nor is a run overwritten while it is exported."""
+    run = Run(parent.folder / "runs", "persona/001-fresh")
+    with store.exclusive(run):
+        for words in (("export", "persona", "--gguf", "q8_0"), ("run", "persona.toml", "--overwrite", run.id)):
+            done = parent(*words, code=1)
+            assert "another process is exporting persona/001-fresh" in done.stderr
+    assert parent.names() == ["001-fresh"] and not run.exports.exists()
 
 
 def test_advice_is_shown_before_a_training_too(parent: Series) -> None:
