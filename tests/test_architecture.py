@@ -63,6 +63,21 @@ def test_foreign_libraries_stay_at_home(path: Path) -> None:
         assert any(f"{name}.".startswith(f"{home}.") for home in HOMES[library]), f"{name} imports {library}"
 
 
+def calls(path: Path, name: str) -> list[ast.Call]:
+    """The calls of a method of this name in a file."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == name]
+
+
+def test_nothing_is_loaded_that_may_run_code_of_its_folder() -> None:
+    """SECURITY.md: without trust_remote_code=False transformers asks on stdin whether it may."""
+    loaders = [call for path in FILES for call in calls(path, "from_pretrained")]
+    assert len(loaders) > 3
+    for call in loaders:
+        given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        assert given.get("trust_remote_code") == "False", ast.unparse(call)
+
+
 def loaded(statement: str) -> set[str]:
     """The top-level modules in sys.modules after a statement in a fresh interpreter."""
     code = f"{statement}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.console import Finding, _
+from fasttune.training import model as models
 
 # A tokenizer of transformers; no stable type can be imported without importing all of it.
 Tokenizer = Any
@@ -40,10 +41,8 @@ SAMPLE: list[Message] = [
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder, as training loads it."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    """The tokenizer in a folder, as training loads it. Raises FasttuneError where it needs Python code of its own."""
+    return models.load_tokenizer(folder)
 
 
 def plain_chatml(messages: list[Message]) -> str:
