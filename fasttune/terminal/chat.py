@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fasttune.console import _, error, say, stderr_console, usage_error
+from fasttune.console import _, error, say, stderr_console, usage_error, visible
 from fasttune.data.dataset import Message
 from fasttune.data.tokenize import chat_tokens
 from fasttune.export.llama import Sampling, open_gguf, stream
@@ -42,7 +42,7 @@ def chat(
             ids = truncate_history(turns, chosen, tokenizer, CONTEXT - max_new_tokens)
             answer = ""
             for piece in stream(loaded, ids, sampling):
-                sys.stdout.write(piece)
+                sys.stdout.write(visible(piece))
                 sys.stdout.flush()
                 answer += piece
             sys.stdout.write("\n")
