@@ -17,7 +17,7 @@ HOMES = {
     "gguf": {"export"},
     "httpx": {"export"},
     "huggingface_hub": {"training.hub"},
-    "jinja2": {"data.chat_template"},
+    "jinja2": {"data.chat_template", "data.rendering"},
     "llama_cpp": {"export"},
     "modelscope": {"training.hub"},
     "numpy": {"export"},
@@ -76,6 +76,10 @@ def test_nothing_is_loaded_that_may_run_code_of_its_folder() -> None:
     for call in loaders:
         given = {word.arg: ast.unparse(word.value) for word in call.keywords}
         assert given.get("trust_remote_code") == "False", ast.unparse(call)
+
+
+def test_templates_are_rendered_within_limits() -> None:
+    assert [module(path) for path in FILES if calls(path, "apply_chat_template")] == ["data.rendering"]
 
 
 def loaded(statement: str) -> set[str]:

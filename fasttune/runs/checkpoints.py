@@ -12,6 +12,9 @@ from fasttune.files import file_sha256, remove_folder, sync_file, whole_folder
 from fasttune.runs import documents
 from fasttune.runs.store import Run
 
+STATE_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
+STATE_NAMES = {"trainer_state.json", "adapter_config.json", documents.CHECK_BATCH, documents.UNLOGGED_METRICS}
+
 
 @contextlib.contextmanager
 def writing_checkpoint(run: Run, step: int) -> Iterator[Path]:
@@ -48,6 +51,12 @@ def checkpoint_step(folder: Path) -> int:
     return int(folder.name.split("-")[1])
 
 
+def read_files(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint that training reads again, by their names: weights, states, the check batch."""
+    found = (path for path in checkpoint.iterdir() if path.suffix in STATE_SUFFIXES or path.name in STATE_NAMES)
+    return sorted(found)
+
+
 def find_damage(checkpoint: Path) -> str:
     """Compare a checkpoint with its manifest: a sentence about the first difference, empty where there is none."""
     try:
@@ -56,6 +65,10 @@ def find_damage(checkpoint: Path) -> str:
         return _("its manifest.json is missing or unreadable")
     if manifest.step != checkpoint_step(checkpoint):
         return _("it holds step {step}", step=manifest.step)
+    if not manifest.sha256:
+        return _("its manifest.json lists no files")
+    if unlisted := [path.name for path in read_files(checkpoint) if path.name not in manifest.sha256]:
+        return _("its manifest.json does not list {files}", files=", ".join(unlisted))
     for name, digest in manifest.sha256.items():
         if not (checkpoint / name).is_file():
             return _("{file} is missing", file=name)
