@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 
 LOCALE = Path(__file__).parent / "locale"
 Text = TypeVar("Text", bound=str)
@@ -36,8 +37,34 @@ Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = (N_("error"), N_("warning"), N_("info"))
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
-stderr_console = Console(stderr=True, highlight=False, emoji=False)
-stdout_console = Console(highlight=False, emoji=False)
+# What a terminal obeys instead of showing it: C0 but tab and newline, DEL and C1; and surrogates, which no encoding
+# has. Each as it is written in Python: \x1b, \x9b, \ud800.
+CONTROLS = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(9), *range(11, 32), *range(127, 160), *range(0xD800, 0xE000))
+}
+# json.dumps escapes C0 itself; the rest is escaped in the document, where it can only stand within a string.
+JSON_CONTROLS = {code: f"\\u{code:04x}" for code in CONTROLS}
+
+
+def visible(text: str) -> str:
+    """The text with its control characters written out, so that no stranger's text can steer the terminal."""
+    return text.translate(CONTROLS)
+
+
+class SafeConsole(Console):
+    """A console that shows the control characters of what it is given; colours and moves of its own are kept."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
+
+    def render_str(self, text: str, **settings: Any) -> Any:
+        return super().render_str(visible(text), **settings)  # before it is measured, and before rich drops some
+
+
+stderr_console = SafeConsole(stderr=True, highlight=False, emoji=False)
+stdout_console = SafeConsole(highlight=False, emoji=False)
 
 
 @dataclass(frozen=True)
@@ -134,8 +161,10 @@ def say(text: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print a JSON document to stdout, with Chinese characters as they are; a number that is not finite is null."""
-    sys.stdout.write(json.dumps(finite(document), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    """Print a JSON document to stdout: Chinese characters as they are, control characters as JSON escapes, and null for
+    a number that is not finite."""
+    text = json.dumps(finite(document), ensure_ascii=False, indent=2, allow_nan=False)
+    sys.stdout.write(text.translate(JSON_CONTROLS) + "\n")
 
 
 def finite(document: Any) -> Any:

@@ -17,7 +17,7 @@ HOMES = {
     "gguf": {"export"},
     "httpx": {"export"},
     "huggingface_hub": {"training.hub"},
-    "jinja2": {"data.chat_template"},
+    "jinja2": {"data.chat_template", "data.rendering"},
     "llama_cpp": {"export"},
     "modelscope": {"training.hub"},
     "numpy": {"export"},
@@ -61,6 +61,25 @@ def test_foreign_libraries_stay_at_home(path: Path) -> None:
     name = module(path)
     for library in imports(path) & HOMES.keys():
         assert any(f"{name}.".startswith(f"{home}.") for home in HOMES[library]), f"{name} imports {library}"
+
+
+def calls(path: Path, name: str) -> list[ast.Call]:
+    """The calls of a method of this name in a file."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == name]
+
+
+def test_nothing_is_loaded_that_may_run_code_of_its_folder() -> None:
+    """SECURITY.md: without trust_remote_code=False transformers asks on stdin whether it may."""
+    loaders = [call for path in FILES for call in calls(path, "from_pretrained")]
+    assert len(loaders) > 3
+    for call in loaders:
+        given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        assert given.get("trust_remote_code") == "False", ast.unparse(call)
+
+
+def test_templates_are_rendered_within_limits() -> None:
+    assert [module(path) for path in FILES if calls(path, "apply_chat_template")] == ["data.rendering"]
 
 
 def loaded(statement: str) -> set[str]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 import sys
+from pathlib import Path
 
 import pytest
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
 
 from fasttune import console
 from fasttune.console import FasttuneError, Finding, UsageError
@@ -85,6 +91,60 @@ def test_findings_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     console.show_findings([WARNING], as_json=True)
     (finding,) = json.loads(capsys.readouterr().out)["findings"]
     assert set(finding) == {"code", "level", "where", "what", "why", "fix"}
+
+
+HOSTILE = "\x1b]0;PWN\x07\x1b[2J\x9b31m\x7f\r\x08\ud800[bold]\tkept\nkept 你"
+SHOWN = "\\x1b]0;PWN\\x07\\x1b[2J\\x9b31m\\x7f\\x0d\\x08\\ud800[bold]"
+
+
+def test_no_text_of_a_stranger_steers_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is printed: a finding, a line, a line on stdout, the cell of a table, a label of a tree, a status."""
+    monkeypatch.setenv("COLUMNS", "200")
+    table, tree = Table(HOSTILE.replace("[", r"\[")), Tree("runs")
+    table.add_row(HOSTILE.replace("[", r"\["))
+    tree.add(Text(HOSTILE))
+    console.show_findings([Finding("x", "error", HOSTILE, HOSTILE, HOSTILE, HOSTILE)])
+    console.say(HOSTILE)
+    for shown in (table, tree, Text(HOSTILE)):
+        console.stdout_console.print(shown)
+    captured = capsys.readouterr()
+    for text in (captured.out, captured.err):
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", text)
+    assert captured.err.count(SHOWN) == 5 and captured.out.count("PWN") == 4
+    assert "kept 你" in captured.out
+
+
+def test_colours_of_our_own_are_kept() -> None:
+    written = io.StringIO()
+    coloured = console.SafeConsole(file=written, force_terminal=True, color_system="standard", highlight=False)
+    coloured.print("[bold red]error:[/] \x1b[2J", end="")
+    assert written.getvalue() == "\x1b[1;31merror:\x1b[0m \\x1b[2J"
+
+
+def test_json_stays_json(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_json({"text": HOSTILE})
+    printed = capsys.readouterr().out
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", printed) and "你" in printed
+    assert json.loads(printed) == {"text": HOSTILE}
+
+
+def test_nothing_is_printed_past_the_consoles() -> None:
+    """`print`, and writing to stdout or stderr, elsewhere than where the text is made visible or is no stranger's."""
+    known = {
+        "console.py": 1,  # print_json
+        "terminal/chat.py": 2,  # an answer, and its end
+        "export/quantize.py": 1,  # a child's pipe, which its parent reads
+        "recipe/reference.py": 1,  # the documentation
+    }
+    package = Path(console.__file__).parent
+    found = {
+        path.relative_to(package).as_posix(): len(re.findall(r"\bsys\.std(?:out|err)\.write\(|(?<![.\w])print\(", text))
+        for path in package.rglob("*.py")
+        for text in [re.sub(r'"""(?s:.)*?"""', "", path.read_text(encoding="utf-8"))]
+    }
+    assert {name: count for name, count in found.items() if count} == known
 
 
 def test_an_error_carries_its_findings_and_an_exit_code() -> None:

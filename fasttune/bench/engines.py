@@ -172,6 +172,7 @@ def stock_model(job: Job, recipe: Recipe) -> Any:
         load_in_4bit=recipe.model.load_in_4bit,
         use_exact_model_name=True,
         local_files_only=True,
+        trust_remote_code=False,
     )
     return fast_language_model.get_peft_model(
         model,
@@ -196,6 +197,7 @@ def plain_model(job: Job, recipe: Recipe) -> Any:
         dtype=dtype,
         quantization_config=nf4(dtype) if recipe.model.load_in_4bit else None,
         device_map={"": device.device_type()},
+        trust_remote_code=False,
     )
     config = LoraConfig(
         r=recipe.lora.r,

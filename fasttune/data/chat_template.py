@@ -21,20 +21,18 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
-from fasttune.console import N_, Finding, _, error
+from fasttune.console import Finding, _, error
+from fasttune.data import rendering
+from fasttune.data.rendering import FIX
 
 MARK = re.compile("\ue000([0-9]+)\ue001")  # stands for a content; private use characters, so no filter trims it
-FIX = N_("give the base a plain ChatML template (chat_template.jinja in its folder)")
 Turns = Sequence[tuple[str, str]]  # (role, content) of each message
 
 
-class Tokenizer(Protocol):
+class Tokenizer(rendering.Tokenizer, Protocol):
     """The part of transformers' PreTrainedTokenizerFast that is used here."""
 
-    chat_template: Any
     backend_tokenizer: Any
-
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,10 @@ class ChatTemplate:
         self.skeletons: dict[tuple[str, ...], Skeleton | Finding] = {}
 
     def text(self, turns: Turns, *, prompt: bool = False) -> str:
-        """The conversation as the template writes it; with `prompt`, followed by the generation prompt."""
+        """The conversation as the template writes it; with `prompt`, followed by the generation prompt. Raises as
+        `rendering.render` does."""
         conversation = [{"role": role, "content": content} for role, content in turns]
-        return str(self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt))
+        return rendering.render(self.tokenizer, conversation, prompt=prompt)
 
     def skeleton(self, roles: tuple[str, ...]) -> Skeleton | Finding:
         """The skeleton of conversations of these roles, or the reason why there is none (a finding without `where`)."""

@@ -21,8 +21,9 @@ from itertools import groupby
 from typing import Literal
 
 from fasttune.console import FasttuneError, Finding, _, ngettext
-from fasttune.data.chat_template import FIX, ChatTemplate, Segment, Tokenizer
+from fasttune.data.chat_template import ChatTemplate, Segment, Tokenizer
 from fasttune.data.dataset import Message, Sample
+from fasttune.data.rendering import FIX
 from fasttune.recipe.schema import DataRecipe
 
 Learn = Literal["assistant", "all"]

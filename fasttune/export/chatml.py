@@ -12,7 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fasttune.console import Finding, _
+from fasttune.console import FasttuneError, Finding, _
+from fasttune.data import rendering
+from fasttune.training import model as models
 
 # A tokenizer of transformers; no stable type can be imported without importing all of it.
 Tokenizer = Any
@@ -40,10 +42,8 @@ SAMPLE: list[Message] = [
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder, as training loads it."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    """The tokenizer in a folder, as training loads it. Raises FasttuneError where it needs Python code of its own."""
+    return models.load_tokenizer(folder)
 
 
 def plain_chatml(messages: list[Message]) -> str:
@@ -53,19 +53,23 @@ def plain_chatml(messages: list[Message]) -> str:
 
 
 def render(tokenizer: Tokenizer, messages: list[Message]) -> str:
-    """A conversation to be answered, rendered by the training template."""
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    """A conversation to be answered, rendered by the training template. Raises FasttuneError where it fails."""
+    return rendering.render_checked(tokenizer, messages, prompt=True)
 
 
 def check_template(folder: Path, tokenizer: Tokenizer) -> list[Finding]:
     """A finding where this tokenizer's chat template does not render conversations as ChatML; empty where it does."""
-    if not tokenizer.chat_template:
-        what = _("the tokenizer has no chat template")
-    elif render(tokenizer, SAMPLE) != plain_chatml(SAMPLE):
-        what = _("the chat template does not render conversations as ChatML")
-    else:
-        return []
     why = _("Ollama and llama.cpp would render prompts differently from training")
+    try:
+        if not tokenizer.chat_template:
+            what = _("the tokenizer has no chat template")
+        elif render(tokenizer, SAMPLE) != plain_chatml(SAMPLE):
+            what = _("the chat template does not render conversations as ChatML")
+        else:
+            default_system(tokenizer)  # a conversation without a system message must render too
+            return []
+    except FasttuneError as failure:
+        return list(failure.findings)
     fix = _("use the chat template of a Qwen2.5 Instruct model and train with it")
     return [Finding("template-not-chatml", "error", str(folder), what, why=why, fix=fix)]
 

@@ -25,7 +25,7 @@ from fasttune.export.artifact import Artifact
 
 if TYPE_CHECKING:
     from httpx import Request
-    from ollama import Client
+    from ollama import Client, ProgressResponse
 
 Report = Callable[[str], None]
 
@@ -42,6 +42,8 @@ WITH_EMPTY_SYSTEM = TEMPLATE.replace(
 )
 STOPS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 TEMPERATURE = 0.7
+MOST_STATUSES = 100  # Ollama has about six
+REASON_CHARACTERS = 500
 TAG_CHARACTERS = string.ascii_letters + string.digits + "._-"
 
 
@@ -76,9 +78,10 @@ def import_into_ollama(
     """
     import ollama
 
+    from fasttune.export import ollama_connection
+
     requests: list[Request] = []
-    # A proxy that is set for the internet must not get what is meant for this machine.
-    client = ollama.Client(host, trust_env=False, event_hooks={"request": [requests.append]})
+    client = ollama.Client(host, headers={"Accept-Encoding": "identity"}, **ollama_connection.options(requests.append))
     with ollama_errors(model, requests):
         kept = keep_existing(client, model, artifact.run_id, report)
         if not has_blob(requests[0], artifact.sha256):
@@ -98,15 +101,31 @@ def ollama_errors(model: str, requests: list[Request]) -> Iterator[None]:
         yield
     except (ConnectionError, httpx.ConnectError) as failure:
         raise unreachable(address(requests)) from failure
+    except httpx.TimeoutException as failure:
+        what = _("Ollama does not answer in time: {problem}", problem=str(failure) or type(failure).__name__)
+        fix = _("start Ollama again and look at its log, then import again; the GGUF file is ready")
+        raise error("ollama-failed", what, where=address(requests), fix=fix) from failure
     except httpx.HTTPError as failure:
         what = _("the connection to Ollama broke: {problem}", problem=failure)
         fix = _("look at the server's log, then import again")
         raise error("ollama-failed", what, where=model, fix=fix) from failure
     except ollama.ResponseError as failure:
-        raise refused(model, failure.error) from failure
+        if 300 <= failure.status_code < 400:
+            raise redirected(address(requests)) from failure
+        raise refused(model, str(failure.error)) from failure
     except ValueError as failure:
-        what = _("the server at this address is not Ollama: {problem}", problem=str(failure).splitlines()[0])
+        problem = (str(failure).splitlines() or [""])[0][:REASON_CHARACTERS]
+        what = _("the server at this address is not Ollama: {problem}", problem=problem)
         raise error("ollama-failed", what, where=address(requests), fix=_("set OLLAMA_HOST")) from failure
+
+
+@contextlib.contextmanager
+def wrong_answers() -> Iterator[None]:
+    """Raise ValueError for what the client raises where an answer is JSON of another shape: null, a list, a number."""
+    try:
+        yield
+    except (TypeError, AttributeError) as failure:
+        raise ValueError(_("its answer has another form than Ollama's")) from failure
 
 
 def address(requests: list[Request]) -> str:
@@ -117,13 +136,15 @@ def address(requests: list[Request]) -> str:
 def keep_existing(client: Client, model: str, run_id: str, report: Report) -> str | None:
     """Copy a model of this name to the tag before-<run>, unless an earlier import of the same run did."""
     name, _colon, tag = model.partition(":")
-    present = {found.model for found in client.list().models}
+    with wrong_answers():
+        present = {found.model for found in client.list().models}
     if f"{name}:{tag or 'latest'}" not in present:
         return None
     run_name = run_id.split("/")[-1]
     kept = f"{name}:before-" + "".join(one if one in TAG_CHARACTERS else "-" for one in run_name)
     if kept not in present:
-        client.copy(model, kept)
+        with wrong_answers():
+            client.copy(model, kept)
         report(_("the existing model {model} is kept as {kept}", model=model, kept=kept))
     return kept
 
@@ -132,11 +153,16 @@ def has_blob(first_request: Request, sha256: str) -> bool:
     """Whether the server has a file of this checksum; asked with the address and the headers of an earlier request."""
     import httpx
 
-    url = f"{address([first_request])}/api/blobs/sha256:{sha256}"
+    from fasttune.export import ollama_connection
+
+    server = address([first_request])
     headers = {name: value for name, value in first_request.headers.items() if name == "authorization"}
-    response = httpx.head(url, headers=headers, trust_env=False, follow_redirects=True, timeout=60)
+    with httpx.Client(headers=headers, **ollama_connection.options(lambda request: None)) as client:
+        response = client.head(f"{server}/api/blobs/sha256:{sha256}")
     if response.status_code == httpx.codes.NOT_FOUND:
         return False
+    if response.is_redirect:
+        raise redirected(server)
     response.raise_for_status()
     return True
 
@@ -144,7 +170,9 @@ def has_blob(first_request: Request, sha256: str) -> bool:
 def upload(client: Client, artifact: Artifact, report: Report) -> None:
     """Send the file. Raises FasttuneError where it is no longer the one that was checked."""
     report(_("uploading {name} to Ollama ({size:.0f} MB)", name=artifact.path.name, size=artifact.bytes / 1e6))
-    if client.create_blob(artifact.path) != f"sha256:{artifact.sha256}":
+    with wrong_answers():
+        sent = client.create_blob(artifact.path)
+    if sent != f"sha256:{artifact.sha256}":
         what = _("{file}: checksum mismatch", file=artifact.path.name)
         why = _("it is not the file that was exported and checked")
         raise error("export-changed", what, where=str(artifact.path), why=why, fix=_("export it again"))
@@ -154,20 +182,41 @@ def create(client: Client, artifact: Artifact, model: str, num_ctx: int, report:
     """Make the model, reporting the server's progress. Raises FasttuneError where the server does not succeed."""
     parameters: dict[str, Any] = {"stop": list(STOPS), "temperature": TEMPERATURE, "num_ctx": num_ctx}
     files = {"model.gguf": f"sha256:{artifact.sha256}"}
-    statuses: list[str] = []
-    for progress in client.create(
+    statuses: set[str] = set()
+    last = _("it gave no answer")
+    lines = client.create(
         model,
         files=files,
         template=template(artifact.system),
         system=artifact.system or None,
         parameters=parameters,
         stream=True,
-    ):
-        if progress.status and progress.status not in statuses:
-            statuses.append(progress.status)
-            report(f"Ollama: {progress.status}")
+    )
+    for status in progress_statuses(lines):
+        last = status
+        if status not in statuses and (len(statuses) < MOST_STATUSES or status == "success"):
+            statuses.add(status)
+            report(f"Ollama: {status}")
     if "success" not in statuses:
-        raise refused(model, statuses[-1] if statuses else _("it gave no answer"))
+        raise refused(model, last)
+
+
+def progress_statuses(lines: Iterator[ProgressResponse]) -> Iterator[str]:
+    """What the server says while it makes a model. Raises ValueError for lines that are none of Ollama's."""
+    while True:
+        with wrong_answers():
+            progress = next(lines, None)
+        if progress is None:
+            return
+        if progress.status:
+            yield progress.status[:REASON_CHARACTERS]
+
+
+def redirected(server: str) -> FasttuneError:
+    """The error for a server that sends the client elsewhere: the model file goes to the named server only."""
+    what = _("the server redirects to another address, which is not followed")
+    why = _("the model file is sent to the server that you name and to no other")
+    return error("ollama-failed", what, where=server, why=why, fix=_("set OLLAMA_HOST to the address of Ollama itself"))
 
 
 def unreachable(server: str) -> FasttuneError:
@@ -182,6 +231,6 @@ def unreachable(server: str) -> FasttuneError:
 
 def refused(model: str, reason: str) -> FasttuneError:
     """The error for a server that does not make the model, with its reason."""
-    what = _("Ollama refused the model: {reason}", reason=reason.strip())
+    what = _("Ollama refused the model: {reason}", reason=reason.strip()[:REASON_CHARACTERS])
     fix = _("Ollama 0.5.5 or newer is needed (`ollama --version`); names are letters, digits, - _ . and one :TAG")
     return error("ollama-failed", what, where=model, fix=fix)

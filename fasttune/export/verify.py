@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fasttune.console import _, error
+from fasttune.data import rendering
 from fasttune.export import chatml, llama
 from fasttune.export.reference import forward, log_softmax
 from fasttune.export.source_files import FloatArray
@@ -102,7 +103,7 @@ class Reference:
 def check_ids(base: Base, tokenizer: chatml.Tokenizer, system: str | None) -> list[int]:
     """Token ids of the check conversation after the system prompt, rendered as in training; the last MAX_TOKENS."""
     opening = [{"role": "system", "content": system}] if system is not None else []
-    rendered = tokenizer.apply_chat_template([*opening, *CONVERSATION], tokenize=False)
+    rendered = rendering.render_checked(tokenizer, [*opening, *CONVERSATION])
     ids = encode(tokenizer, rendered)
     return ids[-min(MAX_TOKENS, base.shape.context_length) :]
 
@@ -114,7 +115,7 @@ def compute_reference(base: Base, loras: Loras, ids: list[int]) -> Reference:
 
 def check_tokens(path: Path, tokenizer: chatml.Tokenizer) -> dict[str, Any]:
     """The figures of the token check; raises FasttuneError for a text that llama.cpp tokenizes differently."""
-    texts = [*TEXTS, tokenizer.apply_chat_template(CONVERSATION, tokenize=False)]
+    texts = [*TEXTS, rendering.render_checked(tokenizer, CONVERSATION)]
     with llama.open_gguf(path, 0, vocab_only=True) as model:
         for text in texts:
             compare_ids(path, text, encode(tokenizer, text), model.tokenize(text))

@@ -14,6 +14,8 @@ from fasttune.runs.store import Run
 
 # What is read of a finished adapter; PEFT's README.md beside them is the user's to edit.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", documents.CHECK_BATCH)
+STATE_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
+STATE_NAMES = {"trainer_state.json", "adapter_config.json", documents.CHECK_BATCH, documents.UNLOGGED_METRICS}
 
 
 @contextlib.contextmanager
@@ -56,6 +58,12 @@ def checkpoint_step(folder: Path) -> int:
     return int(folder.name.split("-")[1])
 
 
+def read_files(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint that training reads again, by their names: weights, states, the check batch."""
+    found = (path for path in checkpoint.iterdir() if path.suffix in STATE_SUFFIXES or path.name in STATE_NAMES)
+    return sorted(found)
+
+
 def find_damage(checkpoint: Path) -> str:
     """Compare a checkpoint with its manifest: a sentence about the first difference, empty where there is none."""
     try:
@@ -64,6 +72,10 @@ def find_damage(checkpoint: Path) -> str:
         return _("its manifest.json is missing or unreadable")
     if manifest.step != checkpoint_step(checkpoint):
         return _("it holds step {step}", step=manifest.step)
+    if not manifest.sha256:
+        return _("its manifest.json lists no files")
+    if unlisted := [path.name for path in read_files(checkpoint) if path.name not in manifest.sha256]:
+        return _("its manifest.json does not list {files}", files=", ".join(unlisted))
     return first_difference(checkpoint, manifest.sha256)
 
 
@@ -72,8 +84,10 @@ def require_whole_adapter(folder: Path) -> None:
     0.1.0, and those of other tools, have none."""
     if not (folder / documents.MANIFEST).exists():
         return
-    flaw = first_difference(folder, documents.read(folder / documents.MANIFEST, documents.Manifest).sha256)
-    if flaw:
+    listed = documents.read(folder / documents.MANIFEST, documents.Manifest).sha256
+    unlisted = [name for name in ADAPTER_FILES if name not in listed]
+    flaw = _("its manifest.json does not list {files}", files=", ".join(unlisted)) if unlisted else ""
+    if flaw := flaw or first_difference(folder, listed):
         why = _("these are not the weights that were trained; nothing is made of them")
         fix = _("restore the folder from a copy, or train the run again; its recipe lies beside it")
         raise error("adapter-damaged", flaw, where=str(folder), why=why, fix=fix)

@@ -162,13 +162,28 @@ def set_current(run: Run) -> None:
         write_text(folder / "current", run.id + "\n")
 
 
+def by_id(root: Path, id: str) -> Run | None:
+    """The run of an id that stands in a file; None where there is no such run, or the id is anything else, such as a
+    path that leaves the runs folder."""
+    series, _slash, name = id.partition("/")
+    run = Run(root, id)
+    inside = series not in ("", ".", "..") and "\\" not in series and NUMBERED.fullmatch(name)
+    return run if inside and run.folder.is_dir() else None
+
+
+def pointed_at(root: Path, series: str) -> Run | None:
+    """The run of the series that its file `current` names; None where it names none."""
+    pointer = root / series / "current"
+    if not pointer.is_file():
+        return None
+    run = by_id(root, pointer.read_text(encoding="utf-8", errors="replace").strip())
+    return run if run and run.series == series else None
+
+
 def current(root: Path, series: str) -> Run | None:
     """The run a series' name stands for: the one in `current`, else the newest finished one, else the newest."""
-    pointer = root / series / "current"
-    if pointer.is_file():
-        run = Run(root, pointer.read_text(encoding="utf-8").strip())
-        if run.folder.is_dir():
-            return run
+    if run := pointed_at(root, series):
+        return run
     found = list_runs(root, series)
     usable = [run for run in found if run.status == "finished"] or found
     return usable[-1] if usable else None
@@ -249,7 +264,7 @@ def delete(run: Run, *, seconds: float = RUN_LOCK_SECONDS) -> None:
     with exclusive(run, seconds=seconds):
         remove_folder(run.folder)
     pointer = run.root / run.series / "current"
-    if pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == run.id:
+    if pointer.is_file() and pointer.read_text(encoding="utf-8", errors="replace").strip() == run.id:
         pointer.unlink()
 
 

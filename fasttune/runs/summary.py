@@ -118,7 +118,7 @@ def read_plan(run: Run) -> PlanDocument | None:
 def existing_parent(run: Run) -> Run | None:
     """The run that this one continued from; None where it was deleted since, also where its number was given again."""
     plan = read_plan(run)
-    parent = Run(run.root, plan.parent) if plan and plan.parent else None
+    parent = store.by_id(run.root, plan.parent) if plan and plan.parent else None
     if parent is None or not parent.plan.is_file():
         return None
     return parent if created(parent) <= created(run) else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.command import command_line, runs_option
-from fasttune.console import _, error, say, stderr_console, usage_error
+from fasttune.console import _, error, say, stderr_console, usage_error, visible
 from fasttune.data.dataset import Message
 from fasttune.data.tokenize import chat_tokens
 from fasttune.export.artifact import require_unchanged
@@ -46,7 +46,7 @@ def chat(
             ids = truncate_history(turns, chosen, tokenizer, CONTEXT - max_new_tokens)
             answer = ""
             for piece in stream(loaded, ids, sampling):
-                sys.stdout.write(piece)
+                sys.stdout.write(visible(piece))
                 sys.stdout.flush()
                 answer += piece
             sys.stdout.write("\n")

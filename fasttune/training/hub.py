@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from fasttune.console import _, error
@@ -14,7 +15,8 @@ def locate(recipe: ModelRecipe) -> Path:
     """The local folder of the base: that of `builtin:tiny`, a folder, or a hub's snapshot, which is downloaded once and
     taken from the hub's cache then.
 
-    Raises FasttuneError where the name is unknown, the hub cannot be reached or the folder lacks a file.
+    Raises FasttuneError where the name is unknown, the hub cannot be reached, the folder lacks a file or wants to run
+    Python code of its own.
     """
     if recipe.base == "builtin:tiny":
         return TINY
@@ -33,7 +35,8 @@ def looks_like_path(base: str) -> bool:
 
 
 def require_model_folder(folder: Path) -> Path:
-    """The folder, if it holds a complete Hugging Face checkpoint. Raises FasttuneError naming what is missing."""
+    """The folder, if it holds a complete Hugging Face checkpoint. Raises FasttuneError naming what is missing, or the
+    file that asks for Python code of the folder's own."""
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
     missing += [] if weights else ["*.safetensors"]
@@ -48,7 +51,26 @@ def require_model_folder(folder: Path) -> Path:
             where="model.base",
             fix=_("name the folder that holds config.json, tokenizer.json and the .safetensors files"),
         )
+    refuse_remote_code(folder)
     return folder
+
+
+def refuse_remote_code(folder: Path) -> None:
+    """Raises FasttuneError where a base or a tokenizer names classes of its own: `auto_map` makes transformers import
+    Python files of the folder, or of another repository."""
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            document = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue  # whoever needs the file says what is wrong with it
+        if isinstance(document, dict) and document.get("auto_map"):
+            raise error(
+                "base-needs-remote-code",
+                _("it asks for Python code of its own (`auto_map`), which fasttune never runs"),
+                where=str(folder / name),
+                why=_("that code comes from whoever made the folder and would run with your rights"),
+                fix=_("use a base without code of its own, such as Qwen/Qwen2.5-0.5B-Instruct"),
+            )
 
 
 def download_from_hub(name: str, revision: str | None) -> Path:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.console import _, error
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
-from fasttune.training import device, row_budget
+from fasttune.training import device, hub, row_budget
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +39,12 @@ FLEX_BLOCK = 128  # Unsloth's shared-prefix kernel pads every layer's Q, K and V
 
 
 def load_tokenizer(base: Path) -> Any:
-    """The tokenizer in the base's folder. Code that the folder may hold is never run."""
+    """The tokenizer in the base's folder. Raises FasttuneError where it needs Python code of its own; that is never
+    run, and nobody is asked whether it may be."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    hub.refuse_remote_code(base)
+    return AutoTokenizer.from_pretrained(base, trust_remote_code=False, local_files_only=True)
 
 
 def load_base(base: Path, recipe: ModelRecipe) -> Any:
@@ -56,6 +58,7 @@ def load_base(base: Path, recipe: ModelRecipe) -> Any:
             load_in_4bit=recipe.load_in_4bit,
             use_exact_model_name=True,
             local_files_only=True,
+            trust_remote_code=False,
         )
     return model
 

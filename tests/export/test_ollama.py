@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from exports import silent
 
 from fasttune.console import FasttuneError
-from fasttune.export import Artifact, import_into_ollama
+from fasttune.export import Artifact, import_into_ollama, ollama_connection
 from fasttune.export.ollama import TEMPLATE, modelfile
 
 SYSTEM = '你是林栀。\n她说 """轻声细语"""\u3000👩‍👧'
@@ -280,3 +283,116 @@ def test_an_empty_system_prompt_is_a_turn_of_the_template(server: Server, artifa
     import_into_ollama(replace(artifact, system=""), "linzhi", num_ctx=64, report=print, host=server.host)
     made = server.models["linzhi:latest"]
     assert turn in made["template"] and not made.get("system")
+
+
+# Servers that are not Ollama ---------------------------------------------------------------------------------------
+
+
+class Thief(BaseHTTPRequestHandler):
+    """Counts what it gets."""
+
+    got: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.got.append(self.command)
+        self.send_response(200)
+        self.end_headers()
+
+    do_HEAD = do_POST = do_GET
+
+    def log_message(self, *values: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    thief = ThreadingHTTPServer(("127.0.0.1", 0), Thief)
+    thread = threading.Thread(target=thief.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    Thief.got.clear()
+    yield f"http://127.0.0.1:{thief.server_port}"
+    thief.shutdown()
+    thread.join()
+    thief.server_close()
+
+
+@pytest.mark.parametrize("call", ["do_GET", "do_HEAD", "store", "create"])
+def test_redirects_are_not_followed(
+    server: Server, artifact: Artifact, elsewhere: str, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def redirect(handler: Handler, *_given: Any) -> None:
+        handler.send_response(307)
+        handler.send_header("Location", elsewhere + handler.path)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    monkeypatch.setattr(Handler, call, redirect)
+    (finding,) = refusal(server, artifact).findings
+    assert (finding.code, finding.where) == ("ollama-failed", server.host) and "redirects" in finding.what
+    assert not Thief.got
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["nothing", "a byte now and then"])
+@pytest.mark.parametrize("call", ["do_GET", "do_HEAD", "store", "create"])
+def test_a_server_that_does_not_answer_is_left(
+    server: Server, artifact: Artifact, monkeypatch: pytest.MonkeyPatch, call: str, slow: bool
+) -> None:
+    done = threading.Event()
+
+    def hang(handler: Handler, *_given: Any) -> None:
+        if slow and call != "do_HEAD":
+            handler.send_response(200)
+            handler.send_header("Content-Length", "1000000")
+            handler.end_headers()
+        while not done.wait(0.05):
+            if slow and call != "do_HEAD":
+                with contextlib.suppress(OSError):
+                    handler.wfile.write(b'{"status": "same"}\n' if call == "create" else b" ")
+
+    monkeypatch.setattr(Handler, call, hang)
+    for name in ("QUICK_SECONDS", "SILENT_SECONDS", "CREATE_SECONDS"):
+        monkeypatch.setattr(ollama_connection, name, 0.5)
+    began = time.monotonic()
+    (finding,) = refusal(server, artifact).findings
+    done.set()
+    assert finding.code == "ollama-failed" and "in time" in finding.what
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("body", [b"null", b"[1]", b"7", b'"x"', b'{"models": [[]]}', b"<html>", b"\xff"])
+@pytest.mark.parametrize("call", ["do_GET", "create"])
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_of_another_form_is_one_message(
+    server: Server, artifact: Artifact, monkeypatch: pytest.MonkeyPatch, body: bytes, call: str, status: int
+) -> None:
+    def answer(handler: Handler, *_given: Any) -> None:
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    monkeypatch.setattr(Handler, call, answer)
+    (finding,) = refusal(server, artifact).findings
+    assert finding.code == "ollama-failed"
+
+
+def test_answers_are_of_a_bounded_size(server: Server, artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flood(handler: Handler) -> None:
+        body = gzip.compress(bytes(2**26))
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    monkeypatch.setattr(Handler, "do_GET", flood)
+    assert "not Ollama" in refusal(server, artifact).findings[0].what
+    monkeypatch.setattr(ollama_connection, "ANSWER_BYTES", 100)
+    assert refusal(server, artifact).findings[0].code == "ollama-failed"
+
+
+def test_a_flood_of_messages_is_cut(server: Server, artifact: Artifact) -> None:
+    lines: list[str] = []
+    server.statuses = [f"x{number}" for number in range(1000)] + ["success"]
+    import_into_ollama(artifact, "linzhi", num_ctx=64, report=lines.append, host=server.host)
+    assert len(lines) < 110 and "Ollama: success" in lines

@@ -39,6 +39,8 @@ def test_checkpoints_are_whole_and_rotate(tmp_path: Path) -> None:
         (lambda folder: (folder / "trainer_state.json").unlink(), "trainer_state.json is missing"),
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text('{"step": 2, "sha256": {}}'), "lists no files"),
+        (lambda folder: (folder / "optimizer.pt").write_bytes(b""), "does not list optimizer.pt"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, harm: Callable[[Path], Any], words: str) -> None:
@@ -46,6 +48,13 @@ def test_damage_is_named(tmp_path: Path, harm: Callable[[Path], Any], words: str
     assert checkpoints.find_damage(checkpoint) == ""
     harm(checkpoint)
     assert words in checkpoints.find_damage(checkpoint)
+
+
+def test_a_file_that_training_does_not_read_may_lie_beside_the_others(tmp_path: Path) -> None:
+    """Windows and file managers leave some."""
+    checkpoint = write_checkpoint(store.create(tmp_path, "linzhi", "fresh"), 2)
+    (checkpoint / "desktop.ini").write_text("")
+    assert checkpoints.find_damage(checkpoint) == ""
 
 
 def test_an_unfinished_checkpoint_is_none(tmp_path: Path) -> None:

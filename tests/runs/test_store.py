@@ -62,6 +62,22 @@ def test_names(tmp_path: Path) -> None:
         assert "linzhi" in caught.value.findings[0].fix
 
 
+@pytest.mark.parametrize(
+    "named",
+    ["{outside}", "../outside/001-fresh", "linzhi/../../outside", "linzhi", "other/001-fresh", ".", "", "\udcff"],
+)
+def test_current_names_a_run_of_its_series_and_nothing_else(tmp_path: Path, named: str) -> None:
+    """A run folder may come from a stranger."""
+    root, outside = tmp_path / "runs", store.create(tmp_path, "outside", "fresh").folder
+    run = store.create(root, "linzhi", "fresh")
+    store.create(root, "other", "fresh")
+    pointer = root / "linzhi" / "current"
+    pointer.write_bytes(named.format(outside=outside).encode(errors="surrogateescape"))
+    assert store.current(root, "linzhi") == run
+    store.delete(run)
+    assert pointer.exists(), "it did not name this run"
+
+
 def status(run: Run) -> str:
     """The state of a run, which changes between two calls."""
     return run.status

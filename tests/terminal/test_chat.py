@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import types
 from pathlib import Path
 
+import pytest
 from conftest import Quickstart
 
 from fasttune.data.dataset import Message
+from fasttune.runs import documents, store
+from fasttune.runs.documents import BaseRecord
 from fasttune.terminal import chat
 from fasttune.training import hub
 from fasttune.training import model as models
@@ -18,6 +23,19 @@ def test_one_prompt(quickstart: Quickstart) -> None:
     done = quickstart.fasttune("chat", "quickstart/001", "--prompt", probe["question"], "--temperature", "0")
     assert done.returncode == 0, done.stderr
     assert done.stdout == probe["trained"] + "\n"
+
+
+def test_control_characters_in_an_answer_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = store.create(tmp_path, "linzhi", "fresh")
+    provenance = types.SimpleNamespace(system=None, base=BaseRecord("builtin:tiny", "", ""))
+    monkeypatch.setattr(chat, "find_gguf", lambda name, root: (run, Path("x.gguf")))
+    monkeypatch.setattr(documents, "read_provenance", lambda run: provenance)
+    monkeypatch.setattr(chat, "open_gguf", lambda path, num_ctx: contextlib.nullcontext())
+    monkeypatch.setattr(chat, "stream", lambda model, ids, sampling: iter(["a\x1b", "]0;PWN\x07\x9b", "2J\n你"]))
+    chat.chat("linzhi", tmp_path, "hello", None, 0.0, 8)
+    assert capsys.readouterr().out == "a\\x1b]0;PWN\\x07\\x9b2J\n你\n"
 
 
 def test_a_file_of_a_run(quickstart: Quickstart) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,17 @@ def test_an_incomplete_folder_names_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FasttuneError, match=r"tokenizer.json, \*.safetensors missing"):
         hub.locate(ModelRecipe(base=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_base_with_code_of_its_own_is_refused_before_anything_is_loaded(tmp_path: Path, name: str) -> None:
+    base = shutil.copytree(hub.TINY, tmp_path / "base")
+    known = json.loads((base / name).read_text(encoding="utf-8"))
+    (base / name).write_text(json.dumps(known | {"auto_map": {"AutoConfig": "own.Config"}}), encoding="utf-8")
+    with pytest.raises(FasttuneError) as caught:
+        hub.locate(ModelRecipe(base=str(base)))
+    (finding,) = caught.value.findings
+    assert (finding.code, finding.where) == ("base-needs-remote-code", str(base / name))
 
 
 def test_modelscope_without_its_package_says_how_to_get_it() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fasttune.console import FasttuneError
+from fasttune.export import chatml
 from fasttune.training import hub
 from fasttune.training import model as models
 
@@ -125,6 +126,12 @@ def test_code_in_the_base_is_never_run(tmp_path: Path, monkeypatch: pytest.Monke
     (base / "own.py").write_text(f"open({str(trace)!r}, 'w')\n", encoding="utf-8")
     questions: list[str] = []
     monkeypatch.setattr("builtins.input", lambda question="": questions.append(question))
+    for load in (models.load_tokenizer, chatml.load_tokenizer):
+        with pytest.raises(FasttuneError) as caught:
+            load(base)
+        (finding,) = caught.value.findings
+        assert (finding.code, finding.where) == ("base-needs-remote-code", str(base / "config.json"))
+    monkeypatch.setattr(hub, "refuse_remote_code", lambda folder: None)  # transformers' own refusal stands behind ours
     with pytest.raises(ValueError, match="custom code"):
         models.load_tokenizer(base)
     assert not questions and not trace.exists()

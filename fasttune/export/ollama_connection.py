@@ -1,0 +1,69 @@
+"""The connection to an Ollama server that may be anybody's: no redirects, limits on the time and the size of calls.
+
+Redirects would take the model file, and the key in OLLAMA_API_KEY, to whatever host the server names. httpx itself
+limits single reads only, so a server that sends a byte a second would hold a run for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+
+CONNECT_SECONDS = 10.0
+QUICK_SECONDS = 30.0  # a question that Ollama answers from memory: the models, a blob, a copy
+SILENT_SECONDS = 300.0  # without a byte while it stores the file or makes the model
+CREATE_SECONDS = 1800.0  # all of it
+ANSWER_BYTES = 16 * 2**20
+
+
+class LimitedAnswer(httpx.SyncByteStream):
+    """An answer's body that ends with httpx.ReadTimeout at a deadline, httpx.DecodingError beyond ANSWER_BYTES."""
+
+    def __init__(self, stream: Any, deadline: float) -> None:
+        self.stream, self.deadline = stream, deadline
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for chunk in self.stream:
+            size += len(chunk)
+            if size > ANSWER_BYTES:
+                raise httpx.DecodingError(f"more than {ANSWER_BYTES // 2**20} MiB")
+            if time.monotonic() > self.deadline:
+                raise httpx.ReadTimeout("timed out")
+            yield chunk
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+class LimitedTransport(httpx.HTTPTransport):
+    """httpx's own transport with limits for each kind of call."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        seconds, silent = QUICK_SECONDS, QUICK_SECONDS
+        if request.method == "POST" and "/api/blobs/" in request.url.path:
+            seconds = silent = SILENT_SECONDS  # for the answer; the upload itself may last as long as it moves
+        elif request.method == "POST" and request.url.path.endswith("/api/create"):
+            seconds, silent = CREATE_SECONDS, SILENT_SECONDS
+        timeout = httpx.Timeout(silent, connect=CONNECT_SECONDS, write=QUICK_SECONDS)
+        request.extensions = {**request.extensions, "timeout": timeout.as_dict()}
+        answer = super().handle_request(request)
+        answer.headers.pop("content-encoding", None)  # none was asked for; a packed body could be of any size
+        answer.stream = LimitedAnswer(answer.stream, time.monotonic() + seconds)
+        return answer
+
+
+def options(seen: Callable[[httpx.Request], None]) -> dict[str, Any]:
+    """The arguments of an httpx client for Ollama; `seen` is called with each request.
+
+    A proxy that is set for the internet must not get what is meant for this machine.
+    """
+    return {
+        "transport": LimitedTransport(trust_env=False),
+        "trust_env": False,
+        "follow_redirects": False,
+        "event_hooks": {"request": [seen]},
+    }
