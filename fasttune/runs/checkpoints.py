@@ -143,7 +143,7 @@ def best_left_behind(run: Run, used: Path | None) -> list[Finding]:
         return []
     if best >= checkpoint_step(used):
         return []
-    what = _("goes on from step {last}, which early stopping rejected; the adapter of {run} is that of step {best}",
+    what = _("continues from step {last}, which early stopping rejected; the adapter of {run} is that of step {best}",
              last=checkpoint_step(used), run=run.id, best=best)  # fmt: skip
     why = _("it begins with another model than the one that answered in `fasttune chat`")
     fix = _("to begin with that one: `--continue custom --set continue.start=adapter`")
