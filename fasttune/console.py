@@ -7,9 +7,11 @@ bug in fasttune and keeps its traceback.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import gettext
+import io
 import json
 import locale
 import os
@@ -33,6 +35,9 @@ def N_(message: Text) -> Text:
 
 Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = (N_("error"), N_("warning"), N_("info"))
+MOST_SHOWN = 20  # findings that are shown as text; --json gives all of them
+# What an output encoding lacks (ASCII, GBK, Latin-1) is written like this, everything else as a question mark.
+REPLACED = {"⟦": "[[", "⟧": "]]", "│": "|", "…": "...", "→": "->", "–": "-", "×": "x", "≥": ">=", "≤": "<="}
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 stderr_console = Console(stderr=True, highlight=False, emoji=False)
@@ -100,7 +105,7 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
     if as_json:
         print_json({"findings": [asdict(finding) for finding in findings]})
         return
-    for finding in findings:
+    for finding in findings[:MOST_SHOWN]:
         where = f"[bold]{escape(finding.where)}[/]: " if finding.where else ""
         label, hint = _(finding.level), _("hint")
         stderr_console.print(f"[{STYLES[finding.level]}]{label}:[/] {where}{escape(finding.what)}", soft_wrap=True)
@@ -108,12 +113,23 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
             stderr_console.print(f"  {escape(finding.why)}", soft_wrap=True)
         if finding.fix:
             stderr_console.print(f"  [green]{hint}:[/] {escape(finding.fix)}", soft_wrap=True)
+    if more := findings[MOST_SHOWN:]:
+        errors = sum(finding.level == "error" for finding in more)
+        say(
+            ngettext(
+                "and {n} more finding, {errors} of them an error; `--json` gives all of them",
+                "and {n} more findings, {errors} of them errors; `--json` gives all of them",
+                len(more),
+                errors=errors,
+            )
+        )
 
 
 def can_ask() -> bool:
     """Whether a user can answer prompts: stdin and stderr are terminals, and no other rank trains the same run."""
     one_process = os.environ.get("WORLD_SIZE", "1") == "1"
-    return one_process and sys.stdin.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    here = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))  # None: closed
+    return one_process and here and os.environ.get("TERM") != "dumb"
 
 
 @contextlib.contextmanager
@@ -132,8 +148,31 @@ def say(text: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print a JSON document to stdout, with Chinese characters as they are."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+    """Print a JSON document to stdout, with Chinese characters as they are where stdout can encode all of them."""
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2)
+    sys.stdout.write(text + "\n")
+
+
+def replace_unencodable(failure: UnicodeError) -> tuple[str, int]:
+    """The error handler of both outputs: characters that their encoding lacks are replaced."""
+    assert isinstance(failure, UnicodeEncodeError)
+    text = failure.object[failure.start : failure.end]
+    return "".join(REPLACED.get(character, "?") for character in text), failure.end
+
+
+def prepare_streams() -> None:
+    """Let stdout and stderr replace what they can't encode; a closed one (`>&-`) takes what it is given in silence."""
+    codecs.register_error("fasttune", replace_unencodable)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, for the process's life
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="fasttune")
 
 
 def language() -> str:

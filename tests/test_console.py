@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import subprocess
 import sys
 
 import pytest
+from conftest import REPOSITORY
 
 from fasttune import console
 from fasttune.console import FasttuneError, Finding, UsageError
@@ -120,3 +124,37 @@ def test_who_can_be_asked(
     for stream in (sys.stdin, sys.stderr):
         monkeypatch.setattr(stream, "isatty", lambda: terminal)
     assert console.can_ask() is expected
+
+
+def test_what_an_encoding_lacks_is_replaced() -> None:
+    """`show` marks supervised text with ⟦ and ⟧, which neither ASCII nor GBK has."""
+    command = [sys.executable, "-m", "fasttune", "show", "data/quickstart/train.jsonl:1"]
+    for encoding in ("ascii", "gbk"):
+        own = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, cwd=REPOSITORY, env=own, capture_output=True, check=False)
+        assert done.returncode == 0 and b"Traceback" not in done.stderr
+        assert b"[[" in done.stdout and b"]]" in done.stdout
+
+
+def test_json_is_json_in_every_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoding in ("ascii", "gbk", "utf-8"):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        console.print_json({"a": "小灯 ⟦"})
+        out.seek(0)
+        assert json.loads(out.read()) == {"a": "小灯 ⟦"}
+
+
+def test_a_closed_stdin_or_stdout_is_no_traceback() -> None:
+    for closed, code in (("menu <&-", 2), ("runs <&- >&-", 0), ("plan recipes/quickstart.toml >&- 2>&-", 0)):
+        command = f"{sys.executable} -m fasttune {closed}"
+        done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert done.returncode == code and "Traceback" not in done.stderr
+
+
+def test_a_flood_of_findings_is_cut_in_text_and_whole_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_findings([ERROR] * 200_000)
+    shown = capsys.readouterr().err
+    assert shown.count("no [GPU]") == 20 and "and 199980 more findings, 199980 of them errors" in shown
+    console.show_findings([ERROR] * 50, as_json=True)
+    assert len(json.loads(capsys.readouterr().out)["findings"]) == 50

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fasttune.console import UsageError, _, can_ask, say, usage_error
+from fasttune.console import FasttuneError, UsageError, _, can_ask, say, usage_error
 from fasttune.pipeline import command_line, runs_option
 from fasttune.recipe.load import load_recipe, names_a_folder
 from fasttune.recipe.schema import Recipe
@@ -56,7 +56,11 @@ def subjects(root: Path) -> dict[str, str]:
 
 def newest_state(root: Path, name: str) -> str:
     """The state of the newest run of a series in one line."""
-    return runs_tree.state_line(summary.read_figures(store.list_runs(root, name)[-1]))
+    run = store.list_runs(root, name)[-1]
+    try:
+        return runs_tree.state_line(summary.read_figures(run))
+    except FasttuneError as problem:
+        return _("{run} is damaged: {what}", run=run.id, what=problem.findings[0].what)
 
 
 def recipes() -> dict[Path, Recipe | None]:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fasttune.console import FasttuneError, UsageError, _, can_ask, ngettext, say, show_findings
+from fasttune.console import FasttuneError, Finding, UsageError, _, can_ask, ngettext, say, show_findings
 from fasttune.pipeline import Planner, RunRequest, command_line
 from fasttune.planning import advice
 from fasttune.planning.resume import run_to_resume
@@ -64,8 +64,10 @@ def ask_about_existing(request: RunRequest, planner: Planner) -> RunRequest:
     """
     series = read_series(request, planner)
     assert series is not None  # as `needs_answer` found
-    figures = summary.read_series(request.root, series.recipe.name)
+    findings: list[Finding] = []
+    figures = summary.read_series(request.root, series.recipe.name, findings)
     say(ngettext("{name} has {n} run:", "{name} has {n} runs:", len(figures), name=series.recipe.name))
+    show_findings(findings)
     for one in figures[-SHOWN_RUNS:]:
         say(f"  {'→' if one.current else ' '} {runs_tree.state_line(one)}")
     while True:
