@@ -58,8 +58,7 @@ class PlanDocument:
     epochs: float
 
     def __post_init__(self) -> None:
-        """Raises ValueError with the name of a field whose value no plan has."""
-        if self.steps_per_epoch < 1:
+        if self.steps_per_epoch < 1:  # from_json names the field
             raise ValueError("steps_per_epoch")
 
     @property

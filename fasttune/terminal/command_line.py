@@ -101,7 +101,7 @@ class Verbs(click.Group):
                 with formatter.section(_(heading)):
                     formatter.write_dl(rows)
         with formatter.section(_("Examples")):
-            formatter.write_dl([(line, _(text)) for line, text in EXAMPLES], col_max=40)
+            formatter.write_dl([(line, _(example)) for line, example in EXAMPLES], col_max=40)
 
 
 # Mistakes on the command line ---------------------------------------------------------------------------------------

@@ -74,7 +74,8 @@ def label(one: Figures) -> Text:
 
 def figures_line(one: Figures) -> str:
     """Epochs, losses and accuracy in words."""
-    parts = [f"{epochs_word(one.epochs)}, {ngettext('{n} step', '{n} steps', one.steps)}"]
+    steps = ngettext("{n} step", "{n} steps", one.steps)
+    parts = [f"{epochs_word(one.epochs)}, {steps}"]
     if one.first_loss is not None and one.epoch_loss is not None:
         parts.append(_("loss {first:.3f} → {last:.3f}", first=one.first_loss, last=one.epoch_loss))
     if one.eval_loss is not None:
