@@ -307,7 +307,7 @@ def test_continuing_and_resuming_by_keys_trains(trained: Path, own: Path) -> Non
     assert done.returncode == 0, done.screen
     assert "continues from step 4 of persona/001-fresh" in done.screen
     run = own / "persona" / "002-incremental"
-    before, figures = summary.read_series(own, "persona")
+    before, figures = summary.read_series(own, "persona", [])
     assert (figures.parent, figures.steps, figures.epochs, figures.current) == (before.id, 6, 3.0, True)
     weights = (run / "adapter/adapter_model.safetensors").read_bytes()
 
