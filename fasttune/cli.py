@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import fasttune
-from fasttune.console import FasttuneError, _, can_ask, say, show_findings
+from fasttune import files
+from fasttune.console import FasttuneError, _, can_ask, prepare_streams, say, show_findings
+from fasttune.terminal import command_line
 
 if TYPE_CHECKING:
     from fasttune.pipeline import Planner, RunRequest
@@ -27,6 +29,7 @@ overrides_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=command_line.complete_setting,
     help=_("Override a recipe value, e.g. train.learning_rate=1e-4."),
 )
 runs_option = click.option(
@@ -46,26 +49,43 @@ def main() -> None:
     # Before anything loads OpenMP: threads that spin at a barrier starve the late one as soon as another process
     # wants a core; measured here, 40 steps of builtin:tiny beside two busy processes took 65 s spinning and 3 s asleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_streams()
+    command_line.translate_click()
     try:
         code = commands.main(prog_name="fasttune", standalone_mode=False)
     except FasttuneError as problem:
-        show_findings(problem.findings)
-        if problem.after:
-            say(problem.after)
-        sys.exit(problem.exit_code)
+        sys.exit(show_problem(problem))
     except click.ClickException as problem:
-        problem.show()
-        sys.exit(problem.exit_code)
+        sys.exit(show_problem(command_line.as_usage_error(problem, commands)))
+    except OSError as problem:
+        known = files.condition_as_error(problem)
+        if known is None:
+            raise
+        sys.exit(show_problem(known))
     except (click.Abort, KeyboardInterrupt):
         say(_("stopped"))
         sys.exit(STOPPED)
     sys.exit(code or 0)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def show_problem(problem: FasttuneError) -> int:
+    """Show an error's findings to the person, with --json also as a document on stdout; returns the exit code."""
+    show_findings(problem.findings)
+    if problem.after:
+        say(problem.after)
+    if "--json" in sys.argv[1:]:
+        show_findings(problem.findings, as_json=True)
+    return problem.exit_code
+
+
+@click.group(
+    cls=command_line.Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    help=_("Train a small Qwen2.5 model on your conversations and get a GGUF file that answers."),
+)
 @click.version_option(fasttune.__version__, prog_name="fasttune")
 def commands() -> None:
-    """Train a small Qwen2.5 model on your conversations and get a GGUF file that answers."""
+    pass
 
 
 @commands.command(help=_("Train what the recipe says, export GGUF files, answer the probe questions."))
@@ -181,7 +201,7 @@ def show_sample(sample: str, base: str, recipe_file: Path | None, overrides: tup
 
 
 @commands.command(help=_("Talk to the GGUF of a run (a series name, a run id, or a .gguf file)."))
-@click.argument("name", metavar="RUN")
+@click.argument("name", metavar="RUN", shell_complete=command_line.complete_run)
 @click.option("--prompt", help=_("One question; print the answer and end."))
 @click.option("--system", help=_("A system prompt in place of the trained one."))
 @click.option(
@@ -202,7 +222,7 @@ def chat(
 
 
 @commands.command(help=_("Write GGUF files of a finished run, as its recipe or the options say."))
-@click.argument("name", metavar="RUN")
+@click.argument("name", metavar="RUN", shell_complete=command_line.complete_run)
 @click.option(
     "--gguf", "types", multiple=True, metavar="TYPE", help=_("f16, q8_0, q6_k, q5_k_m or q4_k_m; may be repeated.")
 )
@@ -215,7 +235,9 @@ def export(name: str, types: tuple[str, ...], ollama: str | None, root: Path) ->
     from fasttune.training import provenance
 
     run = store.find(root, name)
-    given = [f"export.gguf={json.dumps(types)}"] * bool(types) + [f"export.ollama={ollama}"] * bool(ollama)
+    given = [f"export.gguf={json.dumps([one.lower() for one in types])}"] * bool(types) + [
+        f"export.ollama={ollama}"
+    ] * bool(ollama)
     recipe = load_recipe(run.recipe, [*documents.recorded_overrides(run), *given])
     base = provenance.locate_base(run, recipe.model)
     provenance.require_same_base(run, base)
@@ -225,14 +247,16 @@ def export(name: str, types: tuple[str, ...], ollama: str | None, root: Path) ->
         click.echo(artifact.path)
 
 
-@commands.command("runs", help=_("Show the runs of all series, or of one, as a tree with their figures and verdicts."))
-@click.argument("series", required=False)
+@commands.command(
+    "runs", help=_("Show the runs of all series, of one, or one run, as a tree with their figures and verdicts.")
+)
+@click.argument("name", metavar="[NAME|RUN]", required=False, shell_complete=command_line.complete_run)
 @runs_option
 @json_option
-def list_runs(series: str | None, root: Path, as_json: bool) -> None:
+def list_runs(name: str | None, root: Path, as_json: bool) -> int:
     from fasttune.terminal import runs_tree
 
-    runs_tree.show_runs(root, series, as_json=as_json)
+    return runs_tree.show_runs(root, name, as_json=as_json)
 
 
 @commands.command(help=_("Write a recipe with values chosen from the data and this machine, or a complete example."))

@@ -7,9 +7,11 @@ bug in fasttune and keeps its traceback.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import gettext
+import io
 import json
 import locale
 import math
@@ -35,6 +37,9 @@ def N_(message: Text) -> Text:
 
 Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = (N_("error"), N_("warning"), N_("info"))
+MOST_SHOWN = 20  # findings that are shown as text; --json gives all of them
+# What an output encoding lacks (ASCII, GBK, Latin-1) is written like this, everything else as a question mark.
+REPLACED = {"⟦": "[[", "⟧": "]]", "│": "|", "…": "...", "→": "->", "–": "-", "×": "x", "≥": ">=", "≤": "<="}
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 # What a terminal obeys instead of showing it: C0 but tab and newline, DEL and C1; and surrogates, which no encoding
@@ -129,7 +134,7 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
     if as_json:
         print_json({"findings": [asdict(finding) for finding in findings]})
         return
-    for finding in findings:
+    for finding in findings[:MOST_SHOWN]:
         where = f"[bold]{escape(finding.where)}[/]: " if finding.where else ""
         label, hint = _(finding.level), _("hint")
         stderr_console.print(f"[{STYLES[finding.level]}]{label}:[/] {where}{escape(finding.what)}", soft_wrap=True)
@@ -137,12 +142,23 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
             stderr_console.print(f"  {escape(finding.why)}", soft_wrap=True)
         if finding.fix:
             stderr_console.print(f"  [green]{hint}:[/] {escape(finding.fix)}", soft_wrap=True)
+    if more := findings[MOST_SHOWN:]:
+        errors = sum(finding.level == "error" for finding in more)
+        say(
+            ngettext(
+                "and {n} more finding, {errors} of them an error; `--json` gives all of them",
+                "and {n} more findings, {errors} of them errors; `--json` gives all of them",
+                len(more),
+                errors=errors,
+            )
+        )
 
 
 def can_ask() -> bool:
     """Whether a user can answer prompts: stdin and stderr are terminals, and no other rank trains the same run."""
     one_process = os.environ.get("WORLD_SIZE", "1") == "1"
-    return one_process and sys.stdin.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    here = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))  # None: closed
+    return one_process and here and os.environ.get("TERM") != "dumb"
 
 
 @contextlib.contextmanager
@@ -161,10 +177,14 @@ def say(text: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print a JSON document to stdout: Chinese characters as they are, control characters as JSON escapes, and null for
-    a number that is not finite."""
-    text = json.dumps(finite(document), ensure_ascii=False, indent=2, allow_nan=False)
-    sys.stdout.write(text.translate(JSON_CONTROLS) + "\n")
+    """Print a JSON document to stdout: Chinese characters as they are where stdout can encode all of them, control
+    characters as JSON escapes, and null for a number that is not finite."""
+    text = json.dumps(finite(document), ensure_ascii=False, indent=2, allow_nan=False).translate(JSON_CONTROLS)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(finite(document), indent=2, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 def finite(document: Any) -> Any:
@@ -174,6 +194,24 @@ def finite(document: Any) -> Any:
     if isinstance(document, Mapping):
         return {key: finite(value) for key, value in document.items()}
     return [finite(value) for value in document] if isinstance(document, (list, tuple)) else document
+
+
+def replace_unencodable(failure: UnicodeError) -> tuple[str, int]:
+    """The error handler of both outputs: characters that their encoding lacks are replaced."""
+    assert isinstance(failure, UnicodeEncodeError)
+    text = failure.object[failure.start : failure.end]
+    return "".join(REPLACED.get(character, "?") for character in text), failure.end
+
+
+def prepare_streams() -> None:
+    """Let stdout and stderr replace what they can't encode; a closed one (`>&-`) takes what it is given in silence."""
+    codecs.register_error("fasttune", replace_unencodable)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, for the process's life
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="fasttune")
 
 
 def language() -> str:

@@ -20,11 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from fasttune.console import _, error
+from fasttune.console import FasttuneError, _, error
 
 PARTIAL, DELETED = ".partial", ".deleted"
 NO_FOLDER_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # NFS, some mounts of Windows
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Something else lies where a file or a folder belongs, or the disk itself fails.
+NOT_USABLE = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE)
 RUN_LOCK_SECONDS = 1.0  # a run's lock is held for hours; others look at it for a moment only
 SERIES_LOCK_SECONDS = 60.0  # a series' lock is held for a moment only, which on a busy machine can be a long one
 WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE's begins with UTF-16-LE's
@@ -86,16 +89,48 @@ def disk_full_as_error(folder: Path, needed: int) -> Iterator[None]:
     except Exception as problem:  # torch and safetensors each have an error of their own for a full disk
         if not is_full(problem):
             raise
-        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-        free = shutil.disk_usage(place).free
         raise error(
             "disk-full",
-            _("no space left: a checkpoint needs {needed:.1f} MB, {free:.1f} MB are free", needed=needed / 1e6,
-              free=free / 1e6),
+            what_ran_out(folder, needed, problem),
             where=str(folder),
             why=_("the last complete checkpoint is kept"),
             fix=_("free some space, or raise the quota, and resume from that checkpoint"),
         ) from problem  # fmt: skip
+
+
+def what_ran_out(folder: Path, needed: int, problem: Exception) -> str:
+    """In words what a checkpoint of so many bytes lacks: files that the file system may hold, a quota, or space."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free, system = shutil.disk_usage(place).free, os.statvfs(place)
+    if system.f_files and not system.f_favail:
+        return _("no file can be added: the file system holds as many as it can (`df -i {place}`)", place=place)
+    if (isinstance(problem, OSError) and problem.errno == errno.EDQUOT) or free >= needed:
+        return _(
+            "no space left for this user: a checkpoint needs {needed:.1f} MB, and a quota or the largest size of a "
+            "file is reached",
+            needed=needed / 1e6,
+        )
+    return _(
+        "no space left: a checkpoint needs {needed:.1f} MB, {free:.1f} MB are free",
+        needed=needed / 1e6,
+        free=free / 1e6,
+    )
+
+
+def condition_as_error(problem: OSError) -> FasttuneError | None:
+    """The error for a condition of the disk or of its permissions that a user can mend; None for any other problem."""
+    where = str(problem.filename2 or problem.filename or "")
+    reason = _("the operating system says: {reason}", reason=problem.strerror or str(problem))
+    if problem.errno in NOT_PERMITTED:
+        fix = _("choose a folder that you may write to, for example `--runs ~/runs`, or change its permissions")
+        return error("not-permitted", _("this can't be read or written"), where=where, why=reason, fix=fix)
+    if problem.errno in DISK_FULL:
+        fix = _("free some space, or raise the quota, and run the same command again")
+        return error("disk-full", _("no space left"), where=where, why=reason, fix=fix)
+    if problem.errno in NOT_USABLE and where:
+        fix = _("move away what lies there, or name another place")
+        return error("not-usable", _("this can't be used as a file or folder"), where=where, why=reason, fix=fix)
+    return None
 
 
 def is_full(problem: Exception) -> bool:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "fasttune"
 # The modules, or sub-packages, that may import a library (ARCHITECTURE.md, "One home per foreign library").
 HOMES = {
     "babel": set(),
-    "click": {"cli"},
+    "click": {"cli", "terminal.command_line"},
     "gguf": {"export"},
     "httpx": {"export"},
     "huggingface_hub": {"training.hub"},

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -188,3 +191,37 @@ def test_json_never_holds_nan(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_json({"loss": math.nan, "all": [1.5, -math.inf, {"x": (math.inf,)}], "text": "NaN", "n": 2})
     written = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert written == {"loss": None, "all": [1.5, None, {"x": [None]}], "text": "NaN", "n": 2}
+
+
+def test_what_an_encoding_lacks_is_replaced() -> None:
+    """`show` marks supervised text with ⟦ and ⟧, which neither ASCII nor GBK has."""
+    command = [sys.executable, "-m", "fasttune", "show", "data/quickstart/train.jsonl:1"]
+    for encoding in ("ascii", "gbk"):
+        own = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, cwd=REPOSITORY, env=own, capture_output=True, check=False)
+        assert done.returncode == 0 and b"Traceback" not in done.stderr
+        assert b"[[" in done.stdout and b"]]" in done.stdout
+
+
+def test_json_is_json_in_every_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoding in ("ascii", "gbk", "utf-8"):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        console.print_json({"a": "小灯 ⟦"})
+        out.seek(0)
+        assert json.loads(out.read()) == {"a": "小灯 ⟦"}
+
+
+def test_a_closed_stdin_or_stdout_is_no_traceback() -> None:
+    for closed, code in (("menu <&-", 2), ("runs <&- >&-", 0), ("plan recipes/quickstart.toml >&- 2>&-", 0)):
+        command = f"{sys.executable} -m fasttune {closed}"
+        done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert done.returncode == code and "Traceback" not in done.stderr
+
+
+def test_a_flood_of_findings_is_cut_in_text_and_whole_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_findings([ERROR] * 200_000)
+    shown = capsys.readouterr().err
+    assert shown.count("no [GPU]") == 20 and "and 199980 more findings, 199980 of them errors" in shown
+    console.show_findings([ERROR] * 50, as_json=True)
+    assert len(json.loads(capsys.readouterr().out)["findings"]) == 50

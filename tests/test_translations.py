@@ -19,6 +19,7 @@ from babel.messages.pofile import read_po
 
 from fasttune import console
 from fasttune.recipe.schema import KEYS
+from fasttune.terminal import command_line
 
 PACKAGE = Path(console.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -30,6 +31,9 @@ THROUGH_EXPRESSIONS: dict[str, Callable[[], tuple[str, ...]]] = {
     "finding.level": lambda: console.LEVELS,
     "warning.level": lambda: console.LEVELS,
     "key.help": lambda: tuple(key.help for key in KEYS.values()),
+    "heading": lambda: tuple(heading for heading, _texts in command_line.GROUPS),
+    "text": lambda: tuple(text for _heading, texts in command_line.GROUPS for text in texts.values()),
+    "example": lambda: tuple(text for _line, text in command_line.EXAMPLES),
 }
 
 

@@ -56,6 +56,10 @@ class PlanDocument:
     total_steps: int
     epochs: float
 
+    def __post_init__(self) -> None:
+        if self.steps_per_epoch < 1:  # from_json names the field
+            raise ValueError("steps_per_epoch")
+
     @property
     def values(self) -> dict[str, Any]:
         """{dotted key: value} of all settings, lists as JSON has them."""
@@ -335,7 +339,7 @@ def read(path: Path, kind: type[Document]) -> Document:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise damaged(path, _("the file is missing")) from None
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise damaged(path, str(problem)) from None
     if not isinstance(content, dict):
         raise damaged(path, _("this is not a JSON object"))

@@ -7,16 +7,69 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fasttune.console import FasttuneError, _, error
 from fasttune.files import write_text
+from fasttune.runs import documents
+from fasttune.runs.documents import TrainerStateFigures
 from fasttune.runs.store import Run
 
 
 def read_history(run: Run) -> list[dict[str, Any]]:
-    """The lines of history.jsonl; a last line that a killed process left incomplete is not one."""
+    """The lines of history.jsonl; a last line that a killed process left incomplete is not one.
+
+    Raises FasttuneError with the code document-damaged that names the first line that is damaged.
+    """
     if not run.history.is_file():
         return []
-    lines = run.history.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    try:
+        lines = run.history.read_bytes().split(b"\n")[:-1]
+    except OSError as problem:
+        raise documents.damaged(run.history, str(problem)) from None
+    return [parsed(run, number, line) for number, line in enumerate(lines, 1)]
+
+
+def parsed(run: Run, number: int, line: bytes) -> dict[str, Any]:
+    """A line of history.jsonl. Raises FasttuneError where it is damaged."""
+    try:
+        document = json.loads(line)  # bytes that are not UTF-8 are a ValueError too
+    except (ValueError, RecursionError):
+        raise damaged_line(run, number, _("this is not a line of JSON")) from None
+    flaw = missing_field(document)
+    if flaw:
+        raise damaged_line(run, number, _("its field {field} is missing or damaged", field=flaw))
+    return document
+
+
+def damaged_line(run: Run, number: int, what: str) -> FasttuneError:
+    """The error for a line of history.jsonl that can't be read."""
+    fix = _("remove this line: figures of a step are lost, nothing else")
+    return error("document-damaged", what, where=f"{run.history}:{number}", fix=fix)
+
+
+def missing_field(line: Any) -> str:
+    """The first field of a logged line that is missing or no number; empty for a line that has all of them."""
+    needed = ["step"]
+    if isinstance(line, Mapping) and "loss" in line:
+        needed += ["loss", "epoch", "mean_token_accuracy"]
+    elif isinstance(line, Mapping) and "eval_loss" in line:
+        needed += ["eval_loss"]
+    values = line if isinstance(line, Mapping) else {}
+    wrong = [key for key in needed if type(values.get(key)) not in (int, float)]
+    whole = type(values.get("step")) is int or float(values["step"]).is_integer() if not wrong else True
+    return wrong[0] if wrong else "" if whole else "step"
+
+
+def read_log_history(run: Run) -> TrainerStateFigures:
+    """The figures of a finished run's trainer_state.json, its lines checked as those of history.jsonl are.
+
+    Raises FasttuneError with the code document-damaged where a line is damaged or no step was logged.
+    """
+    state = documents.read_trainer_state(run)
+    flaws = [index for index, line in enumerate(state.log_history) if missing_field(line)]
+    if flaws or not any("loss" in line for line in state.log_history):
+        name = f"log_history[{flaws[0]}]" if flaws else "log_history"
+        raise documents.damaged(run.trainer_state, _("its field {field} is missing or damaged", field=name))
+    return state
 
 
 @dataclass(frozen=True)

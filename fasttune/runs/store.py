@@ -134,9 +134,9 @@ def create(root: Path, series: str, strategy: str, fill: Callable[[Run], None] =
 
 
 def list_runs(root: Path, series: str) -> list[Run]:
-    """The runs of a series, oldest first."""
+    """The runs of a series, oldest first; none for a name that is no folder's, such as `a/../a`."""
     folder = root / series
-    if not folder.is_dir():
+    if "/" in series or series in ("", ".", "..") or not folder.is_dir():
         return []
     names = [path.name for path in folder.iterdir() if NUMBERED.fullmatch(path.name) and path.is_dir()]
     return sorted((Run(root, f"{series}/{name}") for name in names), key=run_number)

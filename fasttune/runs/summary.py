@@ -6,13 +6,15 @@ checkpoint on the same data is judged with the history of its parents.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fasttune.console import FasttuneError, Finding, _
 from fasttune.runs import documents, judgement, store
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.history import EpochMeans, last_epoch, read_history
@@ -70,10 +72,16 @@ class Figures:
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def read_series(root: Path, name: str) -> list[Figures]:
-    """All runs of a series, oldest first."""
-    current = store.current(root, name)
-    return [read_figures(run, run == current) for run in store.list_runs(root, name)]
+def read_series(root: Path, name: str, findings: list[Finding]) -> list[Figures]:
+    """The runs of a series, oldest first; of a run that is damaged a finding is added instead."""
+    current, figures = store.current(root, name), []
+    for run in store.list_runs(root, name):
+        try:
+            figures.append(read_figures(run, run == current))
+        except FasttuneError as problem:
+            findings += [replace(finding, why=finding.why or _("{run} is not shown", run=run.id))
+                         for finding in problem.findings]  # fmt: skip
+    return figures
 
 
 def read_figures(run: Run, current: bool = False) -> Figures:
@@ -116,12 +124,23 @@ def read_plan(run: Run) -> PlanDocument | None:
 
 
 def existing_parent(run: Run) -> Run | None:
-    """The run that this one continued from; None where it was deleted since, also where its number was given again."""
+    """The run that this one continued from; None where it was deleted since, also where its number was given again, and
+    where its documents are damaged."""
     plan = read_plan(run)
     parent = store.by_id(run.root, plan.parent) if plan and plan.parent else None
-    if parent is None or not parent.plan.is_file():
+    if parent is None or not parent.plan.is_file() or not is_older(parent, run):
         return None
-    return parent if created(parent) <= created(run) else None
+    try:
+        documents.read_plan(parent)
+        return parent if created(parent) <= created(run) else None
+    except FasttuneError:
+        return None
+
+
+def is_older(parent: Run, run: Run) -> bool:
+    """Whether a parent's number is below its child's, in one series: damaged documents that name each other would make
+    an endless chain."""
+    return parent.series != run.series or store.run_number(parent) < store.run_number(run)
 
 
 def created(run: Run) -> str:
@@ -132,7 +151,11 @@ def created(run: Run) -> str:
 def began(run: Run) -> str:
     """When a run began, in local time to the minute."""
     moment = created(run)
-    began_at = datetime.fromisoformat(moment) if moment else datetime.fromtimestamp(run.folder.stat().st_mtime)
+    try:
+        began_at = datetime.fromisoformat(moment) if moment else datetime.fromtimestamp(run.folder.stat().st_mtime)
+    except ValueError:
+        what = _("its field {field} is missing or damaged", field="created")
+        raise documents.damaged(run.provenance, what) from None
     return began_at.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
@@ -164,7 +187,10 @@ def full_history(run: Run) -> list[dict[str, Any]]:
     """The history lines up to the run's end, oldest first, those of the parents included whose checkpoint it continued
     from with the same data."""
     parent = parent_on_same_data(run)
-    return [*(full_history(parent) if parent else []), *read_history(run)]
+    before: list[dict[str, Any]] = []
+    with contextlib.suppress(FasttuneError):  # a damaged history of the parent is a finding about the parent
+        before = full_history(parent) if parent else []
+    return [*before, *read_history(run)]
 
 
 def parent_on_same_data(run: Run) -> Run | None:
@@ -209,5 +235,5 @@ def adapter_eval_loss(plan: PlanDocument | None, evaluated: Sequence[float]) -> 
 
 def exported(run: Run) -> tuple[Mapping[str, Any], ...]:
     """The GGUF files of a run with their sizes in bytes."""
-    files = sorted(run.exports.glob("*.gguf")) if run.exports.is_dir() else []
+    files = sorted(path for path in run.exports.glob("*.gguf") if path.is_file()) if run.exports.is_dir() else []
     return tuple({"file": path.name, "bytes": path.stat().st_size} for path in files)

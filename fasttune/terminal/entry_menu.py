@@ -93,7 +93,11 @@ def can_train(recipe: Recipe, root: Path) -> bool:
 
 def newest_state(root: Path, name: str) -> str:
     """The state of the newest run of a series in one line."""
-    return runs_tree.state_line(summary.read_figures(store.list_runs(root, name)[-1]))
+    run = store.list_runs(root, name)[-1]
+    try:
+        return runs_tree.state_line(summary.read_figures(run))
+    except FasttuneError as problem:
+        return _("{run} is damaged: {what}", run=run.id, what=problem.findings[0].what)
 
 
 def recipes() -> dict[Path, Recipe | None]:

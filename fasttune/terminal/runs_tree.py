@@ -11,7 +11,17 @@ from rich.text import Text
 from rich.tree import Tree
 
 from fasttune.command import command_line, runs_option
-from fasttune.console import _, print_json, say, stdout_console, usage_error
+from fasttune.console import (
+    Finding,
+    _,
+    exit_code,
+    ngettext,
+    print_json,
+    say,
+    show_findings,
+    stdout_console,
+    usage_error,
+)
 from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.values import as_toml
 from fasttune.runs import store
@@ -21,21 +31,29 @@ from fasttune.runs.summary import Change, Figures, read_figures, read_series
 from fasttune.terminal.verdicts import verdict_line, verdict_word
 
 
-def show_runs(root: Path, series: str | None, *, as_json: bool) -> None:
-    """Print the runs of one series or of all.
+def show_runs(root: Path, name: str | None, *, as_json: bool) -> int:
+    """Print the runs of one series, of all, or the one run that is named; the exit code, 1 where a run is damaged.
 
-    Raises UsageError with the names of the series there are where there is none of this name.
+    Damaged runs are findings beside those that can be shown. Raises UsageError with the names of the series there are
+    where there is none of this name, and FasttuneError where the run that is named is damaged.
     """
-    if series and not store.list_runs(root, series):
-        store.find(root, series)
-    every = {name: read_series(root, name) for name in ([series] if series else store.list_series(root))}
+    findings: list[Finding] = []
+    every: dict[str, list[Figures]] = {}
+    if name and not store.list_runs(root, name):
+        run = store.find(root, name)
+        every[run.series] = [read_figures(run, run == store.current(run.root, run.series))]
+    else:
+        every = {one: read_series(root, one, findings) for one in ([name] if name else store.list_series(root))}
     if as_json:
-        print_json({"runs": [asdict(one) for figures in every.values() for one in figures]})
-        return
+        listed = [asdict(one) for figures in every.values() for one in figures]
+        print_json({"runs": listed, "findings": [asdict(finding) for finding in findings]})
+        return exit_code(findings)
     if not every:
         say(_("no runs in {root} yet", root=root))
-    for name, figures in every.items():
-        stdout_console.print(tree(name, figures))
+    for series, figures in every.items():
+        stdout_console.print(tree(series, figures))
+    show_findings(findings)
+    return exit_code(findings)
 
 
 def tree(name: str, figures: Sequence[Figures]) -> Tree:
@@ -61,7 +79,8 @@ def label(one: Figures) -> Text:
 
 def figures_line(one: Figures) -> str:
     """Epochs, losses and accuracy in words."""
-    parts = [_("{epochs:.3g} epochs, {steps} steps", epochs=one.epochs, steps=one.steps)]
+    steps = ngettext("{n} step", "{n} steps", one.steps)
+    parts = [f"{epochs_word(one.epochs)}, {steps}"]
     if one.first_loss is not None and one.epoch_loss is not None:
         parts.append(_("loss {first:.3f} → {last:.3f}", first=one.first_loss, last=one.epoch_loss))
     if has_held_out_loss(one):
@@ -89,6 +108,11 @@ def files_line(one: Figures) -> str:
     return ", ".join(f"{file['file']} {size_word(file['bytes'])}" for file in one.exports)
 
 
+def epochs_word(epochs: float) -> str:
+    """`1 epoch`, `3.5 epochs`."""
+    return ngettext("{epochs:.3g} epoch", "{epochs:.3g} epochs", 1 if epochs == 1 else 2, epochs=epochs)
+
+
 def value_word(value: Any) -> str:
     """A setting's value as in a recipe, floats in short form, a dash for none."""
     if value is None:
@@ -109,7 +133,7 @@ def status_word(status: str) -> str:
 def state_line(one: Figures) -> str:
     """A run in one line: `003-retune finished, 3.5 epochs, loss 0.212, held-out 0.340: good`."""
     name = one.id.partition("/")[2]
-    parts = [f"{name} {status_word(one.status)}", _("{epochs:.3g} epochs", epochs=one.epochs)]
+    parts = [f"{name} {status_word(one.status)}", epochs_word(one.epochs)]
     if one.epoch_loss is not None:
         parts.append(_("loss {loss:.3f}", loss=one.epoch_loss))
     if has_held_out_loss(one):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fasttune.command import OnExisting
-from fasttune.console import FasttuneError, UsageError, _, can_ask, ngettext, say, show_findings
+from fasttune.console import FasttuneError, Finding, UsageError, _, can_ask, ngettext, say, show_findings
 from fasttune.pipeline import Planner, RunRequest
 from fasttune.planning import advice
 from fasttune.planning.parents import began_with, typed_value, unfinished
@@ -65,8 +65,10 @@ def ask_about_existing(request: RunRequest, planner: Planner) -> RunRequest:
     """
     series = read_series(request, planner)
     assert series is not None  # as `needs_answer` found
-    figures = summary.read_series(request.root, series.recipe.name)
+    findings: list[Finding] = []
+    figures = summary.read_series(request.root, series.recipe.name, findings)
     say(ngettext("{name} has {n} run:", "{name} has {n} runs:", len(figures), name=series.recipe.name))
+    show_findings(findings)
     for one in figures[-SHOWN_RUNS:]:
         say(f"  {'→' if one.current else ' '} {runs_tree.state_line(one)}")
     while True:

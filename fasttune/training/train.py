@@ -23,7 +23,7 @@ from fasttune.planning.strategy import Plan
 from fasttune.runs import checkpoints, documents, store
 from fasttune.runs.checkpoints import damage_findings
 from fasttune.runs.documents import Probe, RowRecord, Scores
-from fasttune.runs.history import last_epoch
+from fasttune.runs.history import last_epoch, read_log_history
 from fasttune.runs.store import Run
 from fasttune.training import device, distributed, finished_adapter, provenance, resume_check
 from fasttune.training import model as models
@@ -122,7 +122,7 @@ def load_record(run: Run) -> RunRecord:
     """The record of a run whose training is complete and whose export is not."""
     say(_("{run}: training is complete; exporting", run=run.id))
     store.set_current(run)  # the process may have been killed just before it did
-    state = documents.read_trainer_state(run)
+    state = read_log_history(run)
     return make_record(run, True, state.global_step, state.log_history, state.best_metric, 0.0)
 
 

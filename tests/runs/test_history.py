@@ -14,7 +14,7 @@ from fasttune.runs.history import EpochMeans
 def test_history_is_trimmed_to_a_step_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
     run = store.create(tmp_path, "linzhi", "fresh")
     for step in range(1, 5):
-        files.append_line(run.history, {"step": step, "loss": 1 / step})
+        files.append_line(run.history, {"step": step, "loss": 1 / step, "epoch": step / 4, "mean_token_accuracy": 0.5})
     with open(run.history, "a", encoding="utf-8") as file:
         file.write('{"step": 5, "lo')
     assert [line["step"] for line in history.read_history(run)] == [1, 2, 3, 4]

@@ -111,6 +111,6 @@ def test_a_run_without_a_logged_step_has_no_verdict(tmp_path: Path) -> None:
 def test_a_series_oldest_first_with_the_current_run(tmp_path: Path) -> None:
     first = write_run(tmp_path)
     write_run(tmp_path, finished=False)
-    assert [(one.id, one.current) for one in summary.read_series(tmp_path, "persona")] == [
+    assert [(one.id, one.current) for one in summary.read_series(tmp_path, "persona", [])] == [
         (first.id, True), ("persona/002-fresh", False),
     ]  # fmt: skip

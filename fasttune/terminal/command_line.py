@@ -1,0 +1,160 @@
+"""The manners of the command line: what click says in the user's language, its help in groups, the nearest command or
+option for one that does not exist, and what a shell completes.
+"""
+
+from __future__ import annotations
+
+import gettext
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from fasttune.console import LOCALE, N_, UsageError, _, language, usage_error
+from fasttune.recipe import aliases
+from fasttune.recipe.schema import KEYS, LEAVES
+from fasttune.recipe.values import near_name
+from fasttune.runs import store
+
+# What click itself says in help and errors: marked here, so that the catalog has it (`translate_click`).
+CLICK_SAYS = (
+    N_("Usage:"),
+    N_("Options"),
+    N_("Commands"),
+    N_("Show this message and exit."),
+    N_("Show the version and exit."),
+    N_("default: {default}"),
+    N_("env var: {var}"),
+    N_("required"),
+    N_("No such option {name!r}."),
+    N_("No such command {name!r}."),
+    N_("Missing argument"),
+    N_("Missing option"),
+    N_("Missing command."),
+    N_("Invalid value: {message}"),
+    N_("Invalid value for {param_hint}: {message}"),
+    N_("{value!r} is not a valid {number_type}."),
+    N_("{value} is not in the range {range}."),
+    N_("Option {name!r} does not take a value."),
+)
+# Verbs of other trainers and of other command lines, with the command that does it here.
+SYNONYMS = {
+    "train": "run", "finetune": "run", "fine-tune": "run", "sft": "run", "resume": "run", "continue": "run",
+    "list": "runs", "ls": "runs", "ps": "runs", "status": "runs", "tree": "runs", "history": "runs",
+    "infer": "chat", "inference": "chat", "generate": "chat", "talk": "chat", "ask": "chat", "serve": "chat",
+    "merge": "export", "gguf": "export", "convert": "export", "quantize": "export",
+    "new": "init", "create": "init", "example": "init --example quickstart", "benchmark": "bench",
+    "dry-run": "plan", "validate": "plan", "tokenize": "show", "preview": "show", "help": "--help",
+    "version": "--version",
+}  # fmt: skip
+# The groups of the help: heading, and the commands in it with what fits beside them in one line.
+GROUPS = (
+    (N_("Train"), {
+        "init": N_("Write a first recipe for a data file, or a complete example"),
+        "plan": N_("Show what a training would do; starts nothing"),
+        "run": N_("Train, export GGUF files, answer the probe questions"),
+        "menu": N_("Pick a series, a recipe or a file, and what to do"),
+    }),
+    (N_("Look"), {
+        "runs": N_("Show the runs with their figures and verdicts"),
+        "show": N_("Show the tokens of one sample"),
+    }),
+    (N_("Use"), {
+        "chat": N_("Talk to the GGUF of a run"),
+        "export": N_("Write GGUF files of a finished run"),
+    }),
+    (N_("Measure"), {
+        "bench": N_("Compare with stock Unsloth and plain peft"),
+    }),
+)  # fmt: skip
+EXAMPLES = (
+    ("fasttune init --example quickstart", N_("two minutes to a model that answers")),
+    ("fasttune init mine --data mine.jsonl", N_("a recipe for your own conversations")),
+    ("fasttune run recipes/mine.toml", N_("train it; the same command resumes")),
+    ("fasttune chat mine", N_("talk to the result")),
+)
+
+
+def translate_click() -> None:
+    """Let click, which asks the standard library's gettext, speak the user's language from fasttune's catalog."""
+    os.environ["LANGUAGE"] = language()
+    gettext.bindtextdomain("fasttune", str(LOCALE))
+    gettext.textdomain("fasttune")
+
+
+class Verbs(click.Group):
+    """The group of all commands; its help lists them in groups, each with a text that fits beside it."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by GROUPS, those that are in none under a heading of their own, then examples."""
+        grouped = {name for _heading, texts in GROUPS for name in texts}
+        rest = {name: "" for name in self.list_commands(ctx) if name not in grouped}
+        for heading, texts in (*GROUPS, (N_("More"), rest)):
+            rows = [
+                (name, _(text) if text else command.get_short_help_str(60))
+                for name, text in texts.items()
+                if (command := self.get_command(ctx, name)) is not None and not command.hidden
+            ]
+            if rows:
+                with formatter.section(_(heading)):
+                    formatter.write_dl(rows)
+        with formatter.section(_("Examples")):
+            formatter.write_dl([(line, _(example)) for line, example in EXAMPLES], col_max=40)
+
+
+# Mistakes on the command line ---------------------------------------------------------------------------------------
+
+
+def as_usage_error(problem: click.ClickException, group: click.Group) -> UsageError:
+    """What click found wrong with a command line, as an error with a hint that names the right command or option."""
+    context = problem.ctx if isinstance(problem, click.UsageError) else None
+    path = context.command_path if context is not None else "fasttune"
+    fix = _("`{command} --help` shows how it is used", command=path)
+    if isinstance(problem, click.exceptions.NoSuchOption):
+        fix = fix_for_option(problem.option_name, context) or fix
+        return usage_error("no-such-option", problem.message, fix=fix)
+    if isinstance(problem, click.exceptions.NoSuchCommand):
+        fix = fix_for_command(problem.command_name, list(group.commands))
+        return usage_error("no-such-command", problem.message, fix=fix)
+    return usage_error("wrong-usage", problem.format_message(), fix=fix)
+
+
+def fix_for_command(word: str, known: Sequence[str]) -> str:
+    """The hint about a command that does not exist: the one that does it here, or the one with a similar name."""
+    meant = SYNONYMS.get(word.lower()) or near_name(word, known)
+    if word.lower().endswith(".toml"):
+        meant = f"run {word}"
+    if meant:
+        return _("did you mean `{command}`?", command=f"fasttune {meant}")
+    return _("the commands are {names}; `fasttune --help` says what they do", names=", ".join(sorted(known)))
+
+
+def fix_for_option(word: str, context: click.Context | None) -> str:
+    """The hint about an option that does not exist: the recipe's setting of that name, or a similar option."""
+    leaf = word.lstrip("-").lower().replace("-", "_").partition("=")[0]
+    options = [name for one in context.command.params for name in one.opts if name[:2] == "--"] if context else []
+    setting = leaf if leaf in KEYS else LEAVES.get(leaf) or aliases.RENAMED.get(leaf) or ""
+    near = near_name(word, options)
+    if not setting and not near:
+        setting = LEAVES.get(near_name(leaf, LEAVES), "")
+    if setting and "--set" in options:
+        return _("that is a setting of the recipe: write `--set {key}=…`", key=setting)
+    return _("did you mean `{command}`?", command=near) if near else ""
+
+
+# What a shell completes ---------------------------------------------------------------------------------------------
+
+
+def complete_setting(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The keys that may stand after --set, as `train.epochs=`."""
+    return [CompletionItem(f"{name}=", help=key.help) for name, key in KEYS.items() if name.startswith(incomplete)]
+
+
+def complete_run(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The names of series and the ids of runs in the runs folder."""
+    root = Path(ctx.params.get("root") or os.environ.get("FASTTUNE_RUNS", "runs"))
+    series = store.list_series(root)
+    ids = [run.id for name in series for run in store.list_runs(root, name)]
+    return [CompletionItem(name) for name in (*series, *ids) if name.startswith(incomplete)]

@@ -1,0 +1,74 @@
+"""Mistakes on the command line get the right command or option; help in groups; click in the user's language."""
+
+from __future__ import annotations
+
+import gettext
+import inspect
+import json
+from pathlib import Path
+
+import click
+import pytest
+from conftest import Cli, call_fasttune
+from run_folders import write_run
+
+from fasttune import cli
+from fasttune.terminal import command_line
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("train x.toml", "did you mean `fasttune run`?"),
+        ("list", "did you mean `fasttune runs`?"),
+        ("help", "did you mean `fasttune --help`?"),
+        ("exprt", "did you mean `fasttune export`?"),
+        ("recipes/quickstart.toml", "did you mean `fasttune run recipes/quickstart.toml`?"),
+        ("frobnicate", "the commands are bench, chat, export,"),
+        ("run x.toml --learning_rate 1e-4", "write `--set train.learning_rate=…`"),
+        ("run x.toml --learning-rate=1e-4", "write `--set train.learning_rate=…`"),
+        ("run x.toml --lora_rank 8", "write `--set lora.r=…`"),
+        ("run x.toml --jsn", "did you mean `--json`?"),
+        ("run", "`fasttune run --help` shows how it is used"),
+    ],
+)
+def test_the_right_one_is_named(fasttune: Cli, typed: str, hint: str) -> None:
+    done = fasttune(*typed.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert hint in done.stderr and done.stderr.count("error: ") == 1
+
+
+def test_errors_are_json_too(fasttune: Cli) -> None:
+    for arguments in (["plan", "nowhere.toml"], ["plan", "--learning_rate", "1"], ["runs", "nobody"]):
+        done = fasttune(*arguments, "--json")
+        (finding,) = json.loads(done.stdout)["findings"]
+        assert done.returncode == 2 and finding["code"] and finding["fix"] and "error: " in done.stderr
+
+
+def test_the_help_groups_every_command_and_cuts_no_text(fasttune: Cli) -> None:
+    text = fasttune("--help").stdout
+    grouped = [name for _heading, texts in command_line.GROUPS for name in texts]
+    assert set(grouped) <= set(cli.commands.commands) and len(grouped) == len(set(grouped))
+    assert all(f"  {name} " in text for name in cli.commands.commands)
+    assert "…" not in text and "..." not in text.split("\n", 2)[2] and "Examples:" in text
+
+
+def test_click_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    for language, word in (("zh", "错误"), ("en", "error")):
+        monkeypatch.setenv("FASTTUNE_LANG", language)
+        monkeypatch.setenv("LANGUAGE", "")
+        command_line.translate_click()
+        assert gettext.gettext("error") == word
+    modules = (click.core, click.exceptions, click.types, click.decorators, click.formatting, click.parser)
+    source = "".join(inspect.getsource(module) for module in modules)
+    assert all(json.dumps(message) in source for message in command_line.CLICK_SAYS)  # as click writes them
+
+
+def test_a_shell_completes_runs_and_settings(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs")
+    variables = {"_FASTTUNE_COMPLETE": "bash_complete", "COMP_CWORD": "2"}
+    shown = call_fasttune(tmp_path / "runs", COMP_WORDS="fasttune chat pers", **variables).stdout
+    assert "persona\n" in shown and "persona/001-fresh" in shown
+    variables["COMP_CWORD"] = "4"
+    shown = call_fasttune(tmp_path / "runs", COMP_WORDS="fasttune run x.toml --set train.ep", **variables).stdout
+    assert "train.epochs=" in shown

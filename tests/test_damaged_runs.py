@@ -1,0 +1,137 @@
+"""A run whose files are damaged in any way: one message that names the file, never a traceback, and the rest is shown."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, Cli, Shared, call_fasttune, call_here
+
+from fasttune.terminal import entry_menu
+
+SHORT = ["--set", "train.max_steps=4", "--set", "train.save_steps=2", "--set", "probe.questions=['你是谁？']"]
+READ = ["plan.json", "provenance.json", "history.jsonl", "scores.json", "trainer_state.json"]
+Damage = Callable[[bytes], bytes | None]
+
+
+def flipped(raw: bytes) -> bytes:
+    at = random.Random(len(raw)).randrange(len(raw))
+    return raw[:at] + bytes([raw[at] ^ 0x55]) + raw[at + 1 :]
+
+
+DAMAGES: dict[str, Damage] = {
+    "missing": lambda raw: None,
+    "empty": lambda raw: b"",
+    "one byte": lambda raw: raw[:1],
+    "cut": lambda raw: raw[: len(raw) // 2],
+    "zeros": lambda raw: bytes(len(raw)),
+    "flipped": flipped,
+    "GBK": lambda raw: "坏掉的文件\n".encode("gbk") + raw,
+    "null": lambda raw: b"null\n",
+    "a list": lambda raw: b"[1, 2]\n",
+    "nested": lambda raw: b"[" * 100_000 + b"\n",
+    "other types": lambda raw: raw.replace(b": 1", b': "x').replace(b": 0", b": null"),
+    "texts": lambda raw: raw.replace(b'"loss"', b'"lost"').replace(b'"step"', b'"stop"').replace(b"name", b"nome"),
+    "no time": lambda raw: raw.replace(b'"created": "2', b'"created": "x').replace(b'epoch": ', b'epoch": -'),
+    "no epochs": lambda raw: raw.replace(b'"steps_per_epoch": 29', b'"steps_per_epoch": 0'),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(shared: Shared) -> Path:
+    """A runs folder with a short finished run, which no test changes."""
+
+    def train(runs: Path) -> None:
+        done = call_fasttune(runs, "run", "recipes/quickstart.toml", *SHORT)
+        assert done.returncode == 0, done.stderr
+
+    return shared("short", train)
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, with a second series beside it that stays as it is."""
+    shutil.copytree(trained / "quickstart", tmp_path / "runs" / "quickstart")
+    shutil.copytree(trained / "quickstart", tmp_path / "runs" / "other")
+    return tmp_path / "runs"
+
+
+def damaged(file: Path) -> Iterator[str]:
+    """Damages a file in each way, one after the other, and puts it back."""
+    raw = file.read_bytes()
+    for name, damage in DAMAGES.items():
+        if (content := damage(raw)) is None:
+            file.unlink()
+        elif content != raw:
+            file.write_bytes(content)
+        yield name
+        file.write_bytes(raw)
+
+
+def told(runs: Path, *arguments: str, stdin: str | None = None) -> str:
+    """What a command says; where it fails, that it does so in words and in one message."""
+    done = call_here(runs, *arguments, stdin=stdin)
+    assert done.returncode in (0, 1, 2)
+    assert "Traceback" not in done.stderr
+    if done.returncode:
+        assert done.stderr.count("error: ") == 1, done.stderr
+    return done.stderr if done.returncode else ""
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_damaged_document_is_one_finding_and_hides_nothing_else(
+    runs: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    file = runs / "quickstart" / "001-fresh" / name
+    for damage in damaged(file):
+        done = call_here(runs, "runs", "--json")
+        assert done.returncode in (0, 1), (damage, done.stderr)
+        document = json.loads(done.stdout)
+        shown = {one["id"] for one in document["runs"]}
+        assert "other/001-fresh" in shown, damage
+        assert ("quickstart/001-fresh" in shown) != any(one["level"] == "error" for one in document["findings"]), damage
+        assert len(document["findings"]) == (done.returncode == 1), damage
+        assert all(one["where"].startswith(str(file)) for one in document["findings"])
+        assert any("other" in title for title in entry_menu.subjects(runs)[0].values()), damage
+
+
+@pytest.mark.parametrize("name", [*READ, "recipe.toml", "adapter/proof.json", "checkpoints/checkpoint-4/manifest.json"])
+def test_planning_a_continuation_of_a_damaged_run_is_no_traceback(runs: Path, name: str) -> None:
+    for _damage in damaged(runs / "quickstart" / "001-fresh" / name):
+        for strategy in ("incremental", "retune"):
+            told(runs, "plan", "recipes/quickstart.toml", "--set", f"strategy={strategy}", "--set", "train.max_steps=8")
+        told(runs, "run", "recipes/quickstart.toml", "--on-existing", "skip")
+
+
+def test_a_healthy_child_is_shown_beside_its_damaged_parent(runs: Path) -> None:
+    """Also where the documents of two runs name each other."""
+    series = runs / "quickstart"
+    shutil.copytree(series / "001-fresh", series / "002-retune")
+    plan = json.loads((series / "002-retune" / "plan.json").read_text(encoding="utf-8"))
+    for name, parent in (("002-retune", "001-fresh"), ("001-fresh", "002-retune")):
+        document = plan | {"parent": f"quickstart/{parent}", "start": "checkpoint"}
+        (series / name / "plan.json").write_text(json.dumps(document), encoding="utf-8")
+    assert call_here(runs, "runs").returncode == 0
+    (series / "001-fresh" / "history.jsonl").write_text("{\n", encoding="utf-8")
+    done = call_here(runs, "runs")
+    assert done.returncode == 1 and "quickstart/002-retune" in done.stdout
+    assert "history.jsonl:1" in done.stderr and "remove this line" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["kill/../quickstart", "quickstart/../quickstart", "..", ".", "../runs", "quickstart/999"]
+)
+def test_a_name_that_is_no_run_is_named(runs: Path, name: str) -> None:
+    assert f"no run called {name}" in told(runs, "runs", name)
+
+
+def test_runs_of_a_run_shows_that_run(runs: Path, fasttune: Cli) -> None:
+    done = call_here(runs, "runs", "quickstart/001")
+    assert done.returncode == 0 and "quickstart/001-fresh" in done.stdout and "4 steps" in done.stdout
+    listed = json.loads(call_here(runs, "runs", "quickstart/001-fresh", "--json").stdout)["runs"]
+    assert [one["id"] for one in listed] == ["quickstart/001-fresh"] and listed[0]["current"]
