@@ -246,7 +246,7 @@ def test_retune_with_another_base(parent: Series) -> None:
     """A larger base, for example, with new LoRA weights; the parent's adapter fits no other weights."""
     shutil.copytree(TINY, parent.folder / "other")
     weights = bytearray((parent.folder / "other" / "model.safetensors").read_bytes())
-    weights[-1000:] = bytes(1000)
+    weights[-40:] = bytes(40)  # some of the last norm's: all of it would leave no gradient to train by
     (parent.folder / "other" / "model.safetensors").write_bytes(weights)
     parent.train("model.base=./other", "train.max_steps=1", flags="--continue retune")
     assert provenance(parent.run(2)).base.name == "./other"

@@ -40,7 +40,9 @@ def test_training_stops_and_names_the_last_good_checkpoint(
     series = Series.new(tmp_path)
     done = series.train(*SETTINGS, f"train.logging_steps={logging_steps}", code=1)
     run = series.run(1)
-    assert f"training diverged: at step {3 if logging_steps == 1 else 4}" in done.stderr
+    assert (
+        "training diverged: at step 3" in done.stderr
+    )  # also at logging_steps 5: the last epoch is logged from its start
     assert "the last good checkpoint is " in done.stderr and "checkpoint-2; nothing after it was saved" in done.stderr
     words = [done.stderr.index(word) for word in ("attention", "dtype", "mask", "learning rate (")]
     assert words == sorted(words)

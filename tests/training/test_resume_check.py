@@ -174,6 +174,9 @@ def test_a_tampered_checkpoint_is_not_resumed(stopped: Series, what: str) -> Non
 def test_tampered_weights_of_an_adapter(parent: Series) -> None:
     other_weights(parent.run(1) / "adapter")
     done = parent.train("continue.start=adapter", MORE, flags="--continue custom", code=1)
+    assert "adapter_model.safetensors: checksum mismatch" in done.stderr and parent.names() == ["001-fresh"]
+    (parent.run(1) / "adapter" / "manifest.json").unlink()  # as before adapters had one: the loss tells
+    done = parent.train("continue.start=adapter", MORE, flags="--continue custom", code=1)
     assert re.search(TAMPERED["weights"][1], done.stderr) and parent.names() == ["001-fresh"]
 
 
