@@ -83,7 +83,7 @@ def show_problem(problem: FasttuneError) -> int:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     help=_("Train a small Qwen2.5 model on your conversations and get a GGUF file that answers."),
 )
-@click.version_option(fasttune.__version__, prog_name="fasttune")
+@click.version_option(fasttune.__version__, prog_name="fasttune", help=_("Show the version and exit."))
 def commands() -> None:
     pass
 

@@ -52,7 +52,8 @@ def test_every_verb_has_help_and_loads_no_torch(language: str) -> None:
     assert done.stderr == "" and not HEAVY & set(modules)
     assert set(shown) == {"", *cli.commands.commands} and len(shown) > 9
     for verb, text in shown.items():
-        assert text.startswith(f"Usage: fasttune {verb}".strip()), verb
+        usage = {"en": "Usage:", "zh": "用法："}[language]
+        assert text.startswith(f"{usage} fasttune {verb}".strip()), verb
         assert verb in shown[""]
     assert bool(re.search("[一-鿿]", "".join(shown.values()))) == (language == "zh")
 

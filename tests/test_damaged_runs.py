@@ -49,7 +49,7 @@ def trained(shared: Shared) -> Path:
         done = call_fasttune(runs, "run", "recipes/quickstart.toml", *SHORT)
         assert done.returncode == 0, done.stderr
 
-    return shared("short", train)
+    return shared("damaged-runs", train)
 
 
 @pytest.fixture

@@ -73,7 +73,10 @@ def test_a_quota_keeps_the_last_checkpoint(shared: Shared, tmp_path: Path) -> No
     resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
     child.join(120)
     assert child.exitcode == 1, series.log
-    assert "no space left: a checkpoint needs 2.9 MB" in series.log and "Traceback" not in series.log
+    assert (
+        "no space left for this user: a checkpoint needs 2.9 MB, and a quota" in series.log
+        and "Traceback" not in series.log
+    )
     assert checkpoints(series.run(1))[0] == "checkpoint-2" and not list(series.folder.rglob("*.partial"))
     series.train(*SHORT)
     assert_same_run(series.run(1), short_run(shared))
