@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from fasttune.data.dataset import Dataset
+from fasttune.planning import parents
 from fasttune.recipe.schema import Recipe
-from fasttune.runs import documents, store
+from fasttune.runs import documents
 from fasttune.runs.store import Run
 
 Number = TypeVar("Number", int, float)
@@ -49,9 +50,7 @@ def as_before(key: str, run: Run | None, suited: Number, samples: int) -> tuple[
 
 def run_to_follow(root: Path, recipe: Recipe) -> Run | None:
     """The newest run of the recipe's series where it was stopped and of the same strategy: it may be resumed."""
-    newest = next(reversed(store.list_runs(root, recipe.name)), None)
-    if newest is None or newest.status == "running" or not newest.plan.is_file() or not newest.provenance.is_file():
-        return None
-    if newest.status == "finished" and documents.is_answered(newest):
+    newest = parents.unfinished(root, recipe.name)
+    if newest is None or not newest.plan.is_file():
         return None
     return newest if documents.read_plan(newest).strategy == recipe.strategy else None

@@ -104,7 +104,7 @@ def unfinished(root: Path, series: str) -> Run | None:
     newest = next(reversed(store.list_runs(root, series)), None)
     if newest is None or newest.status == "running" or not newest.provenance.is_file():
         return None
-    return None if newest.status == "finished" and documents.is_answered(newest) else newest
+    return None if documents.is_complete(newest) else newest
 
 
 # What is said -------------------------------------------------------------------------------------------------------

@@ -290,6 +290,11 @@ def read_scores(run: Run) -> Scores:
     return read(run.scores, Scores)
 
 
+def is_complete(run: Run) -> bool:
+    """Whether a run is trained, exported and probed."""
+    return run.status == "finished" and is_answered(run)
+
+
 def is_answered(run: Run) -> bool:
     """Whether the probe questions of a run were answered, which is the last thing that a run does."""
     return run.scores.is_file() and read_scores(run).answered_by != NOT_ASKED

@@ -55,7 +55,7 @@ def needs_answer(request: RunRequest, planner: Planner) -> bool:
     if request.strategy or request.on_existing or request.overwrite or not can_ask():
         return False
     series = read_series(request, planner)
-    return series is not None and (series.recipe.strategy == "fresh" or not is_done(series.newest))
+    return series is not None and (series.recipe.strategy == "fresh" or not documents.is_complete(series.newest))
 
 
 def ask_about_existing(request: RunRequest, planner: Planner) -> RunRequest:
@@ -87,11 +87,6 @@ def read_series(request: RunRequest, planner: Planner) -> Series | None:
     current = store.current(request.root, recipe.name) if named == "latest" else store.find(request.root, named)
     parent = current if current and current.status == "finished" else None
     return Series(request, recipe, earlier, parent) if earlier else None
-
-
-def is_done(run: Run) -> bool:
-    """Whether a run is trained, exported and probed."""
-    return run.status == "finished" and documents.is_answered(run)
 
 
 def pick(series: Series, planner: Planner) -> RunRequest | None:
@@ -248,7 +243,8 @@ def continuing(series: Series) -> RunRequest | None:
         return None
     settings = questions.answers(strategy, parent, series.recipe)
     overrides = laid_over(series.request.overrides, settings)
-    beside: OnExisting | None = None if is_done(series.newest) else "new"  # else the stopped run would be resumed
+    # A stopped run would be resumed by the same command.
+    beside: OnExisting | None = None if documents.is_complete(series.newest) else "new"
     return replace(series.request, strategy=strategy, overrides=overrides, on_existing=beside)
 
 
