@@ -1,0 +1,45 @@
+"""The verbs that show what data and runs hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fasttune.cli.options import json_option, overrides_option, runs_option
+from fasttune.console import _
+from fasttune.terminal import command_line
+
+
+@click.command("show", help=_("Show the tokens of one sample, FILE:LINE, with the supervised ones marked."))
+@click.argument("sample", metavar="FILE:LINE")
+@click.option(
+    "--base",
+    default="builtin:tiny",
+    show_default=True,
+    help=_("Hub name or folder of the base whose tokenizer and chat template are used."),
+)
+@click.option(
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path),
+    help=_("Take base, system prompt and learn from a recipe."),
+)
+@overrides_option
+@json_option
+def show_sample(sample: str, base: str, recipe_file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    from fasttune.terminal import tables
+
+    tables.show_sample(sample, base, recipe_file, overrides, as_json=as_json)
+
+
+@click.command(
+    "runs", help=_("Show the runs of all series, of one, or one run, as a tree with their figures and verdicts.")
+)
+@click.argument("name", metavar="[NAME|RUN]", required=False, shell_complete=command_line.complete_run)
+@runs_option
+@json_option
+def list_runs(name: str | None, root: Path, as_json: bool) -> int:
+    from fasttune.terminal import runs_tree
+
+    return runs_tree.show_runs(root, name, as_json=as_json)

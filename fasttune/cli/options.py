@@ -1,0 +1,31 @@
+"""Options and the exit code that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fasttune.console import _
+from fasttune.terminal import command_line
+
+STOPPED = 130  # the exit code of a training that the user stopped, as of a shell command after Ctrl-C
+
+overrides_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=command_line.complete_setting,
+    help=_("Override a recipe value, e.g. train.learning_rate=1e-4."),
+)
+runs_option = click.option(
+    "--runs", "root", envvar="FASTTUNE_RUNS", default="runs", type=click.Path(path_type=Path), show_default=True,
+    help=_("Folder of the runs (or FASTTUNE_RUNS)."),
+)  # fmt: skip
+continue_option = click.option(
+    "--continue", "strategy", type=click.Choice(["incremental", "retune", "augment", "custom"]),
+    help=_("Continue from the series' current run with this strategy, whatever strategy the recipe names."),
+)  # fmt: skip
+overfit_option = click.option("--allow-overfit", is_flag=True, help=_("Allow more than 10 epochs in total."))
+json_option = click.option("--json", "as_json", is_flag=True, help=_("Print one JSON document on stdout."))

@@ -1,0 +1,158 @@
+"""The verbs that prepare and start a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fasttune.cli.options import STOPPED, continue_option, json_option, overfit_option, overrides_option, runs_option
+from fasttune.console import FasttuneError, _, can_ask, say, show_findings
+
+if TYPE_CHECKING:
+    from fasttune.pipeline import Planner, RunRequest
+
+
+@click.command(help=_("Write a recipe with values chosen from the data and this machine, or a complete example."))
+@click.argument("name", required=False)
+@click.option("--data", "files", multiple=True, metavar="FILE", help=_("The samples; may be repeated."))
+@click.option("--base", help=_("Hub name or folder of the base; default: the largest that fits the free memory."))
+@click.option(
+    "--example", metavar="quickstart|linzhi",
+    help=_("Write the recipes and the data of this example, which comes with fasttune, into a folder."),
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path),
+    help=_("Where to write the recipe (default: recipes/NAME.toml), or the folder for an example (default: this one)."),
+)  # fmt: skip
+def init(name: str | None, files: tuple[str, ...], base: str | None, example: str | None, out: Path | None) -> None:
+    if example is not None:
+        if name or files or base:
+            raise click.UsageError(_("--example has its own recipes and data: leave out NAME, --data and --base"))
+        from fasttune.planning import examples
+
+        written = examples.write(example, out or Path())
+        for path in written:
+            say(_("wrote {path}", path=path))
+        say(_("train it with: `{command}`", command=examples.command(example, out or Path())))
+        click.echo("\n".join(str(path) for path in written if path.suffix == ".toml"))
+        return
+    if not name or not files:
+        raise click.UsageError(
+            _("give NAME and --data FILE for a recipe of your own, or --example quickstart for a complete example")
+        )
+    from fasttune.planning.init import command
+    from fasttune.planning.init import init as write_recipe
+
+    path = write_recipe(name, files, base, out)
+    say(_("train it with: `{command}`", command=command("run", path)))
+    click.echo(path)
+
+
+@click.command(help=_("Show every resolved value with its source, and what training would do; starts nothing."))
+@click.argument("recipe_file", metavar="RECIPE", type=click.Path(path_type=Path))
+@overrides_option
+@runs_option
+@continue_option
+@overfit_option
+@json_option
+def plan(
+    recipe_file: Path,
+    overrides: tuple[str, ...],
+    root: Path,
+    strategy: str | None,
+    allow_overfit: bool,
+    as_json: bool,
+) -> None:
+    from fasttune import pipeline
+    from fasttune.terminal import tables
+
+    request = pipeline.RunRequest(recipe_file, overrides, root, strategy, allow_overfit=allow_overfit)
+    planned = pipeline.Planner().plan(request)
+    tables.show_plan(planned, pipeline.trained_by(request, planned).command, as_json=as_json)
+
+
+@click.command(help=_("Train what the recipe says, export GGUF files, answer the probe questions."))
+@click.argument("recipe_file", metavar="RECIPE", type=click.Path(path_type=Path))
+@overrides_option
+@runs_option
+@continue_option
+@click.option(
+    "--on-existing", type=click.Choice(["resume", "new", "stop", "skip"]),
+    help=_(
+        "With earlier runs of this name: resume an unfinished one, train a new one, stop, or skip training and show "
+        "the run in use. Default: ask at a terminal; without one resume, else stop."
+    ),
+)  # fmt: skip
+@click.option("--overwrite", metavar="NAME/NNN", help=_("Train in place of this run, removed at the end."))
+@overfit_option
+@json_option
+def run(
+    recipe_file: Path,
+    overrides: tuple[str, ...],
+    root: Path,
+    strategy: str | None,
+    on_existing: Any,
+    overwrite: str | None,
+    allow_overfit: bool,
+    as_json: bool,
+) -> int:
+    from fasttune.training import distributed
+
+    if distributed.initialize() > 0:
+        from fasttune.training import train
+
+        train.train_as_worker()
+        return 0
+    from fasttune import pipeline
+    from fasttune.runs import store
+    from fasttune.terminal import tables
+
+    request = pipeline.RunRequest(recipe_file, overrides, root, strategy, on_existing, overwrite, allow_overfit)
+    planner = pipeline.Planner()
+    request = ask_what_is_open(request, planner)
+    if request.on_existing == "skip" and store.list_runs(root, name := planner.recipe(request).name):
+        from fasttune.terminal import runs_tree
+
+        runs_tree.show_current(root, name, as_json=as_json)
+        return 0
+    try:
+        result = pipeline.run(request, planner)
+    except FasttuneError as problem:
+        if pipeline.resumes(request, planner, problem):
+            problem.after = _("resume from the newest checkpoint: `{command}`", command=request.resuming.command)
+        raise
+    if not result.record.finished:
+        command = request.resuming.command
+        say(_("stopped at step {step}; to resume there: `{command}`", step=result.record.steps, command=command))
+        return STOPPED
+    tables.show_result(result.record, result.artifacts, result.probes, as_json=as_json)
+    return 0
+
+
+def ask_what_is_open(request: RunRequest, planner: Planner) -> RunRequest:
+    """The request, completed by the menu of its series where it must be and a person can be asked."""
+    if not can_ask():
+        return request
+    from fasttune.terminal import series_menu
+
+    return series_menu.ask_about_existing(request, planner) if series_menu.needs_answer(request, planner) else request
+
+
+@click.command(help=_("Pick a series, a recipe or a data file, and what to do with it."))
+@runs_option
+@click.pass_context
+def menu(context: click.Context, root: Path) -> int:
+    from fasttune.terminal.entry_menu import ask_for_command
+
+    commands = context.find_root().command
+    while arguments := ask_for_command(root):
+        try:
+            code = commands.main(arguments, prog_name="fasttune", standalone_mode=False)
+        except FasttuneError as problem:
+            show_findings(problem.findings)
+            continue
+        if arguments[0] == "run":
+            return int(code or 0)
+    return 0
