@@ -13,8 +13,10 @@ setup: ## make .venv with the locked packages (CUDA build where there is an NVID
 setup-dev: ## the same with what the tests and checks need
 	@$(PYTHON) .setup/install.py --dev
 
+# Stopped and repeated it resumes; once it is complete it shows the run. `fasttune run recipes/quickstart.toml --on-existing new` trains
+# another one.
 quickstart: setup ## train the small model that ships with fasttune and let it answer
-	.venv/bin/fasttune run recipes/quickstart.toml --on-existing new
+	.venv/bin/fasttune run recipes/quickstart.toml --on-existing skip
 
 check: setup-dev ## ruff, mypy, import-linter and the Chinese catalog; changes nothing
 	.venv/bin/ruff check .

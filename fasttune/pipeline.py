@@ -135,6 +135,17 @@ def trained_by(request: RunRequest, plan: Plan) -> RunRequest:
     return request
 
 
+def resumed_instead_of_skipped(request: RunRequest, planner: Planner) -> RunRequest:
+    """The request; where it skips training and there is nothing to show yet, one that resumes what was begun: so that
+    a command which may be repeated, as `make quickstart` is, makes a run complete and then shows it."""
+    if request.on_existing != "skip":
+        return request
+    series = planner.recipe(request).name
+    used, begun = store.current(request.root, series), parents.unfinished(request.root, series)
+    has_result = used is not None and used.status == "finished" and used != begun
+    return request.resuming if begun and not has_result else request
+
+
 def what_to_do(request: RunRequest, series: str) -> OnExisting | None:
     """What --on-existing says; with --overwrite a new run, or the newest where the same command has begun it before."""
     if not request.overwrite:

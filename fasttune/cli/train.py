@@ -82,7 +82,8 @@ def plan(
     "--on-existing", type=click.Choice(["resume", "new", "stop", "skip"]),
     help=_(
         "With earlier runs of this name: resume an unfinished one, train a new one, stop, or skip training and show "
-        "the run in use. Default: ask at a terminal; without one resume, else stop."
+        "the run in use, which is resumed where it is unfinished. Default: ask at a terminal; without one resume, else "
+        "stop."
     ),
 )  # fmt: skip
 @click.option("--overwrite", metavar="NAME/NNN", help=_("Train in place of this run, removed at the end."))
@@ -112,6 +113,7 @@ def run(
     request = pipeline.RunRequest(recipe_file, overrides, root, strategy, on_existing, overwrite, allow_overfit)
     planner = pipeline.Planner()
     request = ask_what_is_open(request, planner)
+    request = pipeline.resumed_instead_of_skipped(request, planner)
     if request.on_existing == "skip" and store.list_runs(root, name := planner.recipe(request).name):
         from fasttune.terminal import runs_tree
 

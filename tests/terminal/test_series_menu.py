@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import Cli
+from conftest import REPOSITORY, Cli
 from terminal import CTRL_C, DOWN, ENTER, UP, Steps, answer, type_at, type_here
 
 from fasttune import files
@@ -340,10 +340,34 @@ def test_without_a_terminal_flags_decide(trained: Path, fasttune: Cli) -> None:
     assert (document["run"], document["skipped"]) == ("persona/001-fresh", True)
 
 
-def test_skipping_needs_a_finished_run(trained: Path, own: Path, fasttune: Cli) -> None:
+def test_skipping_resumes_where_nothing_is_finished(trained: Path, own: Path, fasttune: Cli) -> None:
+    """As `make quickstart` does: stopped and repeated it resumes, and once it is complete it is shown."""
+    skip = ("run", trained / "persona.toml", "--on-existing", "skip", "--runs", own)
+    weights = (own / "persona/001-fresh/adapter/adapter_model.safetensors").read_bytes()
     stop(own / "persona" / "001-fresh", 2)
+    done = fasttune(*skip)
+    assert done.returncode == 0 and "resuming at step 2" in done.stderr, done.stderr
+    assert (own / "persona/001-fresh/adapter/adapter_model.safetensors").read_bytes() == weights
+    assert "nothing was trained; this is the run in use" in fasttune(*skip).stderr
+    assert len(store.list_runs(own, "persona")) == 1
+
+
+def test_skipping_beside_a_finished_run_trains_nothing(trained: Path, own: Path, fasttune: Cli) -> None:
+    store.create(own, "persona", "fresh")
     done = fasttune("run", trained / "persona.toml", "--on-existing", "skip", "--runs", own)
+    assert done.returncode == 0 and "persona/001-fresh" in done.stdout and "resuming" not in done.stderr
+
+
+def test_skipping_needs_a_run_that_has_begun(trained: Path, tmp_path: Path, fasttune: Cli) -> None:
+    store.create(tmp_path / "empty", "persona", "fresh")
+    done = fasttune("run", trained / "persona.toml", "--on-existing", "skip", "--runs", tmp_path / "empty")
     assert done.returncode == 2 and "persona has no finished run" in done.stderr
+
+
+def test_the_quick_start_may_be_repeated() -> None:
+    """`make quickstart` says what README says of it: no flag that would begin anew."""
+    lines = (REPOSITORY / "Makefile").read_text(encoding="utf-8").split("\n")
+    assert "\t.venv/bin/fasttune run recipes/quickstart.toml --on-existing skip" in lines
 
 
 @pytest.mark.parametrize(
