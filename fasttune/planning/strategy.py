@@ -28,7 +28,7 @@ from fasttune.command import OnExisting
 from fasttune.console import Finding, UsageError, _, ngettext, usage_error
 from fasttune.data import batches
 from fasttune.data.dataset import Dataset
-from fasttune.planning import auto_values
+from fasttune.planning import auto_values, lengths
 from fasttune.planning.parents import (
     OVERFIT_EPOCHS,
     find_parent,
@@ -129,6 +129,7 @@ def decide(
     Raises UsageError where the recipe contradicts what it continues from, or where nothing would be trained.
     """
     parent = find_parent(recipe, root, on_existing)
+    recipe, left_out = lengths.one_length(recipe) if parent else (recipe, [])
     stopped = auto_values.run_to_follow(root, recipe) if on_existing in (None, "resume") else None
     recipe = auto_values.resolved(recipe, dataset, parent, stopped, band_epochs(len(dataset.train)))
     per_epoch = batches.steps_per_epoch(len(dataset.train), recipe.train.samples_per_step)
@@ -142,8 +143,9 @@ def decide(
     if problems:
         raise UsageError(*problems)
     damaged = damage_findings(parent, start.checkpoint, start.damaged) if parent else []
-    damaged += best_left_behind(parent, start.checkpoint) if parent else []
-    return replace(plan, findings=(*first_of_series(recipe, parent), *damaged))
+    adapter = run_command(recipe, root, "continue.start=adapter", strategy="custom")
+    damaged += best_left_behind(parent, start.checkpoint, adapter) if parent else []
+    return replace(plan, findings=(*first_of_series(recipe, parent), *left_out, *damaged))
 
 
 def find_start(recipe: Recipe, dataset: Dataset, parent: Run | None) -> Start:
@@ -258,12 +260,16 @@ def add_epochs_missing(plan: Plan) -> Finding:
 
 def nothing_to_train(plan: Plan) -> Finding:
     """The finding about a run that would train no step."""
+    key, fix = "train.epochs", _("raise continue.add_epochs, or train.epochs (the total, the parent's included)")
+    if plan.recipe.train.max_steps:
+        key, fix = "train.max_steps", _("raise train.max_steps (the total, the parent's included), or set it to 0 and "
+                                        "say continue.add_epochs")  # fmt: skip
     return Finding(
-        "nothing-to-train", "error", f"{plan.recipe.path}: train.epochs",
+        "nothing-to-train", "error", f"{plan.recipe.path}: {key}",
         ngettext("the parent has trained {n} step already, this run would end at {total}",
                  "the parent has trained {n} steps already, this run would end at {total}", plan.start.step,
                  total=plan.total_steps),
-        fix=_("raise continue.add_epochs, or train.epochs (the total, the parent's included)"),
+        fix=fix,
     )  # fmt: skip
 
 

@@ -131,10 +131,11 @@ def damage_findings(run: Run, used: Path | None, flaws: Sequence[str]) -> list[F
     return [Finding("checkpoint-damaged", "warning", run.id, flaw, then) for flaw in flaws]
 
 
-def best_left_behind(run: Run, used: Path | None) -> list[Finding]:
+def best_left_behind(run: Run, used: Path | None, command: str) -> list[Finding]:
     """The warning where a continuation goes on from a later step than that of the run's adapter.
 
-    Early stopping made the best checkpoint the adapter, and that is the model which the user has talked to.
+    Early stopping made the best checkpoint the adapter, and that is the model which the user has talked to. `command`
+    begins with it.
     """
     if used is None or not run.trainer_state.is_file():
         return []
@@ -145,6 +146,6 @@ def best_left_behind(run: Run, used: Path | None) -> list[Finding]:
         return []
     what = _("continues from step {last}, which early stopping rejected; the adapter of {run} is that of step {best}",
              last=checkpoint_step(used), run=run.id, best=best)  # fmt: skip
-    why = _("it begins with another model than the one that answered in `fasttune chat`")
-    fix = _("to begin with that one: `--continue custom --set continue.start=adapter`")
+    why = _("it begins with another model than the one that answered in chat")
+    fix = _("to begin with that one: `{command}`", command=command)
     return [Finding("best-left-behind", "warning", run.id, what, why, fix)]

@@ -80,7 +80,7 @@ TOO_LONG, NOTHING = "too-many-epochs", "nothing-to-train"
     [
         ({"strategy": "incremental"}, (), "add-epochs-missing", "continue.add_epochs", "the parent's 2.0"),
         ({"strategy": "incremental"}, ("train.epochs=2",), NOTHING, "train.epochs", "has trained 6 steps already, this run would end at 6"),
-        ({"strategy": "incremental"}, ("train.max_steps=6",), NOTHING, "train.epochs", "has trained 6 steps already"),
+        ({"strategy": "incremental"}, ("train.max_steps=6",), NOTHING, "train.max_steps", "has trained 6 steps already"),
         ({"strategy": "custom"}, (), NOTHING, "train.epochs", "has trained 6 steps already"),
         ({"strategy": "augment"}, ("train.epochs=1.5",), NOTHING, "train.epochs", "has trained 6 steps already, this run would end at 5"),
         ({"strategy": "incremental"}, ("continue.add_epochs=8.5",), TOO_LONG, "train.epochs", "10.7 epochs in total; more than 10"),

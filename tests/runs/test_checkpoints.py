@@ -116,9 +116,9 @@ def test_a_continuation_that_leaves_the_best_behind(
     run = write_run(tmp_path, train__early_stopping_patience=patience)
     state = {"global_step": 10, "log_history": [], "best_metric": 0.5, "best_global_step": best}
     run.trainer_state.write_text(json.dumps(state))
-    found = checkpoints.best_left_behind(run, write_checkpoint(run, 10))
+    found = checkpoints.best_left_behind(run, write_checkpoint(run, 10), "fasttune run x.toml")
     assert [finding.code for finding in found] == ["best-left-behind"] * warns
-    assert not checkpoints.best_left_behind(run, None)
+    assert not checkpoints.best_left_behind(run, None, "")
 
 
 def test_an_adapter_is_compared_with_its_manifest(tmp_path: Path) -> None:
