@@ -1,13 +1,15 @@
 """Command lines of fasttune as they are typed: what every message prints that names one.
 
-A printed command is complete: with the runs folder, the overrides and the flags that it needs to do what the message
-says.
+A printed command is complete: with the name that this fasttune has in the current directory, the launcher where several
+processes train, the runs folder, the overrides and the flags that it needs to do what the message says.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -15,9 +17,61 @@ from typing import Literal
 OnExisting = Literal["resume", "new", "stop", "overwrite", "skip"]
 
 
-def command_line(arguments: Iterable[str]) -> str:
-    """A fasttune command to copy into a shell."""
-    return shlex.join(["fasttune", *arguments])
+def command_line(arguments: Iterable[str], folder: Path | None = None) -> str:
+    """A fasttune command to copy into a shell in `folder`, by default the current directory."""
+    words = list(arguments)
+    start = launcher() if words[:1] == ["run"] else []
+    return shlex.join([*(start or program(folder)), *words])
+
+
+def program(folder: Path | None = None) -> list[str]:
+    """The words that start this fasttune in a folder: `fasttune` where PATH has it, else the path it was started by, or
+    `python -m fasttune` where it was started so."""
+    started = Path(sys.argv[0])
+    if started.parts[-2:] == ("fasttune", "__main__.py"):
+        return [name_of(sys.executable, folder), "-m", "fasttune"]
+    if started.name != "fasttune" or os.sep not in sys.argv[0]:
+        return ["fasttune"]  # called by other Python code
+    return [name_of(sys.argv[0], folder)]
+
+
+def name_of(file: str, folder: Path | None = None) -> str:
+    """What a shell in a folder starts a program by: its name where PATH leads to this file, else the shorter of its
+    relative and its absolute path. Links are not followed: a virtual environment's python is one."""
+    path = os.path.abspath(file)
+    found = shutil.which(os.path.basename(path))
+    if found and os.path.abspath(found) == path:
+        return os.path.basename(path)
+    relative = os.path.relpath(path, folder or Path.cwd())
+    return min(relative if os.sep in relative else os.path.join(".", relative), path, key=len)
+
+
+def launcher() -> list[str]:
+    """`torchrun … -m fasttune` or `accelerate launch … -m fasttune` as it was typed, where one of the two has started
+    this process; else nothing.
+
+    Both are torch's elastic agent, which sets TORCHELASTIC_RUN_ID and is the parent process of each rank.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return []
+    words = parent_words()
+    ends = [
+        at for at, word in enumerate(words)
+        if os.path.basename(word) == "fasttune" and (words[at - 1] in ("-m", "--module") or os.sep in word)
+    ]  # fmt: skip
+    if not ends:  # another system than Linux, or the agent has ended
+        return ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "fasttune"]
+    python, script, *more = words[: ends[0] + 1]
+    return [name_of(python), script, *more] if script.startswith("-") else [name_of(script), *more]
+
+
+def parent_words() -> list[str]:
+    """The command line of the parent process; nothing where the system does not tell it."""
+    try:
+        line = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return [os.fsdecode(word) for word in line.rstrip(b"\0").split(b"\0")]
 
 
 def runs_option(root: Path) -> list[str]:

@@ -7,13 +7,17 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import Shared
+from conftest import REPOSITORY, Shared
 from series import SHORT, Series, checkpoints, short_run, steps, wait
 
+from fasttune import command
 from fasttune.command import command_line, run_arguments
+from fasttune.planning import examples
 
 
 def printed(text: str, before: str) -> list[str]:
@@ -30,6 +34,63 @@ def test_every_flag_of_a_run() -> None:
     assert command_line(words) == (
         "fasttune run 'a b.toml' --runs r --continue custom --on-existing new --allow-overfit --set lora.r=4"
     )
+
+
+def said_by(*program: str, cwd: Path, path: str = "/usr/bin:/bin") -> str:
+    """The command that a call of fasttune names when its verb does not exist, as typed in a folder."""
+    environ = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([*program, "frobnicate"], cwd=cwd, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    return " ".join(re.findall(r"`([^`]*) --help`", done.stderr))
+
+
+def test_a_command_is_named_as_it_is_typed_here(tmp_path: Path) -> None:
+    """By the shortest path where no environment is active, by its name where PATH has it, else by `python -m`."""
+    script = tmp_path / "clone" / ".venv" / "bin" / "fasttune"
+    script.parent.mkdir(parents=True)
+    script.write_text(f"#!{sys.executable}\nfrom fasttune.cli import main\nmain()\n", encoding="utf-8")
+    script.chmod(0o755)
+    clone, deep = tmp_path / "clone", tmp_path.joinpath(*"abcdefghijklmnopqrstuvwxyz")
+    deep.mkdir(parents=True)
+    assert said_by(".venv/bin/fasttune", cwd=clone) == ".venv/bin/fasttune"
+    assert said_by(str(script), cwd=clone) == ".venv/bin/fasttune"
+    assert said_by("./fasttune", cwd=script.parent) == "./fasttune"
+    assert said_by(str(script), cwd=deep) == min(str(script), os.path.relpath(script, deep), key=len)
+    assert said_by("fasttune", cwd=clone, path=f"{script.parent}:/usr/bin") == "fasttune"
+    other = shutil.copytree(script.parent, tmp_path / "other")
+    assert said_by(str(script), cwd=clone, path=f"{other}:/usr/bin") == ".venv/bin/fasttune", "PATH has another one"
+    assert said_by(sys.executable, "-m", "fasttune", cwd=clone).endswith("python -m fasttune")
+
+
+def test_a_command_that_begins_with_cd_starts_from_that_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "bin" / "fasttune")])
+    monkeypatch.chdir(tmp_path)
+    assert examples.command("quickstart", Path("new")) == "cd new && ../bin/fasttune run recipes/quickstart.toml"
+
+
+@pytest.mark.parametrize(
+    ("parent", "start"),
+    [
+        ("BIN/python BIN/torchrun --nproc_per_node 2 -m fasttune run x.toml", "BIN/torchrun --nproc_per_node 2 -m fasttune"),
+        ("BIN/python -m torch.distributed.run --log-dir fasttune -m fasttune run x.toml",
+         "BIN/python -m torch.distributed.run --log-dir fasttune -m fasttune"),
+        ("BIN/python BIN/accelerate launch --num_processes 2 BIN/fasttune run x.toml",
+         "BIN/accelerate launch --num_processes 2 BIN/fasttune"),
+        ("/sbin/init", "torchrun --nproc_per_node 2 -m fasttune"),  # the agent has ended
+    ],
+)  # fmt: skip
+def test_a_launcher_is_part_of_the_command(
+    parent: str, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several processes train: the command that resumes is torchrun's or accelerate's, any other verb is one process."""
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(command, "parent_words", lambda: parent.replace("BIN", str(tmp_path)).split())
+    start = start.replace("BIN", str(tmp_path)[1:])  # from /, the relative path is the shorter one
+    assert command_line(["run", "y.toml"]).replace(str(tmp_path), str(tmp_path)[1:]) == f"{start} run y.toml"
+    assert command_line(["chat", "mine"]) == "fasttune chat mine"
 
 
 @pytest.mark.parametrize("flags", ["--on-existing new", "--overwrite persona/001", "--runs elsewhere"])

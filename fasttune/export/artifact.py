@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fasttune.command import command_line, runs_option
 from fasttune.console import FasttuneError, Finding, _, error, show_findings
 from fasttune.files import file_sha256, sync_file, sync_folder
 from fasttune.machine import package_versions
@@ -95,8 +96,9 @@ def not_as_exported(path: Path) -> str:
 
 def make_again(path: Path, run_id: str) -> str:
     """How a damaged file is made again."""
-    command = shlex.join(["rm", str(path)])
-    return _("remove it with `{command}` and make it again: `fasttune export {run}`", command=command, run=run_id)
+    remove = shlex.join(["rm", str(path)])
+    again = command_line(["export", run_id, *runs_option(path.parent.parent.parent.parent)])
+    return _("remove it with `{remove}` and make it again: `{again}`", remove=remove, again=again)
 
 
 def document_path(path: Path) -> Path:

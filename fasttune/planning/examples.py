@@ -28,7 +28,7 @@ def names() -> list[str]:
 def command(name: str, folder: Path) -> str:
     """The command line that trains an example written into `folder`, to be typed in the current directory."""
     change = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
-    return change + command_line(["run", f"recipes/{name}.toml"])
+    return change + command_line(["run", f"recipes/{name}.toml"], folder)
 
 
 def write(name: str, folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from fasttune.command import command_line
 from fasttune.console import LOCALE, N_, UsageError, _, language, usage_error
 from fasttune.recipe import aliases
 from fasttune.recipe.schema import KEYS, LEAVES
@@ -70,10 +71,10 @@ GROUPS = (
     }),
 )  # fmt: skip
 EXAMPLES = (
-    ("fasttune init --example quickstart", N_("two minutes to a model that answers")),
-    ("fasttune init mine --data mine.jsonl", N_("a recipe for your own conversations")),
-    ("fasttune run recipes/mine.toml", N_("train it; the same command resumes")),
-    ("fasttune chat mine", N_("talk to the result")),
+    ("init --example quickstart", N_("two minutes to a model that answers")),
+    ("init mine --data mine.jsonl", N_("a recipe for your own conversations")),
+    ("run recipes/mine.toml", N_("train it; the same command resumes")),
+    ("chat mine", N_("talk to the result")),
 )
 
 
@@ -101,7 +102,8 @@ class Verbs(click.Group):
                 with formatter.section(_(heading)):
                     formatter.write_dl(rows)
         with formatter.section(_("Examples")):
-            formatter.write_dl([(line, _(example)) for line, example in EXAMPLES], col_max=40)
+            rows = [(command_line(line.split()), _(example)) for line, example in EXAMPLES]
+            formatter.write_dl(rows, col_max=max(len(line) for line, _example in rows) + 2)
 
 
 # Mistakes on the command line ---------------------------------------------------------------------------------------
@@ -110,8 +112,8 @@ class Verbs(click.Group):
 def as_usage_error(problem: click.ClickException, group: click.Group) -> UsageError:
     """What click found wrong with a command line, as an error with a hint that names the right command or option."""
     context = problem.ctx if isinstance(problem, click.UsageError) else None
-    path = context.command_path if context is not None else "fasttune"
-    fix = _("`{command} --help` shows how it is used", command=path)
+    path = context.command_path.split()[1:] if context is not None else []
+    fix = _("`{command}` shows how it is used", command=command_line([*path, "--help"]))
     if isinstance(problem, click.exceptions.NoSuchOption):
         fix = fix_for_option(problem.option_name, context) or fix
         return usage_error("no-such-option", problem.message, fix=fix)
@@ -123,12 +125,13 @@ def as_usage_error(problem: click.ClickException, group: click.Group) -> UsageEr
 
 def fix_for_command(word: str, known: Sequence[str]) -> str:
     """The hint about a command that does not exist: the one that does it here, or the one with a similar name."""
-    meant = SYNONYMS.get(word.lower()) or near_name(word, known)
+    meant = (SYNONYMS.get(word.lower()) or near_name(word, known)).split()
     if word.lower().endswith(".toml"):
-        meant = f"run {word}"
+        meant = ["run", word]
     if meant:
-        return _("did you mean `{command}`?", command=f"fasttune {meant}")
-    return _("the commands are {names}; `fasttune --help` says what they do", names=", ".join(sorted(known)))
+        return _("did you mean `{command}`?", command=command_line(meant))
+    names, command = ", ".join(sorted(known)), command_line(["--help"])
+    return _("the commands are {names}; `{command}` says what they do", names=names, command=command)
 
 
 def fix_for_option(word: str, context: click.Context | None) -> str:

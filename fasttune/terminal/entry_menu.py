@@ -29,7 +29,11 @@ def ask_for_command(root: Path) -> list[str] | None:
     Raises UsageError where nobody can be asked.
     """
     if not can_ask():
-        raise usage_error("no-terminal", _("the menu needs a terminal"), fix=_("`fasttune --help` lists the commands"))
+        raise usage_error(
+            "no-terminal",
+            _("the menu needs a terminal"),
+            fix=_("`{command}` lists the commands", command=command_line(["--help"])),
+        )
     while True:
         kind, _colon, name = ask_for_subject(root).partition(":")
         actions = {"series": of_series, "recipe": of_recipe, "data": of_data, "file": of_file}
@@ -45,8 +49,14 @@ def ask_for_subject(root: Path) -> str:
     """The `kind:name` that was picked. A long list is folded, so that what a command has shown stays on the screen."""
     found, broken = subjects(root)
     if broken:
-        why = _("`fasttune plan RECIPE` says why")
-        say(_("recipes that can't be trained yet: {recipes}; {why}", recipes=", ".join(broken), why=why))
+        command = command_line(["plan", broken[0]])
+        say(
+            _(
+                "recipes that can't be trained yet: {recipes}; `{command}` says why",
+                recipes=", ".join(broken),
+                command=command,
+            )
+        )
     question = _("What do you want to work on?")
     picked = prompts.choose(question, folded(found))
     return prompts.choose(question, found) if picked == MORE else picked

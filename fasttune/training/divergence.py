@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from fasttune.command import command_line
 from fasttune.console import FasttuneError, _, error
 from fasttune.planning.strategy import Plan
 from fasttune.runs import checkpoints
@@ -33,8 +34,9 @@ def diverged(name: str, value: float, plan: Plan, run: Run, step: int) -> Fasttu
         kept = _("the last good checkpoint is {checkpoint}; nothing after it was saved", checkpoint=checkpoint)
     causes = _(
         "try in this order, each with `--on-existing new`: attention (`--set train.shared_prefix=false`); dtype "
-        "(`--set model.dtype=float32`); mask and data (`fasttune show FILE:LINE`: is anything else supervised than the "
-        "answers?); learning rate (`--set train.learning_rate={rate:.3g}`)",
+        "(`--set model.dtype=float32`); mask and data (`{show}`: is anything else supervised than the answers?); "
+        "learning rate (`--set train.learning_rate={rate:.3g}`)",
+        show=command_line(["show", plan.dataset.train[0].id, "--recipe", str(plan.recipe.path)]),
         rate=plan.recipe.train.learning_rate / 3,
     )
     if step <= plan.start.step + 1:
