@@ -123,8 +123,9 @@ def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[S
     for sample, key in zip(samples, _beginnings(samples), strict=True):
         groups[key].append(sample)
     if len(groups) < 2:
-        what = _("a fraction of {fraction} needs at least two different samples; there are {count}", fraction=fraction,
-                 count=len(groups))  # fmt: skip
+        what = ngettext("a fraction of {fraction} needs at least two different samples; there is {n}",
+                        "a fraction of {fraction} needs at least two different samples; there are {n}",
+                        len(groups), fraction=fraction)  # fmt: skip
         why = _("with copies or beginnings of one sample on both sides, the held-out loss would measure memorizing")
         raise error("cannot-split", what, where="data.val", why=why, fix=_("add samples, or set data.val to a file"))
     ranked = [groups[key] for key in sorted(groups, key=lambda key: _digest(f"{seed}:{key}"))]
@@ -269,8 +270,11 @@ def _many_system_prompts(samples: Sequence[Sample]) -> list[Finding]:
     if not prompts or prompts.most_common(1)[0][1] > MOST_OF_THEM * prompts.total():
         return []
     text, count = prompts.most_common(1)[0]
-    what = _("{n} different system prompts; the model is served with the most frequent, of {count} samples: '{text}'",
-             n=len(prompts), count=count, text=text[:60])  # fmt: skip
+    what = ngettext(
+        "{prompts} different system prompts; the model is served with the most frequent, of {n} sample: '{text}'",
+        "{prompts} different system prompts; the model is served with the most frequent, of {n} samples: '{text}'",
+        count, prompts=len(prompts), text=text[:60],
+    )  # fmt: skip
     why = _("under another one it is who that one says; without any it is this one")
     fix = _("for one character alone, train on its samples only")
     return [Finding("many-system-prompts", "info", "data.train", what, why, fix)]

@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fasttune.console import Finding, _
+from fasttune.console import Finding, _, ngettext
 from fasttune.data.tokenize import estimate_tokens
 from fasttune.planning import data_advice
 from fasttune.planning.parents import MORE_EPOCHS, run_command
@@ -152,8 +152,9 @@ def epochs_for_data(plan: Plan) -> list[Finding]:
     return [
         Finding(
             "epochs-for-data", "info", f"{plan.recipe.path}: train.epochs",
-            _("{epochs:.1f} epochs over {samples} samples; {low:.0f} to {high:.0f} usually suit so many",
-              epochs=plan.trained_epochs, samples=samples, low=low, high=high),
+            ngettext("{epochs:.1f} epochs over {n} sample; {low:.0f} to {high:.0f} usually suit so few",
+                     "{epochs:.1f} epochs over {n} samples; {low:.0f} to {high:.0f} usually suit so many",
+                     samples, epochs=plan.trained_epochs, low=low, high=high),
             why=_("too few epochs leave the persona vague, too many over-fit"),
         )
     ]  # fmt: skip

@@ -45,7 +45,7 @@ def as_before(key: str, run: Run | None, suited: Number, samples: int) -> tuple[
     """The value that a run began with, else the one that suits so many samples; and its source."""
     if run is not None and (known := documents.read_plan(run).values.get(key)) is not None:
         return known, f"default (auto: {run.id})"
-    return suited, f"default (auto: {samples} samples)"
+    return suited, f"default (auto: {samples} sample{'s' * (samples != 1)})"
 
 
 def run_to_follow(root: Path, recipe: Recipe) -> Run | None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fasttune.console import _
+from fasttune.console import _, ngettext
 from fasttune.planning.strategy import BOUND_TO_CHECKPOINT, augmented_epochs, band
 from fasttune.recipe.load import settings
 from fasttune.recipe.schema import Recipe
@@ -116,9 +116,10 @@ def augment(parent: Parent) -> Settings:
     parent's."""
     low, high = band(parent.samples)
     proposed = augmented_epochs(parent.samples, parent.epochs)
-    question = _(
-        "How many epochs in total? It has trained {epochs:.3g}; {low:g} to {high:g} suit {samples} samples",
-        epochs=parent.epochs, low=low, high=high, samples=parent.samples,
+    question = ngettext(
+        "How many epochs in total? It has trained {epochs:.3g}; {low:g} to {high:g} suit {n} sample",
+        "How many epochs in total? It has trained {epochs:.3g}; {low:g} to {high:g} suit {n} samples",
+        parent.samples, epochs=parent.epochs, low=low, high=high,
     )  # fmt: skip
     return {"train.epochs": prompts.number(question, proposed)}
 

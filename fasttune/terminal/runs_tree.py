@@ -110,7 +110,7 @@ def files_line(one: Figures) -> str:
 
 def epochs_word(epochs: float) -> str:
     """`1 epoch`, `3.5 epochs`."""
-    return ngettext("{epochs:.3g} epoch", "{epochs:.3g} epochs", 1 if epochs == 1 else 2, epochs=epochs)
+    return ngettext("{epochs:.3g} epoch", "{epochs:.3g} epochs", 1 if f"{epochs:.3g}" == "1" else 2, epochs=epochs)
 
 
 def value_word(value: Any) -> str:

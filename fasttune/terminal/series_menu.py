@@ -193,13 +193,15 @@ def brief(plan: Plan) -> list[str]:
     parent, step = plan.start.parent, plan.start.step
     lines = [
         started_from(plan),
-        ngettext(
-            "{n} step, up to step {total}: {epochs:.3g} epochs of {samples} samples, {val} held out",
-            "{n} steps, up to step {total}: {epochs:.3g} epochs of {samples} samples, {val} held out",
-            plan.total_steps - step, total=plan.total_steps, epochs=plan.epochs,
-            samples=len(plan.dataset.train), val=len(plan.dataset.held_out),
+        _(
+            "{steps}, up to step {total}: {epochs} of {samples}, {val} held out",
+            steps=ngettext("{n} step", "{n} steps", plan.total_steps - step),
+            total=plan.total_steps,
+            epochs=runs_tree.epochs_word(plan.epochs),
+            samples=ngettext("{n} sample", "{n} samples", len(plan.dataset.train)),
+            val=len(plan.dataset.held_out),
         ),
-    ]  # fmt: skip
+    ]
     if parent is not None:
         lines.append(runs_tree.changed_line(summary.changes(documents.read_plan(parent), plan.document())))
     return lines

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from fasttune.console import FasttuneError, _, print_json, say, show_findings, stdout_console, usage_error
+from fasttune.console import FasttuneError, _, ngettext, print_json, say, show_findings, stdout_console, usage_error
 from fasttune.data import dataset
 from fasttune.data.dataset import Sample
 from fasttune.planning.strategy import Plan
@@ -40,12 +40,11 @@ def show_plan(plan: Plan, command: str, *, as_json: bool) -> None:
     stdout_console.print(settings_table(plan))
     line(
         _(
-            "{train} samples to train on, {val} held out; "
-            "{per_epoch} steps an epoch, {total} steps ({epochs:.2f} epochs)",
-            train=len(plan.dataset.train),
+            "{samples} to train on, {val} held out; {per_epoch}, {steps} ({epochs:.2f} epochs)",
+            samples=ngettext("{n} sample", "{n} samples", len(plan.dataset.train)),
             val=len(plan.dataset.held_out),
-            per_epoch=plan.steps_per_epoch,
-            total=plan.total_steps,
+            per_epoch=ngettext("{n} step an epoch", "{n} steps an epoch", plan.steps_per_epoch),
+            steps=ngettext("{n} step", "{n} steps", plan.total_steps),
             epochs=plan.epochs,
         )
     )

@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from fasttune.console import _, usage_error
+from fasttune.console import _, ngettext, usage_error
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +38,10 @@ def initialize() -> int:
     if missing:
         raise usage_error(
             "several-processes",
-            _("WORLD_SIZE is {size}, but {names} is not set", size=os.environ["WORLD_SIZE"], names=", ".join(missing)),
+            ngettext("WORLD_SIZE is {size}, but {names} is not set", "WORLD_SIZE is {size}, but {names} are not set",
+                     len(missing), size=os.environ["WORLD_SIZE"], names=", ".join(missing)),
             fix=_("start it with: `torchrun --nproc_per_node 2 -m fasttune run RECIPE`"),
-        )
+        )  # fmt: skip
     import torch.distributed
 
     local_rank = int(os.environ["LOCAL_RANK"])

@@ -73,5 +73,5 @@ def test_a_stopped_run_resumes(tmp_path: Path) -> None:
 def test_processes_that_cannot_meet_are_refused(fasttune: Cli, tmp_path: Path) -> None:
     done = fasttune("run", "recipes/quickstart.toml", WORLD_SIZE="2", RANK="0")
     assert done.returncode == 2
-    assert "WORLD_SIZE is 2, but LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set" in done.stderr
+    assert "WORLD_SIZE is 2, but LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not set" in done.stderr
     assert not (tmp_path / "runs").exists()
