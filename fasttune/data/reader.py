@@ -14,6 +14,7 @@ import contextlib
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ BINARY_FORMATS = {
     b"SQLite format 3": "SQLite",
 }
 SPACE = re.compile(r"\s*")
+OBJECT = re.compile(r"^[^\S\n]*\{", re.MULTILINE)  # its spaces end with the line: blank lines are looked at once
 UTF8_HINT = N_("save it as UTF-8 in your editor (VS Code: click the encoding in the status bar, 'Save with Encoding')")
 
 
@@ -42,12 +44,13 @@ class Record:
     """One JSON value of a file: a line of JSONL, or an element of an array.
 
     `line` counts from 1 and is where the value starts; `place` is the line too, or "line#n" for the n-th element of an
-    array that shares its line with another one, and unique in the file.
+    array that shares its line with another one, and unique in the file. `last` is the line where the value ends.
     """
 
     line: int
     place: str
     value: Any
+    last: int
 
 
 def read_records(path: str) -> tuple[list[Record], list[Finding]]:
@@ -66,7 +69,7 @@ def read_records(path: str) -> tuple[list[Record], list[Finding]]:
         return [], [*findings, Finding("no-samples", "error", path, _("the file is empty"))]
     if start == "[":
         records, syntax = _json_array(path, text)
-    elif re.search(r"^\s*\{", text, re.MULTILINE):
+    elif OBJECT.search(text):
         records, syntax = _json_lines(path, text)
     else:
         records, syntax = [], [_not_json(path, text)]
@@ -211,8 +214,8 @@ class _StrictDecoder:
         """A JSON object from its pairs; notes keys that occur twice."""
         record = dict(items)
         if len(record) < len(items):
-            names = [name for name, _value in items]
-            self.flaws.extend(("duplicate-key", name) for name in record if names.count(name) > 1)
+            counts = Counter(name for name, _value in items)
+            self.flaws.extend(("duplicate-key", name) for name, count in counts.items() if count > 1)
         return record
 
     def _constant(self, name: str) -> None:
@@ -260,7 +263,7 @@ def _json_lines(path: str, text: str) -> tuple[list[Record], list[Finding]]:
                 findings.append(syntax_error(path, first, last, error))
                 continue
             spread.append((first, last))
-        records.append(Record(first, str(first), value))
+        records.append(Record(first, str(first), value, last))
         findings += inside
         if chunk[end:].strip():
             findings.append(extra_text(where, chunk[end:].strip()))
@@ -309,7 +312,7 @@ def _elements(path: str, text: str) -> Iterator[tuple[Record, int, list[Finding]
         line, counted, number = line + breaks, at, number + 1
         place = f"{line}#{number}" if one_line or (number > 1 and not breaks) else str(line)
         value, end, inside = decoder.value_at(text, at, f"{path}:{place}")
-        yield Record(line, place, value), end, inside
+        yield Record(line, place, value, line + text.count("\n", at, end)), end, inside
         at = _skip_space(text, end)
         closed = text.startswith("]", at)
         if not closed and not text.startswith(",", at):

@@ -56,6 +56,22 @@ def test_a_recipe_decides_the_system_prompt_and_what_is_supervised(fasttune: Cli
     assert everything["supervised"] == everything["tokens"] - 1
 
 
+def test_a_line_inside_a_sample_shows_that_sample(fasttune: Cli, tmp_path: Path) -> None:
+    data = tmp_path / "t.json"
+    data.write_text(json.dumps([{"prompt": "q1", "completion": "a1"}, {"prompt": "q2", "completion": "a2"}], indent=2))
+    for line, answer in ((2, "a1"), (4, "a1"), (7, "a2")):
+        shown = json.loads(fasttune("show", f"{data}:{line}", "--json").stdout)
+        assert answer in "".join(piece["text"] for piece in shown["pieces"] if piece["supervised"])
+    done = fasttune("show", f"{data}:1")
+    assert done.returncode == 2 and "line 1 is in no sample" in done.stderr
+    assert f"the file has 2, from {data}:2 to {data}:6" in done.stderr
+
+
+def test_a_file_that_is_not_there_is_named(fasttune: Cli, tmp_path: Path) -> None:
+    done = fasttune("show", f"{tmp_path}/nofile.jsonl:3")
+    assert done.returncode in (1, 2) and "there is no such file" in done.stderr and "0 of them" not in done.stderr
+
+
 def test_a_broken_line_is_shown_as_its_problem(fasttune: Cli, tmp_path: Path) -> None:
     data = tmp_path / "broken.jsonl"
     data.write_text('{"prompt": "hello", "completion": "hi"}\n{"prompt": "hello"}\n')
