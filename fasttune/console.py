@@ -244,7 +244,8 @@ def replace_unencodable(failure: UnicodeError) -> tuple[str, int]:
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr replace what they can't encode; a closed one (`>&-`) takes what it is given in silence."""
+    """Let stdout and stderr replace what they can't encode, and stdin what it can't decode (a line from a terminal with
+    another encoding); a closed one (`>&-`) takes what it is given in silence, a closed stdin is empty."""
     codecs.register_error("fasttune", replace_unencodable)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -252,6 +253,10 @@ def prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, for the process's life
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="fasttune")
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    elif isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
 
 
 def language() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from fasttune.console import _, error
 from fasttune.recipe.schema import ModelRecipe
@@ -37,6 +38,7 @@ def looks_like_path(base: str) -> bool:
 def require_model_folder(folder: Path) -> Path:
     """The folder, if it holds a complete Hugging Face checkpoint. Raises FasttuneError naming what is missing, or the
     file that asks for Python code of the folder's own."""
+    refuse_adapter(folder)
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
     missing += [] if weights else ["*.safetensors"]
@@ -55,15 +57,34 @@ def require_model_folder(folder: Path) -> Path:
     return folder
 
 
+def refuse_adapter(folder: Path) -> None:
+    """Raises FasttuneError where a folder holds a LoRA adapter and no model, with the base that the adapter names."""
+    file = folder / "adapter_config.json"
+    if not file.is_file() or (folder / "config.json").is_file():
+        return
+    name = read_field(file, "base_model_name_or_path")
+    fix = _("name the base it was trained on")
+    if isinstance(name, str) and name:
+        fix = _('name the base it was trained on: base = "{name}"', name=name[:200])
+    what = _("{folder} holds a LoRA adapter, not a model", folder=folder)
+    why = _("a new adapter is trained on a base; fasttune continues its own runs by `--continue`")
+    raise error("base-is-adapter", what, where="model.base", why=why, fix=fix)
+
+
+def read_field(file: Path, key: str) -> Any:
+    """A field of a JSON object in a file; None where there is no such file, object or field."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document.get(key) if isinstance(document, dict) else None
+
+
 def refuse_remote_code(folder: Path) -> None:
     """Raises FasttuneError where a base or a tokenizer names classes of its own: `auto_map` makes transformers import
     Python files of the folder, or of another repository."""
     for name in ("config.json", "tokenizer_config.json"):
-        try:
-            document = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue  # whoever needs the file says what is wrong with it
-        if isinstance(document, dict) and document.get("auto_map"):
+        if read_field(folder / name, "auto_map"):  # of a file that can't be read, whoever needs it says so
             raise error(
                 "base-needs-remote-code",
                 _("it asks for Python code of its own (`auto_map`), which fasttune never runs"),
