@@ -10,7 +10,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,8 @@ def train(
             seconds = run_training_loop(trainer, checkpoint)
             distributed.finalize()
             if trainer.complete:
-                with phases("probe", _("answering the probe questions")):
-                    record_probe_answers(trainer, data.tokenizer)
+                with phases("probe", _("answering the probe questions")) as show:
+                    record_probe_answers(trainer, data.tokenizer, show)
             return finish(trainer, seconds)
 
 
@@ -309,17 +309,20 @@ def finish(trainer: StepTrainer, seconds: float) -> RunRecord:
     return make_record(run, trainer.complete, state.global_step, state.log_history, state.best_metric, seconds)
 
 
-def record_probe_answers(trainer: StepTrainer, tokenizer: Any) -> None:
+def record_probe_answers(trainer: StepTrainer, tokenizer: Any, show: Callable[[str], None]) -> None:
     """Write the base's answers to the probe questions: those of the model with its adapter disabled. The answers after
-    training are the GGUF file's (analysis/probe.py), or the model's where no file is exported."""
+    training are the GGUF file's (analysis/probe.py), or the model's where no file is exported. `show` gets a line for
+    each answer."""
     recipe, system = trainer.plan.recipe, trainer.plan.system
     prompts = [prompt_tokens(question, system, tokenizer) for question in recipe.probe.questions]
 
-    def answers() -> list[str]:
-        return [models.generate(trainer.model, tokenizer, prompt, recipe.probe.max_new_tokens) for prompt in prompts]
+    def answers() -> Iterator[str]:
+        for number, prompt in enumerate(prompts, 1):
+            show(_("answering the probe questions: {number} of {n}", number=number, n=len(prompts)))
+            yield models.generate(trainer.model, tokenizer, prompt, recipe.probe.max_new_tokens)
 
     with trainer.model.disable_adapter():
-        by_base = answers()
-    by_adapter = [""] * len(prompts) if recipe.export.gguf else answers()
+        by_base = list(answers())
+    by_adapter = [""] * len(prompts) if recipe.export.gguf else list(answers())
     probes = tuple(map(Probe, recipe.probe.questions, by_base, by_adapter))
     documents.write(trainer.run.scores, Scores(probes, documents.NOT_ASKED))
