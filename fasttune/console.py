@@ -18,7 +18,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -37,7 +37,8 @@ def N_(message: Text) -> Text:
 
 Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = (N_("error"), N_("warning"), N_("info"))
-MOST_SHOWN = 20  # findings that are shown as text; --json gives all of them
+MOST_SHOWN = 20  # findings, or groups of them, that are shown as text; --json gives all of them
+MOST_ALIKE = 3  # findings that differ in their place alone and are shown one by one
 # What an output encoding lacks (ASCII, GBK, Latin-1) is written like this, everything else as a question mark.
 REPLACED = {"⟦": "[[", "⟧": "]]", "│": "|", "…": "...", "→": "->", "–": "-", "×": "x", "≥": ">=", "≤": "<="}
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
@@ -134,15 +135,10 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
     if as_json:
         print_json({"findings": [asdict(finding) for finding in findings]})
         return
-    for finding in findings[:MOST_SHOWN]:
-        where = f"[bold]{escape(finding.where)}[/]: " if finding.where else ""
-        label, hint = _(finding.level), _("hint")
-        stderr_console.print(f"[{STYLES[finding.level]}]{label}:[/] {where}{escape(finding.what)}", soft_wrap=True)
-        if finding.why:
-            stderr_console.print(f"  {escape(finding.why)}", soft_wrap=True)
-        if finding.fix:
-            stderr_console.print(f"  [green]{hint}:[/] {escape(finding.fix)}", soft_wrap=True)
-    if more := findings[MOST_SHOWN:]:
+    groups = alike(findings)
+    for group in groups[:MOST_SHOWN]:
+        show_alike(group)
+    if more := [finding for group in groups[MOST_SHOWN:] for finding in group]:
         errors = sum(finding.level == "error" for finding in more)
         say(
             ngettext(
@@ -152,6 +148,39 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
                 errors=errors,
             )
         )
+
+
+def alike(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """The findings in groups: where more than MOST_ALIKE differ in their place alone, they are one group; any other
+    finding is a group of its own. Each group stands where its first finding stood."""
+    same: dict[Finding, list[Finding]] = {}
+    for finding in findings:
+        same.setdefault(replace(finding, where=""), []).append(finding)
+    groups = []
+    for finding in findings:
+        key = replace(finding, where="")
+        if len(same.get(key, ())) > MOST_ALIKE:
+            groups.append(same.pop(key))
+        elif key in same:
+            groups.append([finding])
+    return groups
+
+
+def show_alike(group: Sequence[Finding]) -> None:
+    """Print the first finding of a group as text on stderr, and where the others are."""
+    first, label, hint = group[0], _(group[0].level), _("hint")
+    where = f"[bold]{escape(first.where)}[/]: " if first.where else ""
+    stderr_console.print(f"[{STYLES[first.level]}]{label}:[/] {where}{escape(first.what)}", soft_wrap=True)
+    if others := group[1:]:
+        places = ", ".join(finding.where for finding in others[:MOST_ALIKE])
+        say(
+            "  "
+            + _("and {n} more times, at {places}", n=len(others), places=places + ", …" * (len(others) > MOST_ALIKE))
+        )
+    if first.why:
+        stderr_console.print(f"  {escape(first.why)}", soft_wrap=True)
+    if first.fix:
+        stderr_console.print(f"  [green]{hint}:[/] {escape(first.fix)}", soft_wrap=True)
 
 
 def can_ask() -> bool:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -220,8 +221,30 @@ def test_a_closed_stdin_or_stdout_is_no_traceback() -> None:
 
 
 def test_a_flood_of_findings_is_cut_in_text_and_whole_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    console.show_findings([ERROR] * 200_000)
+    console.show_findings([replace(ERROR, what=f"{ERROR.what} {number}") for number in range(200_000)])
     shown = capsys.readouterr().err
     assert shown.count("no [GPU]") == 20 and "and 199980 more findings, 199980 of them errors" in shown
     console.show_findings([ERROR] * 50, as_json=True)
     assert len(json.loads(capsys.readouterr().out)["findings"]) == 50
+
+
+def test_findings_that_differ_in_their_place_alone_are_one_and_hide_no_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A file whose every line has the same fault: one finding with its number, and the other faults stay in sight."""
+    many = [
+        Finding("missing-key", "error", f"t.jsonl:{line}", "no completion", fix="rename it") for line in range(5000)
+    ]
+    console.show_findings([*many[:4000], Finding("x", "error", "t.jsonl:4000", "another fault"), *many[4000:], WARNING])
+    assert capsys.readouterr().err.splitlines() == [
+        "error: t.jsonl:0: no completion",
+        "  and 4999 more times, at t.jsonl:1, t.jsonl:2, t.jsonl:3, …",
+        "  hint: rename it",
+        "error: t.jsonl:4000: another fault",
+        "warning: machine: the GPU is slow",
+        "  hint: buy another",
+    ]
+    console.show_findings(many[:3])
+    assert capsys.readouterr().err.count("no completion") == 3
+    console.show_findings(many, as_json=True)
+    assert len(json.loads(capsys.readouterr().out)["findings"]) == 5000

@@ -91,7 +91,10 @@ def _content(turn: Turn, notes: Notes) -> str | None:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         what = _("the content of {label} is {kind}, not text", label=label, kind=json_type(content))
-        notes.add("content-not-text", what)
+        fix = _("write its text or remove the sample")
+        if isinstance(content, (int, float)):
+            fix = _("write it as text: {text}", text=json.dumps(json.dumps(content)))
+        notes.add("content-not-text", what, fix=fix)
         return None
     if not any(character.isprintable() and not character.isspace() for character in content):
         what = _("{label} is empty", label=label) if not content else _("{label} is white space only", label=label)
