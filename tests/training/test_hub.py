@@ -11,6 +11,7 @@ import pytest
 from fasttune.console import FasttuneError
 from fasttune.recipe.schema import ModelRecipe
 from fasttune.training import hub
+from fasttune.training import model as models
 
 
 def test_the_builtin_base_is_a_complete_checkpoint() -> None:
@@ -55,3 +56,15 @@ def test_modelscope_without_its_package_says_how_to_get_it() -> None:
     with pytest.raises(FasttuneError) as caught:
         hub.locate(ModelRecipe(base="Qwen/Qwen2.5-0.5B-Instruct", mirror="modelscope"))
     assert "pip install modelscope" in caught.value.findings[0].fix
+
+
+def test_a_base_that_is_no_instruct_model_is_called_one(tmp_path: Path) -> None:
+    """Its own end token is another than the one that ends a turn, which it was never trained on."""
+    assert hub.no_instruct_model(models.load_tokenizer(hub.TINY), "builtin:tiny") == []
+    base = shutil.copytree(hub.TINY, tmp_path / "Qwen2.5-0.5B")
+    known = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
+    changed = known | {"eos_token": "<|endoftext|>"}
+    (base / "tokenizer_config.json").write_text(json.dumps(changed), encoding="utf-8")
+    (finding,) = hub.no_instruct_model(models.load_tokenizer(base), "Qwen/Qwen2.5-0.5B")
+    assert (finding.code, finding.level, finding.where) == ("base-not-instruct", "warning", "model.base")
+    assert "Qwen/Qwen2.5-0.5B is no Instruct model: its own end token is <|endoftext|>" in finding.what
