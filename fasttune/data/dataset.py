@@ -162,7 +162,8 @@ def _beginnings(samples: Sequence[Sample]) -> list[str]:
     found = []
     for sample in samples:
         turns = _turns(sample)
-        prefixes = (_digest(json.dumps(turns[:end])) for end in range(2, len(turns) + 1, 2))
+        ends = (end for end, (role, _text) in enumerate(turns, 1) if role == "assistant")
+        prefixes = (_digest(json.dumps(turns[:end])) for end in ends)
         found.append(next((key for key in prefixes if key in keys), conversation_key(sample)))
     return found
 

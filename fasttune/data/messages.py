@@ -1,6 +1,7 @@
 """A conversation's messages, and the checks on their contents and their order.
 
-A conversation is an optional system message, then user and assistant in turn, ending with the assistant. Contents are
+A conversation is an optional system message, then user and assistant in turn, ending with the assistant. It may begin
+with the assistant, as a character's greeting does, where something else is in the sample. Contents are
 normalised to Unicode form NFC, because Hugging Face's tokenizers of Qwen2.5 do that and llama.cpp does not; otherwise
 they are kept as they are. What can't be trained on is a finding, and nothing is repaired silently.
 """
@@ -157,7 +158,7 @@ def heap_of_marks(text: str) -> int | None:
 
 
 def _check_order(turns: list[Turn], notes: Notes) -> None:
-    """System first if at all, then user and assistant in turn, the assistant last."""
+    """System first if at all, then user and assistant in turn, the assistant last, and not its message alone."""
     others = turns[1:] if turns[0].role == "system" else turns
     late = next((turn for turn in others if turn.role == "system"), None)
     if late:
@@ -168,9 +169,10 @@ def _check_order(turns: list[Turn], notes: Notes) -> None:
         notes.add("nothing-to-learn", _("the sample has a system message only"))
         return
     first, last = others[0], others[-1]
-    if first.role != "user":
-        what = _("the first message, {label}, is the assistant's", label=first.label)
-        notes.add("starts-with-assistant", what, fix=_("put the user's message before it or remove it"))
+    if first.role != "user" and len(turns) == 1:
+        what = _("the only message, {label}, is the assistant's", label=first.label)
+        notes.add("starts-with-assistant", what, fix=_("put a system message or the user's message before it"))
+    why = _("chat models are trained on turns that alternate")
     for one, other in pairwise(others):
         if one.role == other.role:
             what = _("{one} and {other} are both {role}", one=one.label, other=other.label, role=one.role)

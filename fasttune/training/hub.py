@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fasttune.console import _, error
+from fasttune.console import Finding, _, error
 from fasttune.recipe.schema import ModelRecipe
 
 TINY = Path(__file__).parent.parent / "tiny"
+END_OF_TURN = "<|im_end|>"  # of ChatML, with which Qwen2.5 Instruct models end an answer
 
 
 def locate(recipe: ModelRecipe) -> Path:
@@ -92,6 +93,17 @@ def refuse_remote_code(folder: Path) -> None:
                 why=_("that code comes from whoever made the folder and would run with your rights"),
                 fix=_("use a base without code of its own, such as Qwen/Qwen2.5-0.5B-Instruct"),
             )
+
+
+def no_instruct_model(tokenizer: Any, base: str) -> list[Finding]:
+    """The note about a base whose own end token is not the one that ends a turn: it is no Instruct model."""
+    if tokenizer.eos_token == END_OF_TURN or END_OF_TURN not in tokenizer.get_vocab():
+        return []
+    what = _("{base} is no Instruct model: its own end token is {token}", base=base, token=tokenizer.eos_token)
+    why = _("{token} ends an answer, but this base was never trained on it, and an adapter does not reach its row of "
+            "the output layer: the model may not stop", token=END_OF_TURN)  # fmt: skip
+    fix = _("use the Instruct model of that size, such as Qwen/Qwen2.5-0.5B-Instruct")
+    return [Finding("base-not-instruct", "warning", "model.base", what, why, fix)]
 
 
 def download_from_hub(name: str, revision: str | None) -> Path:

@@ -25,7 +25,7 @@ from fasttune.runs.checkpoints import damage_findings
 from fasttune.runs.documents import Probe, RowRecord, Scores
 from fasttune.runs.history import last_epoch, read_log_history
 from fasttune.runs.store import Run
-from fasttune.training import device, distributed, finished_adapter, provenance, resume_check
+from fasttune.training import device, distributed, finished_adapter, hub, oom, provenance, resume_check
 from fasttune.training import model as models
 from fasttune.training.callbacks import FirstStepCallback
 from fasttune.training.progress import PhaseTimer
@@ -80,7 +80,7 @@ def train(
         provenance.require_same_base(before, base)
 
     distributed.broadcast_from_rank0((plan, base, data.training, data.held_out))  # the workers load the base meanwhile
-    with phases("load", _("loading the model")):
+    with phases("load", _("loading the model")), oom.base_too_large(base, plan.recipe.model):
         model = models.load_base(base, plan.recipe.model)
         steps = StepDataset(data.training, plan)
         rows = choose_rows(plan, model, steps, resume, before)
@@ -165,7 +165,8 @@ def tokenize(plan: Plan, base: Path) -> TokenizedData:
     samples = (*plan.dataset.train, *plan.dataset.held_out)
     tokenized = tokenize_samples(samples, tokenizer, recipe.data, recipe.model.max_seq_length, cache)
     training, held_out = tokenized.examples[: len(plan.dataset.train)], tokenized.examples[len(plan.dataset.train) :]
-    return TokenizedData(tokenizer, training, held_out, tokenized.findings, len(samples), cache.rendered)
+    findings = [*tokenized.findings, *hub.no_instruct_model(tokenizer, recipe.model.base)]
+    return TokenizedData(tokenizer, training, held_out, findings, len(samples), cache.rendered)
 
 
 def with_adapter(model: Any, plan: Plan, rows: RowRecord) -> Any:

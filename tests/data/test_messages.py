@@ -41,11 +41,14 @@ def turn(role: str | None, content: Any = "text") -> Turn:
         ("user assistant", []),
         ("system user assistant user assistant", []),
         ("system", ["nothing-to-learn"]),
-        ("assistant user assistant", ["starts-with-assistant"]),
+        ("assistant user assistant", []),
+        ("system assistant user assistant", []),
+        ("system assistant", []),
+        ("assistant", ["starts-with-assistant"]),
         ("user system assistant", ["system-not-first"]),
         ("user user assistant", ["same-role-twice"]),
         ("user", ["ends-with-user"]),
-        ("assistant user", ["starts-with-assistant", "ends-with-user"]),
+        ("assistant user", ["ends-with-user"]),
     ],
 )
 def test_the_order_of_roles(roles: str, codes: list[str]) -> None:

@@ -100,3 +100,15 @@ def test_a_pickle_among_the_files_of_a_base_is_never_read(tmp_path: Path) -> Non
     assert caught.value.findings[0].code == "base-incomplete" and not proof.exists()
     pickle.loads((base / "model.pth").read_bytes())
     assert proof.exists()  # the trap works
+
+
+def test_a_base_that_is_no_instruct_model_is_called_one(tmp_path: Path) -> None:
+    """Its own end token is another than the one that ends a turn, which it was never trained on."""
+    assert hub.no_instruct_model(models.load_tokenizer(hub.TINY), "builtin:tiny") == []
+    base = shutil.copytree(hub.TINY, tmp_path / "Qwen2.5-0.5B")
+    known = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
+    changed = known | {"eos_token": "<|endoftext|>"}
+    (base / "tokenizer_config.json").write_text(json.dumps(changed), encoding="utf-8")
+    (finding,) = hub.no_instruct_model(models.load_tokenizer(base), "Qwen/Qwen2.5-0.5B")
+    assert (finding.code, finding.level, finding.where) == ("base-not-instruct", "warning", "model.base")
+    assert "Qwen/Qwen2.5-0.5B is no Instruct model: its own end token is <|endoftext|>" in finding.what
