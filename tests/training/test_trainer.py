@@ -20,16 +20,14 @@ SETTINGS = ("train.max_steps=6", "train.save_steps=2", "data.val=val.jsonl", "tr
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    series = Series.new(tmp_path_factory.mktemp("undisturbed"))
-    series.train(*SETTINGS)
-    return series.run(1)
+def undisturbed(shared: Shared) -> Path:
+    return Series(shared("undisturbed", lambda folder: Series.new(folder).train(*SETTINGS))).run(1)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("dropout", [0, 0.1])
 def test_the_step_is_planned_again_in_smaller_rows(
-    tmp_path: Path, undisturbed: Path, backward: bool, dropout: float
+    shared: Shared, tmp_path: Path, undisturbed: Path, backward: bool, dropout: float
 ) -> None:
     """Bit for bit the run that began with the smaller budget, dropout's random numbers included; to rounding the run that
     never ran out."""
@@ -44,8 +42,8 @@ def test_the_step_is_planned_again_in_smaller_rows(
     assert f"step 1: out of memory in a row of {rows[0]} tokens; packing budget now " in done.stderr
     assert f"packing budget now {budget:,} tokens a row, and the step is computed again" in done.stderr
 
-    small = Series.new(tmp_path / "small")
-    small.train(*settings, f"train.tokens_per_row={budget}")
+    smaller = (*settings, f"train.tokens_per_row={budget}")
+    small = Series(shared(" ".join(smaller), lambda folder: Series.new(folder).train(*smaller)))
     assert found["rows_cut"][-1]["step"] == 1
     assert adapter(run) == adapter(small.run(1))
     assert untimed(history(run)) == untimed(history(small.run(1)))
