@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from fasttune import console
+from fasttune import cli, console
 from fasttune.console import FasttuneError, Finding, UsageError
 
 WARNING = Finding("slow-gpu", "warning", "machine", "the GPU is slow", fix="buy another")
@@ -194,14 +193,18 @@ def test_json_never_holds_nan(capsys: pytest.CaptureFixture[str]) -> None:
     assert written == {"loss": None, "all": [1.5, None, {"x": [None]}], "text": "NaN", "n": 2}
 
 
-def test_what_an_encoding_lacks_is_replaced() -> None:
+@pytest.mark.parametrize("encoding", ["ascii", "gbk"])
+def test_what_an_encoding_lacks_is_replaced(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     """`show` marks supervised text with ⟦ and ⟧, which neither ASCII nor GBK has."""
-    command = [sys.executable, "-m", "fasttune", "show", "data/quickstart/train.jsonl:1"]
-    for encoding in ("ascii", "gbk"):
-        own = {**os.environ, "PYTHONIOENCODING": encoding}
-        done = subprocess.run(command, cwd=REPOSITORY, env=own, capture_output=True, check=False)
-        assert done.returncode == 0 and b"Traceback" not in done.stderr
-        assert b"[[" in done.stdout and b"]]" in done.stdout
+    written = {name: io.BytesIO() for name in ("stdout", "stderr")}
+    for name, stream in written.items():
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, encoding=encoding, write_through=True))
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(sys, "argv", ["fasttune", "show", "data/quickstart/train.jsonl:1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code and b"Traceback" not in written["stderr"].getvalue()
+    assert b"[[" in written["stdout"].getvalue() and b"]]" in written["stdout"].getvalue()
 
 
 def test_json_is_json_in_every_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
