@@ -30,6 +30,9 @@ def main() -> None:
         code = commands.main(prog_name="fasttune", standalone_mode=False)
     except FasttuneError as problem:
         sys.exit(show_problem(problem))
+    except click.exceptions.NoArgsIsHelpError as problem:
+        say(problem.format_message())
+        sys.exit(2)
     except click.ClickException as problem:
         sys.exit(show_problem(command_line.as_usage_error(problem, commands)))
     except OSError as problem:

@@ -8,12 +8,13 @@ import gettext
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from fasttune.command import command_line
-from fasttune.console import LOCALE, N_, UsageError, _, language, usage_error
+from fasttune.console import LOCALE, N_, UsageError, _, language, nN_, usage_error
 from fasttune.recipe import aliases
 from fasttune.recipe.schema import KEYS, LEAVES
 from fasttune.recipe.values import near_name
@@ -39,7 +40,17 @@ CLICK_SAYS = (
     N_("{value!r} is not a valid {number_type}."),
     N_("{value} is not in the range {range}."),
     N_("Option {name!r} does not take a value."),
+    N_("Missing parameter"),
+    N_("{value!r} is not a valid boolean. Recognized values: {states}"),
 )
+# The same with a number: singular and plural.
+CLICK_COUNTS = (
+    nN_("Got unexpected extra argument ({args})", "Got unexpected extra arguments ({args})"),
+    nN_("Option {name!r} requires an argument.", "Option {name!r} requires {nargs} arguments."),
+    nN_("{value!r} is not {choice}.", "{value!r} is not one of {choices}."),
+)
+# What click calls the types of values, in messages and in help.
+TYPES: dict[type[click.ParamType[Any]], str] = {click.IntRange: N_("integer"), click.FloatRange: N_("number")}
 # Verbs of other trainers and of other command lines, with the command that does it here.
 SYNONYMS = {
     "train": "run", "finetune": "run", "fine-tune": "run", "sft": "run", "resume": "run", "continue": "run",
@@ -83,6 +94,8 @@ def translate_click() -> None:
     os.environ["LANGUAGE"] = language()
     gettext.bindtextdomain("fasttune", str(LOCALE))
     gettext.textdomain("fasttune")
+    for kind, name in TYPES.items():
+        kind.name = _(name)
 
 
 class Verbs(click.Group):
