@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from fasttune.console import _, error
@@ -103,6 +104,16 @@ def download_from_hub(name: str, revision: str | None) -> Path:
                 "or name a local folder as base"
             ),
         ) from None
+
+
+def config_addresses(name: str) -> dict[str, str]:
+    """Where a model's config.json lies, by mirror: on the hub, or the mirror that HF_ENDPOINT names, and on
+    ModelScope."""
+    from huggingface_hub import hf_hub_url
+
+    domain = os.environ.get("MODELSCOPE_DOMAIN", "www.modelscope.cn")
+    query = f"https://{domain}/api/v1/models/{name}/repo?Revision=master&FilePath=config.json"
+    return {"hf": hf_hub_url(name, "config.json"), "modelscope": query}
 
 
 def download_from_modelscope(name: str, revision: str | None) -> Path:
