@@ -141,13 +141,21 @@ def ask_what_is_open(request: RunRequest, planner: Planner) -> RunRequest:
 
 
 @click.command(help=_("Pick a series, a recipe or a data file, and what to do with it."))
+@overrides_option
 @runs_option
 @click.pass_context
-def menu(context: click.Context, root: Path) -> int:
-    from fasttune.terminal.entry_menu import ask_for_command
+def menu(context: click.Context, overrides: tuple[str, ...], root: Path) -> int:
+    from fasttune.recipe.load import check_overrides
+    from fasttune.terminal.entry_menu import Commands, ask_for_command
 
     commands = context.find_root().command
-    while arguments := ask_for_command(root):
+    assert isinstance(commands, click.Group)
+    check_overrides(overrides)
+    options = {
+        verb: [name for parameter in command.params for name in parameter.opts]
+        for verb, command in commands.commands.items()
+    }
+    while arguments := ask_for_command(Commands(root, overrides, options)):
         try:
             code = commands.main(arguments, prog_name="fasttune", standalone_mode=False)
         except FasttuneError as problem:
