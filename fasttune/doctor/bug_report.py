@@ -35,7 +35,8 @@ def report(checks: Sequence[Check]) -> str:
     versions = {"fasttune": fasttune.__version__, "python": platform.python_version(), "kernel": kernel}
     versions |= package_versions()
     lines = [f"- {name} {version}" for name, version in versions.items()]
-    lines += ["", f"| {_('check')} | {_('state')} | {_('measured')} |", "|---|---|---|"]
+    headings = _("check"), _("state"), _("measured")
+    lines += ["", f"| {' | '.join(headings)} |", "|---|---|---|"]
     lines += [
         f"| {check.title} (`{check.name}`) | {_(STATES[check.state])} | {cell(check.measured)} |" for check in checks
     ]

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from fasttune.console import _, error
+from fasttune.console import FasttuneError, _, error
 from fasttune.recipe.schema import ModelRecipe
 
 TINY = Path(__file__).parent.parent / "tiny"
@@ -28,6 +28,26 @@ def locate(recipe: ModelRecipe) -> Path:
         raise error("base-not-found", _("there is no folder {folder}", folder=recipe.base), where="model.base")
     download = download_from_modelscope if recipe.mirror == "modelscope" else download_from_hub
     return require_model_folder(download(recipe.base, recipe.revision or None))
+
+
+def find_offline(recipe: ModelRecipe) -> Path | None:
+    """The folder of a base that is on this disk already; None where it would have to be downloaded. No network.
+
+    Raises FasttuneError as `locate` does for a folder that is missing or incomplete.
+    """
+    if recipe.base == "builtin:tiny" or Path(recipe.base).expanduser().is_dir() or looks_like_path(recipe.base):
+        return locate(recipe)
+    if recipe.mirror == "modelscope":
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return require_model_folder(
+            Path(snapshot_download(recipe.base, revision=recipe.revision or None, local_files_only=True))
+        )
+    except (LocalEntryNotFoundError, OSError, ValueError, FasttuneError):  # not there, or not all of it
+        return None
 
 
 def looks_like_path(base: str) -> bool:
