@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from fasttune.analysis.training_facts import Training
@@ -60,21 +61,38 @@ def during(training: Training, codes: set[str]) -> list[Item]:
     """Loss, accuracy, held-out loss, continued or restarted."""
     falls = not codes & {"diverged", "plateau", "not-a-number", "zero-gradient"} and training.judged is not None
     falls = falls and training.judged is not None and training.judged.verdict != judgement.NOTHING_LEARNED
-    accuracies = [one.accuracy for one in training.curve.points if one.accuracy is not None]
+    accuracies = quarters([one.accuracy for one in training.curve.points if one.accuracy is not None])
     evaluated = training.curve.evaluations
     fallen = None if len(evaluated) < 2 else "over-fitting" not in codes and evaluated[-1].loss < evaluated[0].loss
     return [
         Item("during", "loss", _("The loss falls steadily"), answered(falls), loss_figures(training)),
         Item("during", "accuracy", _("The token accuracy rises"),
-             answered(accuracies[-1] > accuracies[0] if len(accuracies) > 1 else None),
+             answered(accuracies[1] > accuracies[0] if accuracies else None),
              _("{first:.1%} to {last:.1%}", first=accuracies[0], last=accuracies[-1]) if accuracies else
              _("the log does not say")),
         Item("during", "held-out", _("The held-out loss falls too (no over-fitting)"), answered(fallen),
-             _("{first:.3f} to {last:.3f}", first=evaluated[0].loss, last=evaluated[-1].loss) if evaluated else
-             _("nothing is held out")),
+             held_out_figures(training)),
         Item("during", "continued", _("Continued, not restarted"),
              answered("restarted-instead-of-continued" not in codes)),
     ]  # fmt: skip
+
+
+def quarters(values: Sequence[float]) -> list[float]:
+    """The means of the first and the last quarter; none for fewer than two values."""
+    part = max(1, len(values) // 4)
+    return [fmean(values[:part]), fmean(values[-part:])] if len(values) > 1 else []
+
+
+def held_out_figures(training: Training) -> str:
+    """First, best and last held-out loss."""
+    evaluated = training.curve.evaluations
+    if not evaluated:
+        return _("nothing is held out")
+    if len(evaluated) == 1:
+        return _("computed once: {loss:.3f}", loss=evaluated[0].loss)
+    best = judgement.best_evaluation(evaluated)
+    return _("{first:.3f}, best {best:.3f}, last {last:.3f}", first=evaluated[0].loss, best=best.loss,
+             last=evaluated[-1].loss)  # fmt: skip
 
 
 def loss_figures(training: Training) -> str:

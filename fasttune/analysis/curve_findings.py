@@ -23,8 +23,6 @@ from fasttune.console import Finding, _, ngettext
 from fasttune.runs import curves, judgement
 from fasttune.runs.curves import Point
 
-GOOD_LOSS = judgement.BANDS[1][0]  # the users' target: below it a training loss that stands still has arrived
-
 
 def curve_findings(training: Training) -> Found:
     """Everything that the curves say, in the sequence of the rules; healthy where they hold nothing against it."""
@@ -91,7 +89,7 @@ def diverged(training: Training) -> Found:
     if rise is None or not has_diverged(training):
         return []
     what = _("diverged: the loss fell to {best:.3f} (step {best_step}), rose to {worst:.3f} (step {worst_step}) and "
-             "endedat {last:.3f}", best=rise.best, best_step=rise.best_step, worst=rise.worst,
+             "ended at {last:.3f}", best=rise.best, best_step=rise.best_step, worst=rise.worst,
              worst_step=rise.worst_step,
              last=rise.last)  # fmt: skip
     why = _("the updates were too large and destroyed what had been learned")
@@ -137,7 +135,7 @@ def past_best(training: Training) -> Found:
         return []
     best = judgement.best_evaluation(evaluated)
     what = _("the best checkpoint was that of step {step} (epoch {epoch:.1f}), with held-out loss {best:.3f}; the "
-             "lastone has {last:.3f}", step=best.step, epoch=training.epoch(best.step), best=best.loss,
+             "last one has {last:.3f}", step=best.step, epoch=training.epoch(best.step), best=best.loss,
              last=evaluated[-1].loss)  # fmt: skip
     why = {True: _("it is still there"), False: _("it is no longer there: training again up to it brings it back")}
     reason = why[training.best_kept] if training.best_kept is not None else ""
@@ -165,7 +163,7 @@ def is_memorised(training: Training) -> Found:
 
 def plateau(training: Training) -> Found:
     """The loss stands still while the learning rate is at work."""
-    flat = None if has_diverged(training) else curves.plateau(training.curve, GOOD_LOSS)
+    flat = None if has_diverged(training) else judgement.has_plateau(history_of(training.curve))
     if flat is None or (training.judged and training.judged.verdict == judgement.OVER_FITTING):
         return []
     has_held_out = len(training.curve.evaluations) > 1
@@ -215,7 +213,7 @@ def by_bands(training: Training) -> str:
                  loss=means.loss,
                  last=last)  # fmt: skip
     return _("under-trained by the users' bands: loss {loss:.3f} and token accuracy {accuracy:.1%} in the last epoch, "
-             "upto step {last}", loss=means.loss, accuracy=means.accuracy, last=last)  # fmt: skip
+             "up to step {last}", loss=means.loss, accuracy=means.accuracy, last=last)  # fmt: skip
 
 
 # Learning rate and gradients ----------------------------------------------------------------------------------------
@@ -308,7 +306,7 @@ def healthy(training: Training, found: Sequence[Finding]) -> Found:
         return []
     best = judgement.best_evaluation(evaluated)
     what = _("healthy: the held-out loss fell from {first:.3f} (step {first_step}) to {best:.3f} (step {best_step}) "
-             "andisat its best at the end ({last:.3f}, step {last_step})", first=evaluated[0].loss,
+             "and is at its best at the end ({last:.3f}, step {last_step})", first=evaluated[0].loss,
              first_step=evaluated[0].step,
              best=best.loss, best_step=best.step, last=evaluated[-1].loss, last_step=evaluated[-1].step)  # fmt: skip
     return [finding(training, "healthy", "info", what)]

@@ -43,7 +43,7 @@ CAUSES = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `fasttune diagnose` shows: findings worst first, figures with their steps, what to type or to change next (""
+    """What `fasttune diagnose` shows: findings worst first, figures with their steps, what to type or change next (""
     for nothing), and the users' checklist."""
 
     where: str

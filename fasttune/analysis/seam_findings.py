@@ -31,9 +31,9 @@ def restarted(training: Training) -> Found:
     steps = ", ".join(str(one.step) for one in again)
     what = ngettext(
         "restarted instead of continued {n} time (at step {steps}): the loss went from {before:.3f} at step {step} "
-        "backto {after:.3f}, that of an untrained model",
+        "back to {after:.3f}, that of an untrained model",
         "restarted instead of continued {n} times (at steps {steps}): the last time the loss went from {before:.3f} "
-        "atstep {step} back to {after:.3f}, that of an untrained model",
+        "at step {step} back to {after:.3f}, that of an untrained model",
         len(again), steps=steps, before=last.loss_before, step=last.step_before, after=last.loss,
     )  # fmt: skip
     why = _("what had been learned before is not in the result: each time the training began from the base again")

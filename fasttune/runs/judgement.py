@@ -47,6 +47,7 @@ MEMORISED_LOSS, MEMORISED_SHARE = 0.1, 0.25  # of the loss, and of the loss of t
 # one is low, more than four times it is high.
 LEARNING_RATES = ((100, 4e-4), (300, 3e-4), (math.inf, 2e-4))
 LOW, HIGH = 0.25, 4.0
+IDLE = 0.1  # a peak below this share of the one that suits moves nothing by itself: no plateau is told from it
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,16 @@ def has_learned(history: Sequence[Mapping[str, Any]], steps_per_epoch: int) -> b
 def suiting_learning_rate(steps: int) -> float:
     """The LoRA learning rate that suits a number of steps."""
     return next(rate for limit, rate in LEARNING_RATES if steps < limit)
+
+
+def has_plateau(history: Sequence[Mapping[str, Any]]) -> Evaluation | None:
+    """From which step on the held-out loss, else the training loss, stands still although the learning rate is at work,
+    and that loss; None where none does."""
+    curve = curves.curve_of(history).finite
+    peak = curves.peak_learning_rate(curve.points)
+    if not curve.points or (peak is not None and peak < IDLE * suiting_learning_rate(curve.points[-1].step)):
+        return None
+    return curves.plateau(curve, BANDS[1][0])
 
 
 def is_low_learning_rate(history: Sequence[Mapping[str, Any]]) -> bool:

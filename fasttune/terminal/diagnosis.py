@@ -63,7 +63,7 @@ def lines(found: Diagnosis, width: int, encoding: str) -> list[tuple[str, str]]:
     if others:
         shown += [("", ""), (_("besides:"), "bold")]
     for finding in others:
-        shown += besides(finding, found.where)
+        shown += besides(finding, found)
     return shown + next_lines(found)
 
 
@@ -72,12 +72,14 @@ def is_healthy(findings: tuple[Finding, ...]) -> bool:
     return bool(findings) and findings[0].code == "healthy"
 
 
-def besides(finding: Finding, where: str) -> list[tuple[str, str]]:
-    """A finding after the first: level, what, why, and its remedy."""
-    place = f"{finding.where}: " if finding.where != where else ""
+def besides(finding: Finding, found: Diagnosis) -> list[tuple[str, str]]:
+    """A finding after the first: level, what, why, and its remedy where it is another than what is to be done next."""
+    place = f"{finding.where}: " if finding.where != found.where else ""
     text = [(f"  {_(finding.level)}: {place}{finding.what}", STYLES[finding.level])]
     text += [(f"    {finding.why}", "")] if finding.why else []
-    return text + ([(f"    {_('hint')}: {finding.fix}", "")] if finding.fix else [])
+    return text + (
+        [(f"    {_('hint')}: {finding.fix}", "")] if finding.fix.strip("`") not in ("", found.command) else []
+    )
 
 
 def next_lines(found: Diagnosis) -> list[tuple[str, str]]:
