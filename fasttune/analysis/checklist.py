@@ -43,7 +43,7 @@ def answered(is_so: bool | None) -> Answer:
 
 def before(training: Training, codes: set[str]) -> list[Item]:
     """Data, settings, GPU."""
-    wrong_data = codes & {"too-little-data", "system-prompt-mismatch", "template-mismatch", "zero-gradient"}
+    wrong_data = codes & {"too-little-data", "template-mismatch", "system-prompt-mismatch", "zero-gradient"}
     data = False if wrong_data else True if training.is_ours else None
     wrong = codes & {"learning-rate-too-high", "learning-rate-too-low", "rank-too-high", "rank-too-low"}
     return [
@@ -105,7 +105,11 @@ def after(training: Training, codes: set[str]) -> list[Item]:
     """The users' targets, the files, the answers."""
     means = training.means
     accuracy = None if means is None or judgement.accuracy_band(means.accuracy) is None else means.accuracy
-    wrong_files = codes & {"export-missing", "export-far-off", "unfinished", "template-mismatch"}
+    wrong_files = codes & {
+        "export-missing",
+        "export-far-off",
+        "unfinished",
+    }
     bad_answers = codes & {"parrots-training-data", "babble", "out-of-character"}
     return [
         Item("after", "loss", _("The loss is 0.1 to 0.3"), answered(means is not None and means.loss < TARGET_LOSS),

@@ -195,8 +195,9 @@ def under_trained(training: Training) -> Found:
         return [finding(training, "under-trained", "warning", what, why, remedy)]
     if judged.verdict == judgement.NOT_ENOUGH:
         evaluated = training.curve.evaluations
+        before = judgement.an_epoch_before(evaluated, training.steps_per_epoch)
         what = _("under-trained: the held-out loss still falls fast, {first:.3f} at step {step}, {last:.3f} at step "
-                 "{last_step}", first=evaluated[-2].loss, step=evaluated[-2].step, last=evaluated[-1].loss,
+                 "{last_step}", first=before.loss, step=before.step, last=evaluated[-1].loss,
                  last_step=evaluated[-1].step)  # fmt: skip
         return [finding(training, "under-trained", "warning", what, why, training.remedies.more_epochs)]
     if judged.verdict != judgement.CANNOT_TELL or not judgement.is_under_trained(means):

@@ -6,7 +6,8 @@
       -> Diagnosis         the verdict in one sentence, the evidence, one command
 
 Causes are mended in this sequence, for each hides the ones after it: template, mask, data, learning rate and epochs,
-size of the base. `Diagnosis.command` is that of the first cause that was found.
+size of the base; an export is repeated when the training is well. `Diagnosis.command` is that of the first cause
+that was found.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ from fasttune.runs.store import Run
 
 # What is mended first: template and system prompt, mask, data, learning rate and epochs, size of the base.
 CAUSES = (
-    ("template-mismatch", "system-prompt-mismatch", "export-missing", "export-far-off", "export-unchecked"),
+    ("template-mismatch", "system-prompt-mismatch"),
     ("not-a-number", "zero-gradient"),
     ("too-little-data", "parrots-training-data"),
     ("restarted-instead-of-continued", "diverged", "learning-rate-too-high", "learning-rate-too-low", "over-fitting",
      "best-checkpoint-was-earlier", "memorised", "under-trained", "plateau", "gradient-spikes", "schedule-jump",
      "babble", "out-of-character", "rank-too-high", "rank-too-low"),
     ("base-too-small",),
+    ("unfinished", "export-missing", "export-far-off"),
 )  # fmt: skip
 
 

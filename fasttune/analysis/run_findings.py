@@ -3,6 +3,7 @@ rank, base."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,10 +23,12 @@ from fasttune.runs.seams import LEARNED, RELEARNED, Seam
 from fasttune.runs.store import Run
 
 FEW_SAMPLES = BANDS[1][0]  # 50: with fewer, the users' table asks for more samples first
-FAR = 0.5  # of the limits of an export: a file beyond this share of one is far off, though it was not refused
+FAR = 0.5  # of the KL limit of an export: a file beyond this share of it is far off, though it was not refused
 LARGE_RANK, SMALL_RANK = 32, 4  # a rank from which on few samples over-fit, and one below which little can be learned
 SMALL_BASE = re.compile(r"(\d+(?:\.\d+)?)b\b", re.IGNORECASE)
 SYSTEM = re.compile(r'^SYSTEM """(.*?)"""$', re.MULTILINE | re.DOTALL)
+TEMPLATE = re.compile(r'^TEMPLATE """(.*?)"""$', re.MULTILINE | re.DOTALL)
+ANSWER_BEGINS = "<|im_start|>assistant\n"  # what every ChatML prompt ends with, and so the template of every export
 MOST_SHOWN = 3  # answers that a finding quotes
 
 
@@ -34,6 +37,7 @@ def findings(run: Run, plan: PlanDocument, training: Training) -> list[Finding]:
     dataset, about_data = read_data(run, plan)
     found = [
         *about_data,
+        *template(run),
         *prompts(run, plan, dataset),
         *exports(run, plan, training),
         *few_samples(run, plan, training),
@@ -77,12 +81,31 @@ def prompts(run: Run, plan: PlanDocument, dataset: Dataset | None) -> list[Findi
     return [Finding("system-prompt-mismatch", "error", run.id, what, why, f"`{command}`")]
 
 
+def template(run: Run) -> list[Finding]:
+    """A Modelfile whose TEMPLATE is not the chat template of training, ChatML, or that has none."""
+    if not (text := modelfile(run)):
+        return []
+    match = TEMPLATE.search(text)
+    if match and "<|im_start|>{{ .Role }}" in match[1] and match[1].endswith(ANSWER_BEGINS):
+        return []
+    what = _("exports/Modelfile has another TEMPLATE than the chat template that it was trained with")
+    why = _(
+        "Ollama sends it prompts of a form that it has never seen; nothing else can be judged before this is mended"
+    )
+    return [Finding("template-mismatch", "error", run.id, what, why, f"`{export_command(run)}`")]
+
+
+def modelfile(run: Run) -> str:
+    """The text of a run's Modelfile; empty where it has none."""
+    path = run.exports / "Modelfile"
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
 def exported_systems(run: Run) -> list[tuple[str, str | None]]:
     """(file, system prompt) of each export and of the Modelfile."""
     found: list[tuple[str, str | None]] = [(name, document.system) for name, document in artifacts(run)]
-    modelfile = run.exports / "Modelfile"
-    if modelfile.is_file():
-        match = SYSTEM.search(modelfile.read_text(encoding="utf-8", errors="replace"))
+    if text := modelfile(run):
+        match = SYSTEM.search(text)
         found.append(("Modelfile", match[1] if match else None))
     return found
 
@@ -120,11 +143,10 @@ def far_off(run: Run, name: str, document: ArtifactDocument) -> list[Finding]:
         return [Finding("export-unchecked", "info", where, what, "", f"`{export_command(run)}`")]
     logits = document.checks.get("logits", {})
     kl, kl_limit = logits.get("kl_mean", 0.0), logits.get("kl_limit", 1.0)
-    top1, top1_limit = logits.get("top1", 1.0), logits.get("top1_limit", 0.0)
-    if kl <= FAR * kl_limit and 1 - top1 <= FAR * (1 - top1_limit) + 1e-9:
+    if kl <= FAR * kl_limit:
         return []
     what = _("{type} is far from the trained model: KL {kl:.2g} (at most {kl_limit:.2g}), same top-1 token {top1:.1%}",
-             type=document.type, kl=kl, kl_limit=kl_limit, top1=top1)  # fmt: skip
+             type=document.type, kl=kl, kl_limit=kl_limit, top1=logits.get("top1", math.nan))  # fmt: skip
     larger = "f16" if document.type == "q8_0" else "q8_0"
     fix = f"`{export_command(run)} --gguf {larger}`" if document.type != "f16" else ""
     return [Finding("export-far-off", "warning", where, what, _("its answers differ from those of the run"), fix)]

@@ -87,4 +87,7 @@ def schedule_jump(training: Training) -> Found:
     why = _(
         "the training was lengthened after its schedule had ended; a jump may undo what the low learning rate settled"
     )
+    if training.check_batches:
+        planned = _("that was planned and said before it continued; it is the same training with more epochs")
+        return [finding(training, "schedule-jump", "info", what, planned)]
     return [finding(training, "schedule-jump", "warning", what, why, training.remedies.one_schedule)]

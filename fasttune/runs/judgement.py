@@ -109,12 +109,17 @@ def judge_held_out(evaluated: Sequence[Evaluation], steps_per_epoch: int, *, kee
         return Judgement(CANNOT_TELL, "evaluated-once")
     if reached < BANDS[0][0]:
         return Judgement("excellent", "at-best")
-    before = [one for one in evaluated if one.step <= last.step - steps_per_epoch] or [evaluated[0]]
-    within = sum(one.step > before[-1].step for one in evaluated)
+    before = an_epoch_before(evaluated, steps_per_epoch)
+    within = sum(one.step > before.step for one in evaluated)
     has_settled = within > 1 and curves.has_faded(evaluated)
-    if last.loss == best.loss and last.loss < FALL * before[-1].loss and not has_settled:
+    if last.loss == best.loss and last.loss < FALL * before.loss and not has_settled:
         return Judgement(NOT_ENOUGH, "still-falling")
     return Judgement("good", "at-best")
+
+
+def an_epoch_before(evaluated: Sequence[Evaluation], steps_per_epoch: int) -> Evaluation:
+    """The newest evaluation that is at least an epoch older than the last one; the first one where none is."""
+    return next((one for one in reversed(evaluated) if one.step <= evaluated[-1].step - steps_per_epoch), evaluated[0])
 
 
 def evaluations(history: Sequence[Mapping[str, Any]]) -> list[Evaluation]:

@@ -164,7 +164,7 @@ def test_template_and_system_prompt_go_before_everything(tmp_path: Path) -> None
     documents.write(run.plan, plan.__class__(**{**plan.__dict__, "system": "你是林栀。"}))
     (run.exports / "Modelfile").write_text('FROM ./x.gguf\nSYSTEM """You are Qwen."""\n', encoding="utf-8")
     found = diagnose(tmp_path, "persona")
-    assert codes(found)[0] == "system-prompt-mismatch"
+    assert codes(found)[:2] == ["template-mismatch", "system-prompt-mismatch"]
     assert found.command == f"fasttune export {run.id} --runs {tmp_path}"
 
 
