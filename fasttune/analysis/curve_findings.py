@@ -227,7 +227,7 @@ def learning_rate(training: Training) -> Found:
     if peak is None or judged is None:
         return []
     steps = training.total_steps or points[-1].step
-    suits = judgement.suiting_learning_rate(steps)
+    suits = judgement.suiting_learning_rate(steps, training.base)
     figures = {"peak": peak, "suits": suits, "steps": steps}
     if has_diverged(training) or (peak > judgement.HIGH * suits and judged.verdict not in FINE):
         what = _("the learning rate of {peak:.2g} was too high; {suits:.2g} suits {steps} steps of LoRA", **figures)
@@ -306,8 +306,9 @@ def healthy(training: Training, found: Sequence[Finding]) -> Found:
     if against or judged is None or judged.verdict not in FINE or len(evaluated) < 2:
         return []
     best = judgement.best_evaluation(evaluated)
-    what = _("healthy: the held-out loss fell from {first:.3f} (step {first_step}) to {best:.3f} (step {best_step}) "
-             "and is at its best at the end ({last:.3f}, step {last_step})", first=evaluated[0].loss,
-             first_step=evaluated[0].step,
-             best=best.loss, best_step=best.step, last=evaluated[-1].loss, last_step=evaluated[-1].step)  # fmt: skip
+    what = _("healthy: the held-out loss fell from {first:.3f} (step {first_step}) to its best, {best:.3f} (step "
+             "{best_step}), and ended there or within 1 % of it ({last:.3f}, step {last_step})",
+             first=evaluated[0].loss,
+             first_step=evaluated[0].step, best=best.loss, best_step=best.step, last=evaluated[-1].loss,
+             last_step=evaluated[-1].step)  # fmt: skip
     return [finding(training, "healthy", "info", what)]

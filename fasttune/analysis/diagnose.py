@@ -161,7 +161,9 @@ def of_run(run: Run) -> Diagnosis:
         fix = f"`{command_line(['runs', run.series, *runs_option(run.root)])}`"
         raise error("nothing-trained-yet", what, where=run.id, fix=fix)
     training = training_of_run(run, plan, curves.curve_of(history))
-    findings = [*curve_findings(training), *run_findings.findings(run, plan, training)]
+    about_run = run_findings.findings(run, plan, training)
+    is_well = all(one.level == "info" for one in about_run)
+    findings = [*[one for one in curve_findings(training) if is_well or one.code != "healthy"], *about_run]
     if run.status == "stopped":
         what = _(
             "it was stopped at step {step} of {total}", step=training.curve.points[-1].step, total=plan.total_steps

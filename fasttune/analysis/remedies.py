@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fasttune.analysis.trainer_logs import TrainerLog
 from fasttune.command import command_line, run_arguments
-from fasttune.planning.parents import OF_THE_CONTINUATION, OVERFIT_EPOCHS, began_with, typed_value
+from fasttune.planning.parents import OF_THE_CONTINUATION, OVERFIT_EPOCHS, began_with, resume_command, typed_value
 from fasttune.runs import documents, judgement, store
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.store import Run
@@ -39,7 +39,7 @@ class Remedies:
 def of_run(run: Run, plan: PlanDocument, best_epochs: float | None) -> Remedies:
     """The commands for a run of our own; `best_epochs` is where its held-out loss was at its best."""
     train, lora = plan.values.get("train.learning_rate", 2e-4), plan.values.get("lora.r", 8)
-    suits = judgement.suiting_learning_rate(plan.total_steps)
+    suits = judgement.suiting_learning_rate(plan.total_steps, plan.values.get("model.base"))
     higher = suits if train < suits else train * FASTER
     shorter = best_epochs or max(1.0, plan.epochs / 2)
     return Remedies(
@@ -66,7 +66,12 @@ def overrides(run: Run, replaced: tuple[str, ...]) -> list[str]:
 
 
 def continuing(run: Run, plan: PlanDocument, strategy: str, override: str) -> str:
-    """`fasttune run` of the run's recipe that continues from it with one override."""
+    """`fasttune run` of the run's recipe that continues from it with one override.
+
+    A run that was not finished can't be continued from: it is resumed, or trained anew with the override.
+    """
+    if run.status != "finished":
+        return resume_command(run) if strategy == "incremental" else anew(run, plan, override)
     key = override.partition("=")[0]
     kept = overrides(run, (*OF_THE_CONTINUATION, key))
     if store.current(run.root, run.series) != run:
@@ -82,7 +87,7 @@ def anew(run: Run, plan: PlanDocument, override: str) -> str:
     strategy = ["strategy=fresh"] * (plan.strategy != "fresh")
     return command_line(
         run_arguments(run.recipe, run.root, [*kept, *strategy, override], on_existing="new",
-                      allow_overfit=plan.epochs > OVERFIT_EPOCHS)
+                      allow_overfit=plan.epochs > OVERFIT_EPOCHS and "train.epochs" not in override)
     )  # fmt: skip
 
 

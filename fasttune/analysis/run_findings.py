@@ -29,6 +29,7 @@ SMALL_BASE = re.compile(r"(\d+(?:\.\d+)?)b\b", re.IGNORECASE)
 SYSTEM = re.compile(r'^SYSTEM """(.*?)"""$', re.MULTILINE | re.DOTALL)
 TEMPLATE = re.compile(r'^TEMPLATE """(.*?)"""$', re.MULTILINE | re.DOTALL)
 ANSWER_BEGINS = "<|im_start|>assistant\n"  # what every ChatML prompt ends with, and so the template of every export
+NOT_TO_CONTINUE = (judgement.OVER_FITTING, judgement.DIVERGED, judgement.NOTHING_LEARNED)
 MOST_SHOWN = 3  # answers that a finding quotes
 
 
@@ -166,13 +167,13 @@ def retrain_command(run: Run) -> str:
 
 
 def few_samples(run: Run, plan: PlanDocument, training: Training) -> list[Finding]:
-    """Too little data for a persona, where the run shows it: it over-fits or knows its samples by heart."""
-    is_bad = training.judged is not None and training.judged.verdict not in ("excellent", "good")
-    if plan.train_samples >= FEW_SAMPLES or not is_bad:
+    """Too little data for a persona; a remark only where training went well."""
+    is_bad = training.judged is not None and training.judged.verdict not in ("excellent", "good", "fair")
+    if plan.train_samples >= FEW_SAMPLES:
         return []
     what = ngettext("{n} training sample is too little", "{n} training samples are too few", plan.train_samples)
     why = _("more epochs make such a set known by heart; a hundred or more varied conversations teach a persona")
-    return [Finding("too-little-data", "warning", run.id, what, why)]
+    return [Finding("too-little-data", "warning" if is_bad else "info", run.id, what, why)]
 
 
 def about_answers(run: Run, dataset: Dataset | None, training: Training) -> list[Finding]:
@@ -268,12 +269,17 @@ def small_base(run: Run, training: Training, found: Sequence[Finding]) -> list[F
 
 def restarts_of_series(run: Run, plan: PlanDocument) -> tuple[Seam, ...]:
     """Where a series was trained from the base again with the same samples and settings, instead of being continued:
-    a seam for each such run up to this one."""
+    a seam for each such run up to this one. What over-fitted or diverged was not worth continuing."""
     trainings = [run_ for run_ in store.list_runs(run.root, run.series) if is_same_training(run_, run, plan)]
     found = []
     for earlier, later in pairwise(trainings):
         before, after = summary.read_figures(earlier), summary.read_figures(later)
-        if before.epoch_loss is None or before.first_loss is None or after.first_loss is None:
+        if (
+            before.verdict in NOT_TO_CONTINUE
+            or before.epoch_loss is None
+            or before.first_loss is None
+            or after.first_loss is None
+        ):
             continue
         learned = before.first_loss - before.epoch_loss
         if learned > LEARNED * before.first_loss and after.first_loss > before.epoch_loss + RELEARNED * learned:

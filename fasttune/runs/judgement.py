@@ -47,6 +47,7 @@ MEMORISED_LOSS, MEMORISED_SHARE = 0.1, 0.25  # of the loss, and of the loss of t
 # one is low, more than four times it is high.
 LEARNING_RATES = ((100, 4e-4), (300, 3e-4), (math.inf, 2e-4))
 LOW, HIGH = 0.25, 4.0
+TINY = 10  # builtin:tiny has 4.5 million parameters and wants ten times as much
 IDLE = 0.1  # a peak below this share of the one that suits moves nothing by itself: no plateau is told from it
 
 
@@ -150,9 +151,10 @@ def has_learned(history: Sequence[Mapping[str, Any]], steps_per_epoch: int) -> b
     return reached <= UNDER_TRAINED_LOSS or not reached > least * sum(first) / len(first)
 
 
-def suiting_learning_rate(steps: int) -> float:
-    """The LoRA learning rate that suits a number of steps."""
-    return next(rate for limit, rate in LEARNING_RATES if steps < limit)
+def suiting_learning_rate(steps: int, base: str | None = None) -> float:
+    """The LoRA learning rate that suits a number of steps, for a base of 0.5 to 3 billion parameters or builtin:tiny."""
+    rate = next(rate for limit, rate in LEARNING_RATES if steps < limit)
+    return TINY * rate if base == "builtin:tiny" else rate
 
 
 def has_plateau(history: Sequence[Mapping[str, Any]]) -> Evaluation | None:

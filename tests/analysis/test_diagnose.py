@@ -109,6 +109,14 @@ def test_the_users_story_in_a_series_of_ours(tmp_path: Path) -> None:
     assert under_trained.fix == f"`{found.command}`"
 
 
+def test_training_again_after_over_fitting_is_no_restart(tmp_path: Path) -> None:
+    """It is what the diagnosis of the first one says."""
+    losses = [3.6947, 2.1, 1.3, 1.0, 0.8, 0.7, 0.6, 0.55, 0.5, 0.52]
+    write_run(tmp_path, losses=losses, held_out=[3.0, 2.0, 1.8, 1.9, 2.0, 2.1, 2.2, 2.3, 2.4, 2.5])
+    write_run(tmp_path, losses=losses[:5], held_out=[3.0, 2.0, 1.8, 1.7, 1.69])
+    assert "restarted-instead-of-continued" not in codes(diagnose(tmp_path, "persona"))
+
+
 def test_a_retuned_series_is_no_restart(tmp_path: Path) -> None:
     """Other settings from the base are meant so."""
     losses = [3.6947, 2.1, 1.3, 1.0, 0.8, 0.7, 0.6, 0.55, 0.5, 0.52]
