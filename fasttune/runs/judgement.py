@@ -152,7 +152,7 @@ def has_learned(history: Sequence[Mapping[str, Any]], steps_per_epoch: int) -> b
 
 
 def suiting_learning_rate(steps: int, base: str | None = None) -> float:
-    """The LoRA learning rate that suits a number of steps, for a base of 0.5 to 3 billion parameters or builtin:tiny."""
+    """The LoRA learning rate for a number of steps, of bases of 0.5 to 3 billion parameters or for the tiny one."""
     rate = next(rate for limit, rate in LEARNING_RATES if steps < limit)
     return TINY * rate if base == "builtin:tiny" else rate
 
