@@ -73,6 +73,9 @@ GROUPS = (
         "runs": N_("Show the runs with their figures and verdicts"),
         "show": N_("Show the tokens of one sample"),
     }),
+    (N_("Understand"), {
+        "diagnose": N_("Say what is wrong with a training, and what to type next"),
+    }),
     (N_("Use"), {
         "chat": N_("Talk to the GGUF of a run"),
         "export": N_("Write GGUF files of a finished run"),
