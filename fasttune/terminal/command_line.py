@@ -61,6 +61,9 @@ GROUPS = (
         "runs": N_("Show the runs with their figures and verdicts"),
         "show": N_("Show the tokens of one sample"),
     }),
+    (N_("Understand"), {
+        "facts": N_("Ask a run what it must know: kept, lost, contradicted"),
+    }),
     (N_("Use"), {
         "chat": N_("Talk to the GGUF of a run"),
         "export": N_("Write GGUF files of a finished run"),
