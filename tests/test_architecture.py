@@ -27,6 +27,7 @@ HOMES = {
     "psutil": {"machine", "training.device"},
     "questionary": {"terminal.prompts"},
     "rich": {"console", "terminal", "training.progress"},
+    "sacrebleu": {"analysis.chrf"},
     "torch": {"training", "export", "bench"},
     "transformers": {"training", "export", "bench"},
     "trl": {"bench.engines"},

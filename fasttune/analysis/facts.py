@@ -30,6 +30,7 @@ from fasttune.runs.outcomes import ArmFacts, FactResult, FactScores, FactState, 
 from fasttune.runs.store import Run
 
 SERVED = "tuned+system"
+ANSWER_TOKENS = 64  # by default: a fact is said early or not at all
 Answers = Mapping[str, Mapping[str, str]]  # {arm: {question: answer}}
 
 

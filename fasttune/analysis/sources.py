@@ -10,7 +10,7 @@ ollama:linzhi                                           a model in Ollama
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fasttune.analysis.answers import GgufSource, LoadedModel, OllamaSource, Source, TorchSource
@@ -88,6 +88,16 @@ def base_of(other: Named) -> Named:
     else:
         loaded = loaded_model(other.run, finished_adapter(other.run))
     return Named(TorchSource("base", loaded, adapter=False), other.run, other.system)
+
+
+def asked_with(model: Named, system: str | None, lent: str | None) -> Named:
+    """The model as it is asked in a comparison: with the prompt `system` where one is given, else with that of its run.
+
+    Ollama has the prompt of its models itself; a file of unknown origin is `lent` the other model's.
+    """
+    if system is None and model.run is None and not isinstance(model.source, OllamaSource):
+        return replace(model, system=lent)
+    return model if system is None else replace(model, system=system)
 
 
 def checkpoint(run: Run, step: int) -> Named:

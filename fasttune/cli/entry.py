@@ -66,7 +66,7 @@ def commands() -> None:
 VERBS = (
     train.init, train.plan, train.run, train.menu,
     look.show_sample, look.list_runs,
-    understand.facts,
+    understand.facts, understand.compare,
     use.chat, use.export,
     measure.bench,
 )  # fmt: skip

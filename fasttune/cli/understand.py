@@ -35,3 +35,55 @@ def facts(name: str, file: Path | None, max_new_tokens: int, at_least: float | N
     run = store.find(root, name)
     scores = facts(run, file, max_new_tokens)
     return fact_table.show_facts(run, scores, findings(run, scores, at_least), as_json=as_json)
+
+
+@click.command(
+    help=_("Compare two models: a run, RUN@STEP, `base`, a .gguf file or ollama:NAME; one alone with its base.")
+)
+@click.argument("names", metavar="A [B]", nargs=-1, required=True, shell_complete=command_line.complete_run)
+@click.option("--questions", type=click.Path(path_type=Path), help=_("A file of questions, one a line."))
+@click.option("--system", help=_("A system prompt in place of each model's own."))
+@click.option(
+    "--seeds",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0, 20),
+    help=_("Answers by a seed to each question, beside the greedy one."),
+)
+@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), help=_("Longest answer."))
+@click.option(
+    "--held-out", default=64, show_default=True, type=click.IntRange(0), help=_("Most held-out samples; 0 for none.")
+)
+@click.option("--facts", "with_facts", is_flag=True, help=_("Ask the fact sheet of the recipe too."))
+@click.option(
+    "--sheet", type=click.Path(path_type=Path), help=_("A fact sheet to ask in place of the one that the recipe names.")
+)
+@click.option("--blind", is_flag=True, help=_("Show the answers without names and let me pick."))
+@runs_option
+@json_option
+def compare(
+    names: tuple[str, ...],
+    questions: Path | None,
+    system: str | None,
+    seeds: int,
+    max_new_tokens: int,
+    held_out: int,
+    with_facts: bool,
+    sheet: Path | None,
+    blind: bool,
+    root: Path,
+    as_json: bool,
+) -> int:
+    from fasttune.terminal import blind as blindly
+    from fasttune.terminal import comparison
+
+    if len(names) > 2:
+        raise click.UsageError(_("name one model or two"))
+    if blind:
+        blindly.require_terminal()
+    from fasttune.analysis import compare as comparing
+
+    request = comparing.Request(names, root, questions, system, seeds, max_new_tokens, held_out, with_facts, sheet)
+    if blind:
+        return blindly.compare_blind(*comparing.ask_only(request), as_json=as_json)
+    return comparison.show_comparison(comparing.compare(request), as_json=as_json)

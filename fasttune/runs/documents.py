@@ -4,6 +4,7 @@
     provenance.json           Provenance          versions, device, fingerprints, row budget, starts, continuations
     scores.json               Scores              probe questions with the answers of the base and of the trained model,
                                                   and which facts of a fact sheet each of them knows
+    blind.json                BlindComparisons    what a person picked between the answers of two models
     proof.json                CheckBatch          in each checkpoint and adapter: the check batch's loss when saved
     window.json               UnloggedMetrics     in each checkpoint: sums since the last logged step
     manifest.json             Manifest            in each checkpoint and adapter: sha256 of each file

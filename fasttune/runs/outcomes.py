@@ -1,4 +1,5 @@
-"""What a run came to when it was asked, as documents hold it: the facts of a sheet, in scores.json."""
+"""What a run came to when it was asked, as documents hold it: the facts of a sheet in scores.json, and what a person
+picked in blind comparisons, in blind.json."""
 
 from __future__ import annotations
 
@@ -53,3 +54,32 @@ class FactScores:
     arms: Mapping[str, ArmFacts]
     facts: tuple[FactResult, ...]
     rules: tuple[RuleResult, ...]
+
+
+@dataclass(frozen=True)
+class BlindChoice:
+    """A question that was shown with two answers: `order` are the models in the order in which they stood there,
+    `answers` theirs by name, `seed` 0 for the greedy ones; `picked` is the model, None for "no difference"."""
+
+    question: str
+    seed: int
+    order: tuple[str, ...]
+    answers: Mapping[str, str]
+    picked: str | None
+
+
+@dataclass(frozen=True)
+class BlindComparison:
+    """One sitting, `created` in UTC in ISO 8601: how often each model was picked, and how often neither."""
+
+    created: str
+    picks: Mapping[str, int]
+    no_difference: int
+    choices: tuple[BlindChoice, ...]
+
+
+@dataclass(frozen=True)
+class BlindComparisons:
+    """blind.json: every blind comparison that named this run, oldest first."""
+
+    comparisons: tuple[BlindComparison, ...] = ()

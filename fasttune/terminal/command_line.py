@@ -63,6 +63,7 @@ GROUPS = (
     }),
     (N_("Understand"), {
         "facts": N_("Ask a run what it must know: kept, lost, contradicted"),
+        "compare": N_("Show two models side by side, with figures or blind"),
     }),
     (N_("Use"), {
         "chat": N_("Talk to the GGUF of a run"),
