@@ -100,7 +100,7 @@ def read_fact_sheet(path: Path) -> FactSheet:
     findings += repeated_ids(entries)
     if not entries and not findings:
         what = _("the fact sheet holds neither a [[fact]] nor a [[never]]")
-        findings.append(Finding("facts-empty", "error", str(path), what, fix=_("docs/understand.md shows one")))
+        findings.append(Finding("facts-empty", "error", str(path), what, fix=_("docs/facts.md shows one")))
     if findings:
         raise UsageError(*findings)
     made = [as_entry(entry) for entry in entries]

@@ -72,7 +72,7 @@ def rules_table(scores: FactScores) -> Table:
     table = arms_table("", _("never"), scores)
     for rule in scores.rules:
         counts = [len(rule.broken[arm]) for arm in scores.arms]
-        cells = [f"[red]{count}×[/]" if count else f"[green]{_('kept')}[/]" for count in counts]
+        cells = [f"[{'red' if count else 'green'}]{count}×[/]" for count in counts]
         table.add_row(f"  {escape(rule.text)}", *cells)
     return table
 
