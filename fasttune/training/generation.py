@@ -74,27 +74,104 @@ def generate_batch(
 
     Greedy without `choose`; with it, that function takes each next token.
     """
-    from transformers import LogitsProcessorList
-
     fast_language_model = models.import_unsloth()
     fast_language_model.for_inference(model)
-    width = max(map(len, prompts))
-    padding = tokenizer.pad_token_id
-    ids = torch.tensor([[padding] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}  # a base without an end token may say <|endoftext|>
     with torch.no_grad(), models.quiet(), masked_attention(model):
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=padding,
-            eos_token_id=[tokenizer.eos_token_id, padding],  # a base without an end token may say <|endoftext|>
-            logits_processor=LogitsProcessorList([chooser(choose)] if choose else []),
-        )
+        if device.device_type() == "cpu":
+            answers = decode(model, prompts, max_new_tokens, ends, choose)
+        else:
+            answers = generate(model, tokenizer, prompts, max_new_tokens, ends, choose)
     fast_language_model.for_training(model)
     model.eval()
-    return [text.strip() for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
+    return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def decode(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: set[int], choose: Choose | None
+) -> list[list[int]]:
+    """The answers' token ids, on a CPU: what all prompts begin with is computed once, and an answer that has ended
+    leaves the batch. transformers' own loop does neither; where arithmetic is scarce that is most of the time."""
+    shared = shared_tokens(prompts)
+    cache = cached_prefix(model, prompts[0][:shared], len(prompts))
+    ids, mask = left_padded([prompt[shared:] for prompt in prompts], padding=min(ends))
+    mask = torch.cat((torch.ones(len(prompts), shared, dtype=mask.dtype), mask), dim=1)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, shared:]
+    answers: list[list[int]] = [[] for _prompt in prompts]
+    rows = list(range(len(prompts)))  # the prompts that are still answered, by their place in the batch
+    for _number in range(max_new_tokens):
+        state = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+        logits = model(input_ids=ids, logits_to_keep=1, **state).logits[:, -1]
+        chosen = logits.argmax(dim=1).tolist()
+        if choose:
+            chosen = [choose(row, one) for row, one in zip(rows, logits, strict=True)]
+        going = [at for at, token in enumerate(chosen) if token not in ends]
+        for at in going:
+            answers[rows[at]].append(chosen[at])
+        if not going:
+            break
+        if len(going) < len(rows):
+            cache.batch_select_indices(torch.tensor(going))
+            mask, positions, rows = mask[going], positions[going], [rows[at] for at in going]
+        ids = torch.tensor([[chosen[at]] for at in going])
+        mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
+        positions = positions[:, -1:] + 1
+    return answers
+
+
+def cached_prefix(model: Any, prefix: Sequence[int], count: int) -> Any:
+    """A cache that holds the keys and values of a prefix, computed once, for `count` sequences that begin with it."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    if prefix:
+        model(input_ids=torch.tensor([list(prefix)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(count)
+    return cache
+
+
+def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, less than the shortest has; 0 for a single prompt."""
+    if len(prompts) < 2:
+        return 0
+    lowest, highest = (
+        min(map(tuple, prompts)),
+        max(map(tuple, prompts)),
+    )  # what these two share, all that lie between them share
+    return min(packing.common_prefix(lowest, highest), min(map(len, prompts)) - 1)
+
+
+def left_padded(prompts: Sequence[Sequence[int]], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [B, T] with `padding` before those of shorter prompts, and the mask [B, T] that says where it is: 0."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[padding] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ends: set[int],
+    choose: Choose | None,
+) -> list[list[int]]:
+    """The answers' token ids, on a GPU: by Unsloth's fast inference, which is behind transformers' `generate`."""
+    from transformers import LogitsProcessorList
+
+    ids, mask = left_padded(prompts, tokenizer.pad_token_id)
+    output = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(ends),
+        logits_processor=LogitsProcessorList([chooser(choose)] if choose else []),
+    )
+    answers: list[list[int]] = output[:, ids.shape[1] :].tolist()
+    return answers
 
 
 def chooser(choose: Choose) -> Any:

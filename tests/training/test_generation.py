@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from conftest import REPOSITORY, Quickstart
 
 from fasttune.data.dataset import read_samples
@@ -59,6 +60,56 @@ def test_chosen_tokens_are_taken(model: Any, tokenizer: Any, prompts: list[tuple
     greedy = generation.generate_batch(model, tokenizer, prompts, 8)
     chosen = generation.generate_batch(model, tokenizer, prompts, 8, choose)
     assert [at for at, pair in enumerate(zip(greedy, chosen, strict=True)) if pair[0] != pair[1]] == [1]
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_both_loops_give_the_same_answers(
+    model: Any, tokenizer: Any, prompts: list[tuple[int, ...]], chosen: bool
+) -> None:
+    """The one of the CPU and transformers' own, which a GPU uses."""
+
+    def second(_row: int, logits: torch.Tensor) -> int:
+        return int(logits.topk(2).indices[1])
+
+    ends, choose = {tokenizer.eos_token_id, tokenizer.pad_token_id}, second if chosen else None
+    with torch.no_grad(), generation.masked_attention(model):
+        ours = generation.decode(model, prompts, 12, ends, choose)
+        theirs = generation.generate(model, tokenizer, prompts, 12, ends, choose)
+    texts = tokenizer.batch_decode(theirs, skip_special_tokens=True)
+    assert tokenizer.batch_decode(ours, skip_special_tokens=True) == texts and len(set(texts)) > 1
+
+
+def test_a_shared_prompt_is_computed_once_and_an_ended_answer_leaves_the_batch(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quick start's system prompt before four questions, of which one is answered in fewer tokens."""
+    computed: list[tuple[int, int]] = []
+    forward = type(model).forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        computed.append(tuple(kwargs["input_ids"].shape))
+        return forward(self, *args, **kwargs)
+
+    system = "你是小灯，一只住在灯塔里的猫。" * 4
+    prompts = [prompt_tokens(question, system, tokenizer) for question in QUESTIONS]
+    monkeypatch.setattr(type(model), "forward", counted)
+    with torch.no_grad(), generation.masked_attention(model):
+        ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+        answers = generation.decode(model, prompts, 40, ends, None)
+    shared = generation.shared_tokens(prompts)
+    assert shared > 30 and computed[0] == (1, shared)
+    assert computed[1] == (4, max(map(len, prompts)) - shared)
+    lengths = sorted(map(len, answers))
+    assert lengths[0] < lengths[-1]
+    assert sum(batch for batch, _width in computed[2:]) == sum(min(length, 39) for length in lengths)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shared"),
+    [([(1, 2, 3)], 0), ([(1, 2, 3), (1, 2, 4, 5)], 2), ([(1, 2), (1, 2)], 1), ([(1,), (2, 1)], 0)],
+)
+def test_what_prompts_begin_with(prompts: list[tuple[int, ...]], shared: int) -> None:
+    assert generation.shared_tokens(prompts) == shared
 
 
 def test_a_shape_is_read_from_the_adapter(quickstart: Quickstart) -> None:
