@@ -44,6 +44,7 @@ SYNONYMS = {
     "train": "run", "finetune": "run", "fine-tune": "run", "sft": "run", "resume": "run", "continue": "run",
     "list": "runs", "ls": "runs", "ps": "runs", "status": "runs", "tree": "runs", "history": "runs",
     "infer": "chat", "inference": "chat", "generate": "chat", "talk": "chat", "ask": "chat", "serve": "chat",
+    "diff": "compare", "eval": "compare", "evaluate": "compare", "blind": "compare --blind", "knows": "facts",
     "merge": "export", "gguf": "export", "convert": "export", "quantize": "export",
     "new": "init", "create": "init", "example": "init --example quickstart", "benchmark": "bench",
     "dry-run": "plan", "validate": "plan", "tokenize": "show", "preview": "show", "help": "--help",
