@@ -115,7 +115,7 @@ def compare(request: Request) -> Comparison:
     samples, findings = held_out.load(run, request.held_out)
     findings += held_out.other_data(models)
     sheet = fact_sheet(request, run)
-    seen = {model.source.name: look(model, questions, samples, sheet, request) for model in models}
+    seen = look_at_all(models, questions, samples, sheet, request)
     measure, differences = most_different(samples, seen)
     return Comparison(
         tuple(seen),
@@ -133,7 +133,7 @@ def ask_only(request: Request) -> tuple[tuple[Answered, ...], Run | None]:
     models = find_models(request)
     run = first_run(models)
     questions = questions_for(request, run)
-    seen = {model.source.name: look(model, questions, HeldOut(), None, request) for model in models}
+    seen = look_at_all(models, questions, HeldOut(), None, request)
     return answered(questions, seen), run
 
 
@@ -203,8 +203,21 @@ def fact_sheet(request: Request, run: Run | None) -> FactSheet | None:
 # Asking -------------------------------------------------------------------------------------------------------------
 
 
+def look_at_all(
+    models: Sequence[Named], questions: Sequence[str], samples: HeldOut, sheet: FactSheet | None, request: Request
+) -> dict[str, Seen]:
+    """What each model says and scores, by its name. One is in memory at a time: a base with its adapter is one."""
+    seen: dict[str, Seen] = {}
+    for at, model in enumerate(models):
+        seen[model.source.name] = look(model, questions, samples, sheet, request)
+        following = [one.source.loaded for one in models[at + 1 :] if isinstance(one.source, TorchSource)]
+        if isinstance(model.source, TorchSource) and model.source.loaded not in following:
+            model.source.loaded.release()
+    return seen
+
+
 def look(model: Named, questions: Sequence[str], samples: HeldOut, sheet: FactSheet | None, request: Request) -> Seen:
-    """All that is asked of one model; its weights are freed then."""
+    """All that is asked of one model."""
     prompts = [Prompt(question, model.system) for question in questions]
     greedy, seen = Sampling(request.max_new_tokens), Seen()
     for seed in range(request.seeds + 1):
@@ -217,8 +230,6 @@ def look(model: Named, questions: Sequence[str], samples: HeldOut, sheet: FactSh
         answers = facts.ask_sheet(model.source, model.system, sheet, Sampling(facts.ANSWER_TOKENS))
         kept = facts.score(sheet, {facts.SERVED: answers}, facts.ANSWER_TOKENS).arms[facts.SERVED].kept
         seen.facts = kept, len(sheet.facts)
-    if isinstance(model.source, TorchSource):
-        model.source.loaded.release()
     return seen
 
 

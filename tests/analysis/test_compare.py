@@ -14,10 +14,12 @@ from conftest import REPOSITORY, Done, Quickstart, call_here
 from ollama_server import running_server
 
 from fasttune.analysis import compare, held_out
+from fasttune.analysis.answers import LoadedModel
 from fasttune.analysis.compare import Request
 from fasttune.console import FasttuneError
 from fasttune.runs import documents
 from fasttune.runs.store import Run
+from fasttune.training import generation
 
 QUESTIONS = "# two of them\n你是谁？\n\nWho are you?\n你是谁？\n"
 
@@ -59,6 +61,24 @@ def test_a_run_beside_its_base(cli: Callable[..., Done]) -> None:
     assert found["measure"] == "loss" and found["differences"][0]["sample"].startswith("data/quickstart/val.jsonl:")
     gaps = [abs(one["values"]["base"] - one["values"]["quickstart/001-fresh"]) for one in found["differences"]]
     assert gaps == sorted(gaps, reverse=True) and len(gaps) == 3
+
+
+def test_base_and_adapter_are_loaded_once_and_freed(cli: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    load, release = generation.load, LoadedModel.release
+    calls: list[str] = []
+
+    def counted_load(*given: Any) -> Any:
+        calls.append("load")
+        return load(*given)
+
+    def counted_release(loaded: LoadedModel) -> None:
+        calls.append("release")
+        release(loaded)
+
+    monkeypatch.setattr(generation, "load", counted_load)
+    monkeypatch.setattr(LoadedModel, "release", counted_release)
+    assert cli("quickstart", "--seeds", "0", "--json").returncode == 0
+    assert calls == ["load", "release"]
 
 
 def test_an_adapter_and_its_file_are_nearly_the_same(cli: Callable[..., Done], quickstart: Quickstart) -> None:
