@@ -56,6 +56,7 @@ SYNONYMS = {
     "train": "run", "finetune": "run", "fine-tune": "run", "sft": "run", "resume": "run", "continue": "run",
     "list": "runs", "ls": "runs", "ps": "runs", "status": "runs", "tree": "runs", "history": "runs",
     "infer": "chat", "inference": "chat", "generate": "chat", "talk": "chat", "ask": "chat", "serve": "chat",
+    "diff": "compare", "eval": "compare", "evaluate": "compare", "blind": "compare --blind", "knows": "facts",
     "merge": "export", "gguf": "export", "convert": "export", "quantize": "export",
     "new": "init", "create": "init", "example": "init --example quickstart", "benchmark": "bench",
     "dry-run": "plan", "validate": "plan", "tokenize": "show", "preview": "show", "help": "--help",
@@ -75,6 +76,8 @@ GROUPS = (
     }),
     (N_("Understand"), {
         "diagnose": N_("Say what is wrong with a training, and what to type next"),
+        "facts": N_("Ask a run what it must know: kept, lost, contradicted"),
+        "compare": N_("Show two models side by side, with figures or blind"),
     }),
     (N_("Use"), {
         "chat": N_("Talk to the GGUF of a run"),
