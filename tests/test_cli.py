@@ -137,7 +137,7 @@ def test_runs_lists_what_there_is(quickstart: Quickstart) -> None:
         (["run", "recipes/quickstart.toml", "--set", "train.learning_rat=1"], 2, "learning_rate"),
         (["plan", "recipes/quickstart.toml", "--set", "data.train=nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["show", "data/quickstart/train.jsonl"], 2, "is not FILE:LINE"),
-        (["show", "data/quickstart/train.jsonl:9999"], 2, "no sample begins at line 9999"),
+        (["show", "data/quickstart/train.jsonl:9999"], 2, "line 9999 is in no sample"),
         (["chat", "nobody", "--prompt", "x"], 2, "no run called nobody"),
         (["frobnicate"], 2, "No such command"),
     ],

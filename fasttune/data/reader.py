@@ -42,12 +42,13 @@ class Record:
     """One JSON value of a file: a line of JSONL, or an element of an array.
 
     `line` counts from 1 and is where the value starts; `place` is the line too, or "line#n" for the n-th element of an
-    array that shares its line with another one, and unique in the file.
+    array that shares its line with another one, and unique in the file. `last` is the line where the value ends.
     """
 
     line: int
     place: str
     value: Any
+    last: int
 
 
 def read_records(path: str) -> tuple[list[Record], list[Finding]]:
@@ -260,7 +261,7 @@ def _json_lines(path: str, text: str) -> tuple[list[Record], list[Finding]]:
                 findings.append(syntax_error(path, first, last, error))
                 continue
             spread.append((first, last))
-        records.append(Record(first, str(first), value))
+        records.append(Record(first, str(first), value, last))
         findings += inside
         if chunk[end:].strip():
             findings.append(extra_text(where, chunk[end:].strip()))
@@ -309,7 +310,7 @@ def _elements(path: str, text: str) -> Iterator[tuple[Record, int, list[Finding]
         line, counted, number = line + breaks, at, number + 1
         place = f"{line}#{number}" if one_line or (number > 1 and not breaks) else str(line)
         value, end, inside = decoder.value_at(text, at, f"{path}:{place}")
-        yield Record(line, place, value), end, inside
+        yield Record(line, place, value, line + text.count("\n", at, end)), end, inside
         at = _skip_space(text, end)
         closed = text.startswith("]", at)
         if not closed and not text.startswith(",", at):

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from fasttune.command import command_line
 from fasttune.console import UsageError, _, usage_error
 from fasttune.files import UndecodableText, decode_text
 
@@ -74,8 +75,14 @@ def not_found(path: Path) -> UsageError:
     nearby = {found.stem: found.as_posix() for folder in folders for found in sorted(folder.glob("*.toml"))}
     likely = [nearby[stem] for stem in get_close_matches(path.stem, nearby)] or list(nearby.values())[:5]
     what = _("this is a folder, not a recipe") if path.is_dir() else _("there is no such file")
-    fix = _("did you mean {paths}?", paths=", ".join(likely)) if likely else _("make a recipe with `fasttune init`")
+    fix = _("did you mean {paths}?", paths=", ".join(likely)) if likely else how_to_make_one()
     return usage_error("recipe-not-found", what, where=str(path), fix=fix)
+
+
+def how_to_make_one() -> str:
+    """The hint where there is no recipe at all."""
+    command = command_line(["init", "mine", "--data", "mine.jsonl"])
+    return _("write one for your data, for example `{command}`", command=command)
 
 
 def syntax_fix(message: str, line: str) -> str:

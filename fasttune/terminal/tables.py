@@ -10,9 +10,20 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from fasttune.console import FasttuneError, _, ngettext, print_json, say, show_findings, stdout_console, usage_error
+from fasttune.console import (
+    FasttuneError,
+    UsageError,
+    _,
+    ngettext,
+    print_json,
+    say,
+    show_findings,
+    stdout_console,
+    usage_error,
+)
 from fasttune.data import dataset
 from fasttune.data.dataset import Sample
+from fasttune.data.reader import read_records
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
 from fasttune.runs import summary, typed_json
@@ -86,7 +97,7 @@ def show_sample(where: str, base: str, recipe_file: Path | None, overrides: Sequ
     supervised = sum(end - start for start, end in example.supervised)
     if as_json:
         tokens = [{"text": piece.text, "ids": list(piece.tokens), "supervised": piece.supervised} for piece in shown]
-        print_json({"sample": where, "tokens": len(example.tokens), "supervised": supervised, "pieces": tokens})
+        print_json({"sample": sample.id, "tokens": len(example.tokens), "supervised": supervised, "pieces": tokens})
         return
     show_findings(tokenized.findings)
     marked = [(escape(piece.text), piece.supervised) for piece in shown]
@@ -99,23 +110,42 @@ def show_sample(where: str, base: str, recipe_file: Path | None, overrides: Sequ
 
 
 def find_sample(where: str, system: str | None) -> Sample:
-    """The sample that begins at FILE:LINE, with the system prompt where it has none. Raises as `show_sample` does."""
+    """The sample that begins at FILE:LINE or holds that line, with the system prompt where it has none. Raises as
+    `show_sample` does.
+    """
     path, _colon, line = where.rpartition(":")
     if not path or not line.split("#")[0].isdigit():
         what = _("{text} is not FILE:LINE", text=where)
         raise usage_error("not-a-sample", what, fix=_("for example data/linzhi/train.jsonl:17"))
     reading = dataset.read_samples(path)
-    found = [sample for sample in dataset.with_system(reading.samples, system) if sample.id == where]
+    begins = where if "#" in line else beginning(path, int(line))
+    found = [sample for sample in dataset.with_system(reading.samples, system) if sample.id in (where, begins)]
     if found:
+        if found[0].id != where:
+            say(_("line {line} is in the sample that begins at {place}", line=line, place=found[0].id))
         return found[0]
-    if problems := [finding for finding in reading.findings if finding.where == where]:
+    if problems := [finding for finding in reading.findings if finding.where in (where, begins)]:
         raise FasttuneError(*problems)
+    if unread := [
+        one for one in reading.findings if one.level == "error" and (one.where == path or not reading.samples)
+    ]:
+        raise UsageError(*unread)
     raise usage_error(
         "no-such-sample",
-        _("no sample begins at line {line}", line=line),
+        _("line {line} is in no sample", line=line),
         where=path,
-        fix=_("samples are named by the line they begin on; the file has {count} of them", count=len(reading.samples)),
-    )
+        fix=ngettext(
+            "samples are named by the line they begin on; the file has {n}, at {first}",
+            "samples are named by the line they begin on; the file has {n}, from {first} to {last}",
+            len(reading.samples), first=reading.samples[0].id, last=reading.samples[-1].id,
+        ),
+    )  # fmt: skip
+
+
+def beginning(path: str, line: int) -> str:
+    """FILE:LINE of the record that holds a line of a file; empty where none does."""
+    records, _findings = read_records(path)
+    return next((f"{path}:{one.place}" for one in records if one.line <= line <= one.last), "")
 
 
 def show_result(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe], *, as_json: bool) -> None:

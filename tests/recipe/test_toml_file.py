@@ -34,7 +34,7 @@ def test_missing_file_names_those_near_it(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"linzhi\.toml: there is no such file") as caught:
         read_toml(Path("linzhi.toml"))
-    assert caught.value.findings[0].fix == "make a recipe with `fasttune init`"
+    assert caught.value.findings[0].fix == "write one for your data, for example `fasttune init mine --data mine.jsonl`"
     (tmp_path / "recipes").mkdir()
     for name in ("linzhi", "linzhi_retune", "quickstart"):
         (tmp_path / "recipes" / f"{name}.toml").write_text(MINIMAL, encoding="utf-8")
