@@ -16,9 +16,10 @@ import json
 import locale
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -37,7 +38,8 @@ def N_(message: Text) -> Text:
 
 Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = (N_("error"), N_("warning"), N_("info"))
-MOST_SHOWN = 20  # findings that are shown as text; --json gives all of them
+MOST_SHOWN = 20  # findings, or groups of them, that are shown as text; --json gives all of them
+MOST_ALIKE = 3  # findings that differ in their place alone and are shown one by one
 # What an output encoding lacks (ASCII, GBK, Latin-1) is written like this, everything else as a question mark.
 REPLACED = {"⟦": "[[", "⟧": "]]", "│": "|", "…": "...", "→": "->", "–": "-", "×": "x", "≥": ">=", "≤": "<="}
 STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
@@ -50,6 +52,8 @@ CONTROLS = {
 }
 # json.dumps escapes C0 itself; the rest is escaped in the document, where it can only stand within a string.
 JSON_CONTROLS = {code: f"\\u{code:04x}" for code in CONTROLS}
+UNSAFE = re.compile("[" + "".join(map(chr, CONTROLS)) + "]")
+INDENTED = 1_000_000  # characters
 
 
 def visible(text: str) -> str:
@@ -132,17 +136,12 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
     """Print findings, errors first: as text on stderr, or as `{"findings": [{"code": …}, …]}` on stdout."""
     findings = worst_first(findings)
     if as_json:
-        print_json({"findings": [asdict(finding) for finding in findings]})
+        print_json({"findings": [vars(finding) for finding in findings]})
         return
-    for finding in findings[:MOST_SHOWN]:
-        where = f"[bold]{escape(finding.where)}[/]: " if finding.where else ""
-        label, hint = _(finding.level), _("hint")
-        stderr_console.print(f"[{STYLES[finding.level]}]{label}:[/] {where}{escape(finding.what)}", soft_wrap=True)
-        if finding.why:
-            stderr_console.print(f"  {escape(finding.why)}", soft_wrap=True)
-        if finding.fix:
-            stderr_console.print(f"  [green]{hint}:[/] {escape(finding.fix)}", soft_wrap=True)
-    if more := findings[MOST_SHOWN:]:
+    groups = alike(findings)
+    for group in groups[:MOST_SHOWN]:
+        show_alike(group)
+    if more := [finding for group in groups[MOST_SHOWN:] for finding in group]:
         errors = sum(finding.level == "error" for finding in more)
         say(
             ngettext(
@@ -152,6 +151,39 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool = False) -> None
                 errors=errors,
             )
         )
+
+
+def alike(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """The findings in groups: where more than MOST_ALIKE differ in their place alone, they are one group; any other
+    finding is a group of its own. Each group stands where its first finding stood."""
+    same: dict[Finding, list[Finding]] = {}
+    for finding in findings:
+        same.setdefault(replace(finding, where=""), []).append(finding)
+    groups = []
+    for finding in findings:
+        key = replace(finding, where="")
+        if len(same.get(key, ())) > MOST_ALIKE:
+            groups.append(same.pop(key))
+        elif key in same:
+            groups.append([finding])
+    return groups
+
+
+def show_alike(group: Sequence[Finding]) -> None:
+    """Print the first finding of a group as text on stderr, and where the others are."""
+    first, label, hint = group[0], _(group[0].level), _("hint")
+    where = f"[bold]{escape(first.where)}[/]: " if first.where else ""
+    stderr_console.print(f"[{STYLES[first.level]}]{label}:[/] {where}{escape(first.what)}", soft_wrap=True)
+    if others := group[1:]:
+        places = ", ".join(finding.where for finding in others[:MOST_ALIKE])
+        say(
+            "  "
+            + _("and {n} more times, at {places}", n=len(others), places=places + ", …" * (len(others) > MOST_ALIKE))
+        )
+    if first.why:
+        stderr_console.print(f"  {escape(first.why)}", soft_wrap=True)
+    if first.fix:
+        stderr_console.print(f"  [green]{hint}:[/] {escape(first.fix)}", soft_wrap=True)
 
 
 def can_ask() -> bool:
@@ -178,12 +210,20 @@ def say(text: str) -> None:
 
 def print_json(document: Any) -> None:
     """Print a JSON document to stdout: Chinese characters as they are where stdout can encode all of them, control
-    characters as JSON escapes, and null for a number that is not finite."""
-    text = json.dumps(finite(document), ensure_ascii=False, indent=2, allow_nan=False).translate(JSON_CONTROLS)
+    characters as JSON escapes, and null for a number that is not finite.
+
+    Indented up to INDENTED characters; hundreds of thousands of findings would take ten times as long.
+    """
+    document, spaces = finite(document), 2
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    if len(text) <= INDENTED:
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=spaces)
+    if UNSAFE.search(text):
+        text = text.translate(JSON_CONTROLS)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
-        text = json.dumps(finite(document), indent=2, allow_nan=False)
+        text = json.dumps(document, allow_nan=False, indent=spaces if len(text) <= INDENTED else None)
     sys.stdout.write(text + "\n")
 
 
@@ -204,7 +244,8 @@ def replace_unencodable(failure: UnicodeError) -> tuple[str, int]:
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr replace what they can't encode; a closed one (`>&-`) takes what it is given in silence."""
+    """Let stdout and stderr replace what they can't encode, and stdin what it can't decode (a line from a terminal with
+    another encoding); a closed one (`>&-`) takes what it is given in silence, a closed stdin is empty."""
     codecs.register_error("fasttune", replace_unencodable)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -212,6 +253,10 @@ def prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, for the process's life
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="fasttune")
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    elif isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
 
 
 def language() -> str:

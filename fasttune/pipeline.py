@@ -193,12 +193,13 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
     phases = PhaseTimer()
     with phases("import", _("loading torch and Unsloth")):
         from fasttune.analysis import probe
-        from fasttune.export import export_run, preflight
+        from fasttune.export import export_run, ollama, preflight
         from fasttune.export.request import request_before_training
         from fasttune.training import hub, provenance, train
 
     base, export_recipe = hub.locate(plan.recipe.model), plan.recipe.export
     preflight.check(request_before_training(base, plan.recipe, plan.system, request.root))
+    show_findings(ollama.warn_if_silent(export_recipe.ollama))
     is_trained = resume is not None and resume.status == "finished"
     if resume is not None:
         provenance.require_same_base(resume, base)  # also where only the files are made

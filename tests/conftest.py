@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -148,3 +149,20 @@ def small_files(limit: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def cpu_limit(seconds: int) -> Iterator[None]:
+    """End the block with an AssertionError once it has computed for so long: for work that takes a moment, and hours
+    where it is quadratic. Other processes on the machine do not count."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise AssertionError(f"more than {seconds} s of computing")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

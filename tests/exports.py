@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Shared
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -67,12 +68,15 @@ def file_logits(path: Path, ids: NDArray[Any]) -> FloatArray:
 
 
 @pytest.fixture(scope="session")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """adapter/, untied/ and expected.npz, by plain PEFT in a process of its own (Unsloth patches PEFT in this one)."""
-    folder = tmp_path_factory.mktemp("plain")
+def material(shared: Shared) -> Path:
+    """adapter/, untied/ and expected.npz, by plain PEFT in a process of its own (Unsloth patches PEFT in this one); made
+    once for all workers, and no test changes it."""
     script = Path(__file__).parent / "export" / "plain_peft.py"
-    subprocess.run([sys.executable, script, TINY, folder], check=True, capture_output=True)
-    return folder
+
+    def make(folder: Path) -> None:
+        subprocess.run([sys.executable, script, TINY, folder], check=True, capture_output=True)
+
+    return shared("plain", make)
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from fasttune import console
+from fasttune import cli, console
 from fasttune.console import FasttuneError, Finding, UsageError
 
 WARNING = Finding("slow-gpu", "warning", "machine", "the GPU is slow", fix="buy another")
@@ -193,14 +193,18 @@ def test_json_never_holds_nan(capsys: pytest.CaptureFixture[str]) -> None:
     assert written == {"loss": None, "all": [1.5, None, {"x": [None]}], "text": "NaN", "n": 2}
 
 
-def test_what_an_encoding_lacks_is_replaced() -> None:
+@pytest.mark.parametrize("encoding", ["ascii", "gbk"])
+def test_what_an_encoding_lacks_is_replaced(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     """`show` marks supervised text with ⟦ and ⟧, which neither ASCII nor GBK has."""
-    command = [sys.executable, "-m", "fasttune", "show", "data/quickstart/train.jsonl:1"]
-    for encoding in ("ascii", "gbk"):
-        own = {**os.environ, "PYTHONIOENCODING": encoding}
-        done = subprocess.run(command, cwd=REPOSITORY, env=own, capture_output=True, check=False)
-        assert done.returncode == 0 and b"Traceback" not in done.stderr
-        assert b"[[" in done.stdout and b"]]" in done.stdout
+    written = {name: io.BytesIO() for name in ("stdout", "stderr")}
+    for name, stream in written.items():
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, encoding=encoding, write_through=True))
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(sys, "argv", ["fasttune", "show", "data/quickstart/train.jsonl:1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code and b"Traceback" not in written["stderr"].getvalue()
+    assert b"[[" in written["stdout"].getvalue() and b"]]" in written["stdout"].getvalue()
 
 
 def test_json_is_json_in_every_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,8 +224,50 @@ def test_a_closed_stdin_or_stdout_is_no_traceback() -> None:
 
 
 def test_a_flood_of_findings_is_cut_in_text_and_whole_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    console.show_findings([ERROR] * 200_000)
+    console.show_findings([replace(ERROR, what=f"{ERROR.what} {number}") for number in range(200_000)])
     shown = capsys.readouterr().err
     assert shown.count("no [GPU]") == 20 and "and 199980 more findings, 199980 of them errors" in shown
     console.show_findings([ERROR] * 50, as_json=True)
     assert len(json.loads(capsys.readouterr().out)["findings"]) == 50
+
+
+def test_findings_that_differ_in_their_place_alone_are_one_and_hide_no_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A file whose every line has the same fault: one finding with its number, and the other faults stay in sight."""
+    many = [
+        Finding("missing-key", "error", f"t.jsonl:{line}", "no completion", fix="rename it") for line in range(5000)
+    ]
+    console.show_findings([*many[:4000], Finding("x", "error", "t.jsonl:4000", "another fault"), *many[4000:], WARNING])
+    assert capsys.readouterr().err.splitlines() == [
+        "error: t.jsonl:0: no completion",
+        "  and 4999 more times, at t.jsonl:1, t.jsonl:2, t.jsonl:3, …",
+        "  hint: rename it",
+        "error: t.jsonl:4000: another fault",
+        "warning: machine: the GPU is slow",
+        "  hint: buy another",
+    ]
+    console.show_findings(many[:3])
+    assert capsys.readouterr().err.count("no completion") == 3
+    console.show_findings(many, as_json=True)
+    assert len(json.loads(capsys.readouterr().out)["findings"]) == 5000
+
+
+def test_a_long_document_is_written_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python indents by itself, ten times as slowly as its C encoder writes: 200,000 wrong lines took half a minute."""
+    console.show_findings([Finding("x", "error", "a.jsonl:1", "小" * 50 + HOSTILE)] * 20_000, as_json=True)
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", printed)
+    findings = json.loads(printed)["findings"]
+    assert len(findings) == 20_000 and findings[0]["what"] == "小" * 50 + HOSTILE
+
+
+def test_what_stdin_can_not_decode_is_replaced_and_a_closed_one_is_empty() -> None:
+    code = (
+        "import sys\nfrom fasttune import console\nconsole.prepare_streams()\nsys.stdout.write(ascii(sys.stdin.read()))"
+    )
+    words = [sys.executable, "-c", code]
+    got = subprocess.run(words, input=b"hello \xff\xd6\xd0\n", capture_output=True, check=True)
+    assert got.stdout.startswith(b"'hello \\ufffd")
+    closed = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *words], capture_output=True, check=True)
+    assert closed.stdout == b"''"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Cli, Shared, call_fasttune, call_here
+from conftest import REPOSITORY, Cli, Shared, call_here
 
 from fasttune.terminal import entry_menu
 
@@ -46,7 +46,7 @@ def trained(shared: Shared) -> Path:
     """A runs folder with a short finished run, which no test changes."""
 
     def train(runs: Path) -> None:
-        done = call_fasttune(runs, "run", "recipes/quickstart.toml", *SHORT)
+        done = call_here(runs, "run", "recipes/quickstart.toml", *SHORT)
         assert done.returncode == 0, done.stderr
 
     return shared("damaged-runs", train)

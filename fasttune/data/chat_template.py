@@ -134,8 +134,8 @@ class ChatTemplate:
         for index, (role, mark) in enumerate(turns):
             if role != "assistant":
                 continue
-            prompt, turn = self.text(turns[:index], prompt=True), self.text(turns[: index + 1])
-            answer = whole.index(mark)
+            turn, answer = self.text(turns[: index + 1]), whole.index(mark)
+            prompt = self.text(turns[:index], prompt=True) if index else self._before_greeting(turn[:answer])
             if not (whole.startswith(turn) and turn.startswith(prompt) and len(prompt) <= answer):
                 return _does_not_nest(index)
             end = self.control.search(turn, answer + len(mark))
@@ -146,6 +146,13 @@ class ChatTemplate:
             what = _("the sample has no assistant message")
             return Finding("nothing-to-learn", "error", "", what, fix=_("add an answer or remove the sample"))
         return Skeleton(tuple(split[0::2]), tuple(self._cut(whole, spans)))
+
+    def _before_greeting(self, text: str) -> str:
+        """What stands before an assistant's message that is the first of all: `text`, if the generation prompt ends it.
+        Templates can't render the prompt of a conversation without messages."""
+        question = [("user", "x")]
+        header = self.text(question, prompt=True).removeprefix(self.text(question))
+        return text if text.endswith(header) else header
 
     def _cut(self, whole: str, spans: dict[tuple[int, int], int]) -> Iterator[Segment]:
         """The segments of rendered text; `spans` are the supervised ones, half-open, in characters, with the index of

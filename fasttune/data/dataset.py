@@ -35,7 +35,8 @@ __all__ = [
     "split",
 ]
 
-PLACEHOLDER = re.compile(r"\{\{ ?(?:name|author|char|user|bot|assistant|\w*name)\w* ?\}\}", re.IGNORECASE)
+# The name of a field is short: without an end to it, a long word behind {{ would be searched from each of its letters.
+PLACEHOLDER = re.compile(r"\{\{ ?(?:name|author|char|user|bot|assistant|\w{0,40}name)\w{0,40} ?\}\}", re.IGNORECASE)
 MOST_OF_THEM = 0.8  # of the samples: where so many share a system prompt, the others are exceptions
 
 
@@ -101,7 +102,11 @@ def read_samples(path: str) -> Reading:
     first_lines: dict[str, int] = {}
     for record in records:
         notes.where = f"{path}:{record.place}"
-        name, messages = conversation(record.value, notes)
+        try:
+            name, messages = conversation(record.value, notes)
+        except RecursionError:
+            notes.add("bad-json", _("lists or objects are nested too deeply"), fix=_("remove the record"))
+            continue
         if name is not None:
             first_lines.setdefault(name, record.line)
         if messages is not None:
@@ -157,7 +162,8 @@ def _beginnings(samples: Sequence[Sample]) -> list[str]:
     found = []
     for sample in samples:
         turns = _turns(sample)
-        prefixes = (_digest(json.dumps(turns[:end])) for end in range(2, len(turns) + 1, 2))
+        ends = (end for end, (role, _text) in enumerate(turns, 1) if role == "assistant")
+        prefixes = (_digest(json.dumps(turns[:end])) for end in ends)
         found.append(next((key for key in prefixes if key in keys), conversation_key(sample)))
     return found
 

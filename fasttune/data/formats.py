@@ -3,7 +3,8 @@
     value ── _format ──► "Alpaca" ── _turns ──► Turn(label, role, content)… ── messages.checked ──► Message…
 
 Four formats, recognized by the keys of a record (data/formats/ has a small file of each): `messages` (OpenAI/ChatML),
-`conversations` (ShareGPT), `instruction`/`output` (Alpaca), `prompt`/`completion`. Nothing is repaired silently.
+`conversations` (ShareGPT), `instruction`/`output` (Alpaca), `prompt`/`completion`. Nothing is repaired silently. What
+records of other formats resemble, other_formats.py says.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from fasttune.console import _
+from fasttune.data import other_formats
 from fasttune.data.loss_mask import MASKS, SPANS, check_record, learned
 from fasttune.data.messages import Message, Notes, Turn, checked, json_type, listed
 
@@ -30,7 +32,7 @@ TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 # Keys whose content would change what the model sees or says: a sample without them is another one.
 REASONING = ("reasoning_content", "reasoning", "thinking", "thoughts")
 MEDIA = ("images", "image", "image_url", "videos", "video", "audios", "audio")
-SYSTEM_NAMES = ("system_prompt", "system_message", "sys_prompt")
+SYSTEM_NAMES = ("system_prompt", "system_message", "sys_prompt", "system_instruction", "systemInstruction")
 TEXT_BESIDE = (
     "context",
     "input",
@@ -67,15 +69,13 @@ def _format(value: Any, notes: Notes) -> str | None:
         what = _("the record is {formats} at once", formats=listed(found, " + "))
         notes.add("ambiguous-format", what, why=_("the format is unclear"), fix=_("keep the keys of one of them"))
         return None
-    if not found:
-        notes.add(*_unknown_format(value))
+    problem = other_formats.obstacle(value, found, FORMATS, path=notes.where.rpartition(":")[0])
+    if problem is not None:
+        notes.add(problem.code, problem.what, why=problem.why, fix=problem.fix)
         return None
     needed, optional = FORMATS[found[0]]
-    texts = TEXT_BESIDE if found[0] in ("Alpaca", "prompt/completion") else ()
     unknown = value.keys() - needed - optional - {"system"}
-    if {"chosen", "rejected"} <= unknown:
-        notes.add("preference-data", _("a preference pair (chosen, rejected); write the good answer as completion"))
-        return None
+    texts = TEXT_BESIDE if found[0] in ("Alpaca", "prompt/completion") else ()
     _check_keys("", value, unknown, (*RECORD_CONTENT, *texts), notes)
     check_record(value, notes)
     return found[0]
@@ -113,27 +113,6 @@ def _remedy(key: str) -> str:
     if key in REASONING:
         return _('write it into the content ("<think>…</think>" before the answer), or remove the key')
     return _("remove the key or the sample")
-
-
-def _unknown_format(value: dict[str, Any]) -> tuple[str, str]:
-    """(code, what) of the finding for an object of no accepted format, by what it resembles."""
-    lists = [key for key, inner in value.items() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
-    for name, (needed, _optional) in FORMATS.items():
-        if needed & value.keys():
-            missing = listed(sorted(f'"{key}"' for key in needed - value.keys()))
-            if {"chosen", "rejected"} & value.keys():
-                return "preference-data", _("a preference pair (chosen, rejected); write the good answer as completion")
-            return "missing-key", _("the record looks like {format} but has no {missing}", format=name, missing=missing)
-    if {"role", "content"} <= value.keys():
-        return "message-alone", _('a message on its own; a sample is {"messages": [all messages of a conversation]}')
-    if lists:
-        what = _('the list stands inside an object, under "{key}"; save that list alone', key=lists[0])
-        return "object-around-list", what
-    if isinstance(value.get("text"), str):
-        return "raw-text", _('only "text", which does not say who speaks; write prompt and completion')
-    keys = listed(sorted(map(str, value)), ", ") or _("none")
-    expected = "messages, conversations, instruction + output, prompt + completion"
-    return "unknown-format", _("the keys are {keys}; expected are {expected}", keys=keys, expected=expected)
 
 
 # --- a record's turns ------------------------------------------------------------------------------------------------
@@ -196,7 +175,9 @@ def _prompt_completion(value: dict[str, Any], notes: Notes) -> list[Turn] | None
 def _message_list(key: str, messages: Any, notes: Notes) -> list[Turn] | None:
     """The turns of a list of messages, which stands under `key` in the record; None after a finding."""
     if not isinstance(messages, list):
-        notes.add("not-a-list", _('"{key}" is {kind}, not a list of messages', key=key, kind=json_type(messages)))
+        fix = _("write the list itself, without quotation marks around it") if isinstance(messages, str) else ""
+        what = _('"{key}" is {kind}, not a list of messages', key=key, kind=json_type(messages))
+        notes.add("not-a-list", what, fix=fix)
         return None
     if not messages:
         fix = _("remove the record or write its messages")

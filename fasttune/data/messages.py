@@ -1,6 +1,7 @@
 """A conversation's messages, and the checks on their contents and their order.
 
-A conversation is an optional system message, then user and assistant in turn, ending with the assistant. Contents are
+A conversation is an optional system message, then user and assistant in turn, ending with the assistant. It may begin
+with the assistant, as a character's greeting does, where something else is in the sample. Contents are
 normalised to Unicode form NFC, because Hugging Face's tokenizers of Qwen2.5 do that and llama.cpp does not; otherwise
 they are kept as they are. What can't be trained on is a finding, and nothing is repaired silently.
 """
@@ -20,6 +21,9 @@ from fasttune.console import Finding, Level, _
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 MOST_LISTED = 10  # how many items a finding lists
+# Unicode's limit (UAX #15, Stream-Safe Text Format) on combining marks in a row: to sort more takes quadratic time.
+MOST_MARKS = 30
+SYMBOLS = re.compile(rf"[^\w\s]{{{MOST_MARKS + 1},}}")  # a mark is neither a letter, a digit nor a space
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,10 @@ def _content(turn: Turn, notes: Notes) -> str | None:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         what = _("the content of {label} is {kind}, not text", label=label, kind=json_type(content))
-        notes.add("content-not-text", what)
+        fix = _("write its text or remove the sample")
+        if isinstance(content, (int, float)):
+            fix = _("write it as text: {text}", text=json.dumps(json.dumps(content)))
+        notes.add("content-not-text", what, fix=fix)
         return None
     if not any(character.isprintable() and not character.isspace() for character in content):
         what = _("{label} is empty", label=label) if not content else _("{label} is white space only", label=label)
@@ -100,7 +107,10 @@ def _content(turn: Turn, notes: Notes) -> str | None:
             fix = _("remove the message; data.system = '' gives samples without one an empty system message")
         notes.add("empty-content", what, fix=fix)
         return None
+    before = notes.errors
     check_characters(label, content, notes)
+    if notes.errors > before:
+        return None
     normal = unicodedata.normalize("NFC", content)
     if normal != content:
         notes.normalised.append(notes.where)
@@ -113,7 +123,8 @@ def _is_text_part(part: Any) -> bool:
 
 
 def check_characters(label: str, content: str, notes: Notes) -> None:
-    """Findings for characters that no text should hold: controls, lone surrogates, and U+FFFD (a warning)."""
+    """Findings for characters that no text should hold: controls, lone surrogates, heaps of combining marks, and U+FFFD
+    (a warning)."""
     bad = CONTROL.search(content)
     if bad and bad[0] >= "\ud800":
         what = _("{label} has half a surrogate pair, U+{code:04X}, at character {at}", label=label, code=ord(bad[0]),
@@ -124,14 +135,30 @@ def check_characters(label: str, content: str, notes: Notes) -> None:
         what = _("{label} has the control character U+{code:04X} at character {at}", label=label, code=ord(bad[0]),
                  at=bad.start() + 1)  # fmt: skip
         notes.add("control-character", what, fix=_("remove it"))
+    if (heap := heap_of_marks(content)) is not None:
+        what = _("{label} has more than {n} combining marks in a row at character {at}", label=label, n=MOST_MARKS,
+                 at=heap + 1)  # fmt: skip
+        why = _("no writing has so many: they are there to break programs, or a conversion went wrong")
+        notes.add("combining-marks", what, why=why, fix=_("remove them"))
     if "\ufffd" in content:
         at = content.index("\ufffd") + 1
         what = _("{label} has the replacement character U+FFFD at character {at}", label=label, at=at)
         notes.add("replacement-character", what, why=_("an earlier conversion lost text here"), level="warning")
 
 
+def heap_of_marks(text: str) -> int | None:
+    """The index of the first of more than MOST_MARKS combining marks in a row; None where there is no such heap."""
+    for found in SYMBOLS.finditer(text):
+        length = 0
+        for at, character in enumerate(found[0], found.start()):
+            length = length + 1 if unicodedata.combining(character) else 0
+            if length > MOST_MARKS:
+                return at - MOST_MARKS
+    return None
+
+
 def _check_order(turns: list[Turn], notes: Notes) -> None:
-    """System first if at all, then user and assistant in turn, the assistant last."""
+    """System first if at all, then user and assistant in turn, the assistant last, and not its message alone."""
     others = turns[1:] if turns[0].role == "system" else turns
     late = next((turn for turn in others if turn.role == "system"), None)
     if late:
@@ -142,14 +169,15 @@ def _check_order(turns: list[Turn], notes: Notes) -> None:
         notes.add("nothing-to-learn", _("the sample has a system message only"))
         return
     first, last = others[0], others[-1]
-    if first.role != "user":
-        what = _("the first message, {label}, is the assistant's", label=first.label)
-        notes.add("starts-with-assistant", what, fix=_("put the user's message before it or remove it"))
+    if first.role != "user" and len(turns) == 1:
+        what = _("the only message, {label}, is the assistant's", label=first.label)
+        notes.add("starts-with-assistant", what, fix=_("put a system message or the user's message before it"))
     why = _("chat models are trained on turns that alternate")
     for one, other in pairwise(others):
         if one.role == other.role:
             what = _("{one} and {other} are both {role}", one=one.label, other=other.label, role=one.role)
-            notes.add("same-role-twice", what, why=why, fix=_("join them into one message"))
+            why, fix = _("chat models are trained on turns that alternate"), _("join them into one message")
+            notes.add("same-role-twice", what, why=why, fix=fix)
     if last.role != "assistant":
         what = _("the last message, {label}, is the user's", label=last.label)
         fix = _("add the assistant's answer or remove the message")
@@ -172,5 +200,6 @@ def json_type(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return _("true or false")
-    names = {str: _("text"), int: _("a number"), float: _("a number"), list: _("a list"), dict: _("an object")}
-    return names[type(value)]
+    if isinstance(value, (int, float)):
+        return _("a number")
+    return _("text") if isinstance(value, str) else _("a list") if isinstance(value, list) else _("an object")

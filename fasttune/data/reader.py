@@ -14,6 +14,7 @@ import contextlib
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ BINARY_FORMATS = {
     b"SQLite format 3": "SQLite",
 }
 SPACE = re.compile(r"\s*")
+OBJECT = re.compile(r"^[^\S\n]*\{", re.MULTILINE)  # its spaces end with the line: blank lines are looked at once
 UTF8_HINT = N_("save it as UTF-8 in your editor (VS Code: click the encoding in the status bar, 'Save with Encoding')")
 
 
@@ -67,7 +69,7 @@ def read_records(path: str) -> tuple[list[Record], list[Finding]]:
         return [], [*findings, Finding("no-samples", "error", path, _("the file is empty"))]
     if start == "[":
         records, syntax = _json_array(path, text)
-    elif re.search(r"^\s*\{", text, re.MULTILINE):
+    elif OBJECT.search(text):
         records, syntax = _json_lines(path, text)
     else:
         records, syntax = [], [_not_json(path, text)]
@@ -212,8 +214,8 @@ class _StrictDecoder:
         """A JSON object from its pairs; notes keys that occur twice."""
         record = dict(items)
         if len(record) < len(items):
-            names = [name for name, _value in items]
-            self.flaws.extend(("duplicate-key", name) for name in record if names.count(name) > 1)
+            counts = Counter(name for name, _value in items)
+            self.flaws.extend(("duplicate-key", name) for name, count in counts.items() if count > 1)
         return record
 
     def _constant(self, name: str) -> None:

@@ -13,6 +13,17 @@ from fasttune.console import Finding, _
 from fasttune.export.source_files import DTYPES, Tensor, read_json_object, read_safetensors
 from fasttune.export.weights import LM_HEAD, Base, Shape, expected_tensors, first_names
 
+# Far above any Qwen2: Qwen2.5-72B has 8192, 29568, 80, 64, 8, 152064 and 131072.
+MOST = {
+    "hidden_size": 2**16,
+    "intermediate_size": 2**19,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 1000,
+    "num_key_value_heads": 1000,
+    "vocab_size": 2**22,
+    "max_position_embeddings": 2**24,
+}
+
 
 def read_base(folder: Path, findings: list[Finding]) -> Base | None:
     """The base in a folder; None where it can't be read. Every reason against exporting it is added to `findings`."""
@@ -35,31 +46,46 @@ def read_shape(folder: Path, config: dict[str, Any], findings: list[Finding]) ->
         fix = _("choose a Qwen2 or Qwen2.5 base as model.base")
         findings.append(Finding("base-not-qwen2", "error", where, what, fix=fix))
         return None
-    findings += [Finding("base-unsupported", "error", where, what) for what in unsupported(config)]
     try:
-        return shape_of(config)
-    except (KeyError, TypeError, ValueError) as failure:
-        what = _("a value is missing or not a number: {problem}", problem=failure)
-        findings.append(Finding("base-unreadable", "error", where, what))
+        unfit = [Finding("base-unsupported", "error", where, what) for what in unsupported(config)]
+        shape = shape_of(config)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as failure:
+        what = _("a value is missing or not what transformers writes: {problem}", problem=failure)
+        fix = _("take config.json from the model as published")
+        findings.append(Finding("base-unreadable", "error", where, what, fix=fix))
         return None
+    findings += unfit
+    return shape
 
 
 def shape_of(config: dict[str, Any]) -> Shape:
-    """The shape that a config.json of Qwen2 gives. Raises KeyError, TypeError or ValueError for a number it lacks."""
+    """The shape that a config.json of Qwen2 gives. Raises KeyError, TypeError or ValueError for a number that it lacks,
+    or that no Qwen2 has: tables and lists as long as a number says are made before any weight is read."""
     # transformers 4 keeps rope_theta at the top level, transformers 5 inside rope_parameters.
     rope = config.get("rope_parameters") or {}
+    heads = size(config, "num_attention_heads")
     return Shape(
-        hidden_size=int(config["hidden_size"]),
-        intermediate_size=int(config["intermediate_size"]),
-        layers=int(config["num_hidden_layers"]),
-        heads=int(config["num_attention_heads"]),
-        kv_heads=int(config.get("num_key_value_heads") or config["num_attention_heads"]),
-        vocab_size=int(config["vocab_size"]),
-        context_length=int(config["max_position_embeddings"]),
+        hidden_size=size(config, "hidden_size"),
+        intermediate_size=size(config, "intermediate_size"),
+        layers=size(config, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=size(config, "num_key_value_heads") if config.get("num_key_value_heads") is not None else heads,
+        vocab_size=size(config, "vocab_size"),
+        context_length=size(config, "max_position_embeddings"),
         rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
     )
+
+
+def size(config: dict[str, Any], key: str) -> int:
+    """A size in a config.json, from 1 to MOST[key]. Raises KeyError, TypeError or ValueError for anything else."""
+    value = config[key]
+    if type(value) is not int:
+        raise TypeError(f"{key} = {value!r:.40}")
+    if not 0 < value <= MOST[key]:
+        raise ValueError(f"{key} = {value:.3g}" if abs(value) < 10**300 else key)
+    return value
 
 
 def unsupported(config: dict[str, Any]) -> Iterator[str]:
@@ -75,8 +101,7 @@ def unsupported(config: dict[str, Any]) -> Iterator[str]:
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type != "default":
             yield _("rope scaling {kind} is set; export supports the default rope only", kind=repr(rope_type))
-    heads = config.get("num_attention_heads") or 1
-    head_dim = (config.get("hidden_size") or 0) // heads
+    head_dim = size(config, "hidden_size") // size(config, "num_attention_heads")
     if (config.get("head_dim") or head_dim) != head_dim:
         yield _("head_dim is not hidden_size / num_attention_heads")
 

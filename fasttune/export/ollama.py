@@ -16,11 +16,13 @@ that of its first request, which a hook (an argument of httpx.Client that the cl
 from __future__ import annotations
 
 import contextlib
+import os
 import string
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fasttune.console import FasttuneError, _, error
+from fasttune.console import FasttuneError, Finding, _, error
 from fasttune.export.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -76,12 +78,8 @@ def import_into_ollama(
     `host` is the address of the server (None: OLLAMA_HOST, else this machine). Raises FasttuneError where the server
     can't be reached or refuses; an existing model of this name is unchanged then.
     """
-    import ollama
-
-    from fasttune.export import ollama_connection
-
     requests: list[Request] = []
-    client = ollama.Client(host, headers={"Accept-Encoding": "identity"}, **ollama_connection.options(requests.append))
+    client = connect(host, requests)
     with ollama_errors(model, requests):
         kept = keep_existing(client, model, artifact.run_id, report)
         if not has_blob(requests[0], artifact.sha256):
@@ -89,6 +87,44 @@ def import_into_ollama(
         create(client, artifact, model, num_ctx, report)
     report(_("the model is in Ollama; run it with `ollama run {model}`", model=model))
     return kept
+
+
+def connect(host: str | None, requests: list[Request]) -> Client:
+    """A client of the server at `host` (None: OLLAMA_HOST, else this machine); its requests are appended to `requests`.
+
+    Raises FasttuneError for an address that is none.
+    """
+    import ollama
+
+    from fasttune.export import ollama_connection
+
+    try:
+        return ollama.Client(
+            host, headers={"Accept-Encoding": "identity"}, **ollama_connection.options(requests.append)
+        )
+    except ValueError as failure:
+        what = _("this is not the address of a server: {problem}", problem=failure)
+        fix = _("set it as in OLLAMA_HOST=127.0.0.1:11434, or unset it")
+        raise error(
+            "ollama-failed", what, where=f"OLLAMA_HOST={os.environ.get('OLLAMA_HOST', '')}", fix=fix
+        ) from failure
+
+
+def warn_if_silent(model: str) -> list[Finding]:
+    """The warning, before training, that no Ollama server answers; empty where one does, or where `model` is empty.
+
+    Raises FasttuneError for an OLLAMA_HOST that is no address: the import would fail whatever runs.
+    """
+    if not model:
+        return []
+    requests: list[Request] = []
+    client = connect(None, requests)
+    try:
+        with ollama_errors(model, requests), wrong_answers():
+            client.list()
+    except FasttuneError as problem:
+        return [replace(finding, level="warning") for finding in problem.findings]
+    return []
 
 
 @contextlib.contextmanager

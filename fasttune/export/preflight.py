@@ -87,10 +87,18 @@ def preflight(request: ExportRequest) -> ExportPlan:
 def check(request: ExportRequest) -> None:
     """Raises FasttuneError with every finding that would stop this export once its adapter is trained.
 
-    Reads no weights, so it can be asked before training.
+    Where nothing is to be made, what training reads of the base is checked all the same; what llama.cpp alone could not
+    compute is no reason against it then. Reads no weights, so it can be asked before training.
     """
     if not request.is_empty:
         checked_source(request, llama.import_failure(), [])
+        return
+    findings: list[Finding] = []
+    base = read_base(request.base, findings)
+    if base is not None:
+        read_vocabulary(request.tokenizer, base.shape.vocab_size, findings)
+    is_trainable = base is not None and not base.config.get("quantization_config")
+    raise_errors([finding for finding in findings if finding.code != "base-unsupported" or not is_trainable])
 
 
 def checked_source(request: ExportRequest, llama_failure: str | None, findings: list[Finding]) -> Source:

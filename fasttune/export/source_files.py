@@ -59,7 +59,7 @@ def read_json_object(file: Path, code: str, findings: list[Finding]) -> dict[str
         document = json.loads(file.read_text(encoding="utf-8"))
     except OSError as failure:
         what = _("can't be read: {problem}", problem=failure.strerror)
-    except ValueError as failure:
+    except (ValueError, RecursionError) as failure:
         what = _("is not JSON: {problem}", problem=failure)
     else:
         if isinstance(document, dict):

@@ -12,6 +12,7 @@ checked by values.py. All findings about the file and the overrides come in one 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,6 +24,10 @@ from fasttune.recipe.mistaken import refuse_what_is_no_recipe
 from fasttune.recipe.schema import KEYS, LEAVES, TABLES, Recipe, Setting
 from fasttune.recipe.toml_file import REFUSED, read_toml, toml_value
 from fasttune.recipe.values import Entry, as_toml, convert, example_line, near_name, refusal
+
+# [host[:port]/][namespace/]model[:tag], each part as in Ollama's types/model/name.go
+OLLAMA_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
+OLLAMA_NAME = re.compile(rf"(([A-Za-z0-9_][A-Za-z0-9_.:-]*/)?{OLLAMA_PART}/)?{OLLAMA_PART}(:{OLLAMA_PART})?")
 
 
 @dataclass(frozen=True)
@@ -273,7 +278,10 @@ def covered(key: str, names: Iterable[str]) -> bool:
 
 
 def contradictions(values: Mapping[str, Any], entries: Mapping[str, Entry]) -> list[Finding]:
-    """Findings about settings that exclude each other; `values` holds no setting that was refused already."""
+    """Findings about settings that exclude each other or what they are for.
+
+    `values` holds no setting that was refused already.
+    """
     found: list[Finding] = []
 
     def refuse(key: str, what: str, fix: str) -> None:
@@ -295,6 +303,11 @@ def contradictions(values: Mapping[str, Any], entries: Mapping[str, Entry]) -> l
         refuse("train.warmup_steps", _('lr_scheduler_type "constant" has no warmup'), fix)
     if "none" in reports and len(reports) > 1:
         refuse("train.report_to", _('"none" excludes every other value'), _("keep one of them"))
+    ollama = values.get("export.ollama", "")
+    if ollama and not OLLAMA_NAME.fullmatch(ollama):
+        what = _("{name} is no name that Ollama can give a model", name=as_toml(ollama))
+        fix = _("use letters, digits, - _ and . and begin with a letter or digit; one :TAG may follow")
+        refuse("export.ollama", what, fix)
     if values.get("model.base") == "builtin:tiny" and values.get("model.load_in_4bit"):
         what = _("builtin:tiny is too small to be held in 4 bits")
         refuse("model.load_in_4bit", what, _("leave load_in_4bit out"))

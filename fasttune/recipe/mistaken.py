@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fasttune.command import command_line
+from fasttune.command import command_line, runs_option
 from fasttune.console import UsageError, _, usage_error
 from fasttune.recipe.toml_file import read_toml
 
@@ -81,11 +81,11 @@ def folder_problem(path: Path) -> UsageError | None:
     """The error for the folder of a run, of a series, of a model or of data; None for any other folder."""
     full = path.absolute()
     if (path / "plan.json").is_file():
-        command = command_line(["runs", f"{full.parent.name}/{full.name}", "--runs", str(path.parent.parent)])
+        command = command_line(["runs", f"{full.parent.name}/{full.name}", *runs_option(path.parent.parent)])
         fix = _("its recipe is {recipe}; `{command}` shows the run", recipe=path / "recipe.toml", command=command)
         return usage_error("not-a-recipe", _("this is the folder of a run, not a recipe"), where=str(path), fix=fix)
     if any(path.glob("[0-9]*-*/plan.json")):
-        command = command_line(["runs", full.name, "--runs", str(path.parent)])
+        command = command_line(["runs", full.name, *runs_option(path.parent)])
         fix = _("`{command}` shows its runs; to train, name a recipe (.toml)", command=command)
         return usage_error("not-a-recipe", _("this is the folder of a series, not a recipe"), where=str(path), fix=fix)
     if (path / "config.json").is_file():

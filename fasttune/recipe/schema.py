@@ -73,6 +73,8 @@ def declared(table: type, prefix: str = "") -> Iterator[Key | tuple[str, type]]:
             yield from declared(hint, name + ".")
 
 
+MOST_TOKENS = 2**20  # of a sample or a context: eight times what Qwen2.5 can be stretched to
+MOST_STEPS = 10_000_000
 Module = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 Quantization = Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
@@ -88,7 +90,9 @@ class ModelRecipe:
         example="Qwen/Qwen2.5-0.5B-Instruct",
     )
     load_in_4bit: bool = setting(False, "QLoRA: hold the base in 4 bits (NF4); needs a CUDA GPU")
-    max_seq_length: int = setting(2048, "longest sample in tokens; a longer one is an error and never truncated", ge=16)
+    max_seq_length: int = setting(
+        2048, "longest sample in tokens; a longer one is an error and never truncated", ge=16, le=MOST_TOKENS
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
         "number type to compute in; auto: 16 bits on a GPU, float32 on a CPU; on a CPU, bfloat16 needs AMX",
@@ -116,8 +120,8 @@ class DataRecipe:
 class LoraRecipe:
     """The adapter."""
 
-    r: int = setting(8, "rank of the adapter", ge=1)
-    alpha: int = setting(0, "the adapter's product is scaled by alpha / r; 0: 2 × r", ge=0)
+    r: int = setting(8, "rank of the adapter", ge=1, le=1024)
+    alpha: int = setting(0, "the adapter's product is scaled by alpha / r; 0: 2 × r", ge=0, le=65_536)
     dropout: float = setting(0.0, "dropout on the adapter's input; above 0, no prefix can be shared", ge=0, lt=1)
     target_modules: tuple[Module, ...] = setting(get_args(Module), "linear layers that get an adapter")
 
@@ -136,18 +140,23 @@ class Until:
 class TrainRecipe:
     """The training."""
 
-    epochs: float | Literal["auto"] = setting("auto", "passes over the training data; auto: by its samples", gt=0)
-    max_steps: int = setting(0, "stop after this many optimizer steps; 0: after `epochs`", ge=0)
+    epochs: float | Literal["auto"] = setting(
+        "auto", "passes over the training data; auto: by its samples", gt=0, le=10_000
+    )
+    max_steps: int = setting(0, "stop after this many optimizer steps; 0: after `epochs`", ge=0, le=MOST_STEPS)
     learning_rate: float = setting(2e-4, "peak learning rate", gt=0, le=1)
     batch_size: int | Literal["auto"] = setting(
         "auto",
         "samples per optimizer step, over all GPUs; auto: by the number of samples; memory never changes it",
         ge=1,
+        le=65_536,
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = setting(
         "linear", "learning rate schedule after the warmup"
     )
-    warmup_steps: float = setting(0.05, "warmup: below 1 a share of all steps, else a number of steps", ge=0)
+    warmup_steps: float = setting(
+        0.05, "warmup: below 1 a share of all steps, else a number of steps", ge=0, le=MOST_STEPS
+    )
     weight_decay: float = setting(0.0, "decoupled weight decay of the optimizer", ge=0, le=1)
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm; 0: never", ge=0)
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "sgd"] = setting(
@@ -155,19 +164,22 @@ class TrainRecipe:
     )
     seed: int = setting(3407, "seed of the adapter's first weights, the sample order and dropout", ge=0, le=2**32 - 1)
     tokens_per_row: int | Literal["auto"] = setting(
-        "auto", "token budget of a row; auto: by free memory; 0: one sample a row; never changes the result", ge=0
+        "auto",
+        "token budget of a row; auto: by free memory; 0: one sample a row; never changes the result",
+        ge=0,
+        le=2**24,
     )
     shared_prefix: bool = setting(True, "compute a prefix that samples share once a row; never changes the result")
     gradient_checkpointing: bool | Literal["auto"] = setting(
         "auto", "drop activations and compute them again: less memory, more time"
     )
-    logging_steps: int = setting(1, "steps between two lines of history.jsonl", ge=1)
-    eval_steps: int = setting(0, "steps between two evaluations on data.val; 0: once an epoch", ge=0)
-    save_steps: int = setting(0, "steps between two checkpoints; 0: once an epoch", ge=0)
-    save_total_limit: int = setting(2, "how many of the newest checkpoints are kept", ge=1)
+    logging_steps: int = setting(1, "steps between two lines of history.jsonl", ge=1, le=MOST_STEPS)
+    eval_steps: int = setting(0, "steps between two evaluations on data.val; 0: once an epoch", ge=0, le=MOST_STEPS)
+    save_steps: int = setting(0, "steps between two checkpoints; 0: once an epoch", ge=0, le=MOST_STEPS)
+    save_total_limit: int = setting(2, "how many of the newest checkpoints are kept", ge=1, le=10_000)
     until: Until = field(default_factory=Until)
     early_stopping_patience: int = setting(
-        0, "stop after so many evaluations without a better held-out loss; 0: never", ge=0
+        0, "stop after so many evaluations without a better held-out loss; 0: never", ge=0, le=MOST_STEPS
     )
     report_to: tuple[Literal["tensorboard", "wandb", "none"], ...] = setting(
         ("tensorboard",), "where metrics are reported besides history.jsonl"
@@ -194,7 +206,7 @@ class ContinueRecipe:
     start: Literal["checkpoint", "adapter", "base"] = setting(
         "checkpoint", "begin with the parent's last checkpoint (all state), with its adapter alone, or with the base"
     )
-    add_epochs: float = setting(0.0, "epochs to train beyond the parent's", ge=0)
+    add_epochs: float = setting(0.0, "epochs to train beyond the parent's", ge=0, le=10_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +215,7 @@ class ExportRecipe:
 
     gguf: tuple[Quantization, ...] = setting(("q8_0",), "GGUF files to write; [] for none")
     ollama: str = setting("", "name of the model in Ollama; empty: no import")
-    num_ctx: int = setting(4096, "context length in tokens, written into the Modelfile", ge=16)
+    num_ctx: int = setting(4096, "context length in tokens, written into the Modelfile", ge=16, le=MOST_TOKENS)
     keep_merged: bool = setting(False, "keep the merged 16-bit model in Hugging Face layout")
 
 
@@ -212,7 +224,7 @@ class ProbeRecipe:
     """Questions that the base and the trained model both answer, to be compared by eye."""
 
     questions: tuple[str, ...] = setting((), "questions to ask", prose=True)
-    max_new_tokens: int = setting(256, "longest answer in tokens", ge=1)
+    max_new_tokens: int = setting(256, "longest answer in tokens", ge=1, le=32_768)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,15 +20,14 @@ from fasttune.runs.store import Run
 from fasttune.training import model as models
 from fasttune.training import provenance
 
-CONTEXT = 4096  # tokens
-
 
 def chat(
     name: str, root: Path, prompt: str | None, system: str | None, temperature: float, max_new_tokens: int
 ) -> None:
     """Answer one prompt, or each line from stdin until an empty one; answers are streamed to stdout.
 
-    A conversation that would outgrow the context of CONTEXT tokens loses its oldest turns, never the system prompt.
+    A conversation that would outgrow the context (export.num_ctx of the run) loses its oldest turns, never the system
+    prompt.
     Raises FasttuneError where the run, its GGUF file or its tokenizer is missing.
     """
     run, gguf = find_gguf(name, root)
@@ -39,11 +38,12 @@ def chat(
     tokenizer = models.load_tokenizer(provenance.locate_base(run, base))
     say(_("{file} of {run}; an empty line or Ctrl-D ends the chat", file=gguf.name, run=run.id))
     turns: list[Message] = []
+    num_ctx = int(documents.read_plan(run).values["export.num_ctx"])  # as the Modelfile has it for Ollama
     sampling = Sampling(max_new_tokens, temperature, seed=random.randrange(2**31))
-    with open_gguf(gguf, CONTEXT) as loaded:
+    with open_gguf(gguf, num_ctx) as loaded:
         while question := prompt if prompt is not None else ask():
             turns.append(Message("user", question))
-            ids = truncate_history(turns, chosen, tokenizer, CONTEXT - max_new_tokens)
+            ids = truncate_history(turns, chosen, tokenizer, num_ctx - max_new_tokens)
             answer = ""
             for piece in stream(loaded, ids, sampling):
                 sys.stdout.write(visible(piece))

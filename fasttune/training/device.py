@@ -5,10 +5,12 @@ CUDA is here, so that the rest of training need not ask.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import hashlib
 import os
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,7 +27,14 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "cuda"]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-OOM_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")
+OOM_MESSAGES = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "ALLOC_FAILED",
+)
 
 
 def device_type() -> Device:
@@ -100,13 +109,21 @@ def keep_freed_memory() -> None:
 
 def free_memory() -> int:
     """Bytes that can still be allocated: on the GPU, those that torch has reserved and does not use included; on a CPU
-    this process's share of the machine's memory."""
+    this process's share of the machine's memory, within the limit on its own (`ulimit -v`)."""
     import psutil
     import torch
 
     if device_type() == "cpu":
-        return psutil.virtual_memory().available // distributed.local_world_size()
+        return min(psutil.virtual_memory().available // distributed.local_world_size(), address_space_left())
     return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
+def address_space_left() -> int:
+    """The bytes that this process may still map under its own limit (RLIMIT_AS); a very large number without one."""
+    import resource
+
+    limit, _hard = resource.getrlimit(resource.RLIMIT_AS)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - resident_bytes("VmSize"), 0)
 
 
 def used_memory() -> int:
@@ -140,7 +157,7 @@ def peak_memory() -> int:
 
 
 def resident_bytes(field: str) -> int:
-    """A field of /proc/self/status in bytes: VmRSS (resident now) or VmHWM (peak)."""
+    """A field of /proc/self/status in bytes: VmRSS (resident now), VmHWM (peak) or VmSize (mapped)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
@@ -150,6 +167,8 @@ def is_out_of_memory(problem: BaseException) -> bool:
     import torch
 
     if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(problem, OSError) and problem.errno == errno.ENOMEM:
         return True
     return isinstance(problem, RuntimeError) and any(text in str(problem) for text in OOM_MESSAGES)
 

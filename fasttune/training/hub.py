@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from fasttune.console import _, error
+from fasttune.console import Finding, _, error
 from fasttune.recipe.schema import ModelRecipe
 
 TINY = Path(__file__).parent.parent / "tiny"
+END_OF_TURN = "<|im_end|>"  # of ChatML, with which Qwen2.5 Instruct models end an answer
 
 
 def locate(recipe: ModelRecipe) -> Path:
@@ -37,6 +39,7 @@ def looks_like_path(base: str) -> bool:
 def require_model_folder(folder: Path) -> Path:
     """The folder, if it holds a complete Hugging Face checkpoint. Raises FasttuneError naming what is missing, or the
     file that asks for Python code of the folder's own."""
+    refuse_adapter(folder)
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
     missing += [] if weights else ["*.safetensors"]
@@ -55,15 +58,34 @@ def require_model_folder(folder: Path) -> Path:
     return folder
 
 
+def refuse_adapter(folder: Path) -> None:
+    """Raises FasttuneError where a folder holds a LoRA adapter and no model, with the base that the adapter names."""
+    file = folder / "adapter_config.json"
+    if not file.is_file() or (folder / "config.json").is_file():
+        return
+    name = read_field(file, "base_model_name_or_path")
+    fix = _("name the base it was trained on")
+    if isinstance(name, str) and name:
+        fix = _('name the base it was trained on: base = "{name}"', name=name[:200])
+    what = _("{folder} holds a LoRA adapter, not a model", folder=folder)
+    why = _("a new adapter is trained on a base; fasttune continues its own runs by `--continue`")
+    raise error("base-is-adapter", what, where="model.base", why=why, fix=fix)
+
+
+def read_field(file: Path, key: str) -> Any:
+    """A field of a JSON object in a file; None where there is no such file, object or field."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document.get(key) if isinstance(document, dict) else None
+
+
 def refuse_remote_code(folder: Path) -> None:
     """Raises FasttuneError where a base or a tokenizer names classes of its own: `auto_map` makes transformers import
     Python files of the folder, or of another repository."""
     for name in ("config.json", "tokenizer_config.json"):
-        try:
-            document = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue  # whoever needs the file says what is wrong with it
-        if isinstance(document, dict) and document.get("auto_map"):
+        if read_field(folder / name, "auto_map"):  # of a file that can't be read, whoever needs it says so
             raise error(
                 "base-needs-remote-code",
                 _("it asks for Python code of its own (`auto_map`), which fasttune never runs"),
@@ -71,6 +93,17 @@ def refuse_remote_code(folder: Path) -> None:
                 why=_("that code comes from whoever made the folder and would run with your rights"),
                 fix=_("use a base without code of its own, such as Qwen/Qwen2.5-0.5B-Instruct"),
             )
+
+
+def no_instruct_model(tokenizer: Any, base: str) -> list[Finding]:
+    """The note about a base whose own end token is not the one that ends a turn: it is no Instruct model."""
+    if tokenizer.eos_token == END_OF_TURN or END_OF_TURN not in tokenizer.get_vocab():
+        return []
+    what = _("{base} is no Instruct model: its own end token is {token}", base=base, token=tokenizer.eos_token)
+    why = _("{token} ends an answer, but this base was never trained on it, and an adapter does not reach its row of "
+            "the output layer: the model may not stop", token=END_OF_TURN)  # fmt: skip
+    fix = _("use the Instruct model of that size, such as Qwen/Qwen2.5-0.5B-Instruct")
+    return [Finding("base-not-instruct", "warning", "model.base", what, why, fix)]
 
 
 def download_from_hub(name: str, revision: str | None) -> Path:

@@ -4,15 +4,19 @@ trainer can plan the step again."""
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fasttune.console import FasttuneError, _, error
 from fasttune.data.tokenize import Example
-from fasttune.recipe.schema import Recipe
+from fasttune.recipe.schema import ModelRecipe, Recipe
 from fasttune.training import device
 from fasttune.training.packing import Row
 from fasttune.training.row_budget import GIB, row_samples
+
+NF4_BYTES = 0.6  # a parameter in NF4, its scales and the 16-bit embedding included
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,47 @@ def raise_on_oom(row: Row, examples: Sequence[Example]) -> Iterator[None]:
         if not device.is_out_of_memory(problem):
             raise
         raise RowOutOfMemory(FailedRow(row, examples[row_samples(row)[0]].sample_id)) from None
+
+
+@contextlib.contextmanager
+def base_too_large(base: Path, recipe: ModelRecipe) -> Iterator[None]:
+    """Raises FasttuneError where the base in a local folder needs more memory than is free, before the block that loads
+    it is entered, and where memory runs out in the block all the same."""
+    needed, free = base_bytes(base, recipe), device.free_memory()
+    if needed > free:
+        raise base_error(recipe, needed, free)
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as problem:
+        if not device.is_out_of_memory(problem):
+            raise
+        raise base_error(recipe, needed, free) from None
+
+
+def base_bytes(base: Path, recipe: ModelRecipe) -> int:
+    """The bytes that a base's weights take in memory: those of its files, in the number type that is computed in."""
+    stored = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    width = 4 if "float32" in str(config.get("dtype", config.get("torch_dtype", ""))) else 2
+    if recipe.load_in_4bit:
+        return int(stored / width * NF4_BYTES)
+    return stored // width * device.compute_dtype(recipe).itemsize
+
+
+def base_error(recipe: ModelRecipe, needed: int, free: int) -> FasttuneError:
+    """The error for a base that does not fit, with the remedies that are not in use yet."""
+    is_gpu = device.device_type() == "cuda"
+    remedies = [
+        *(['dtype = "bfloat16"'] if str(device.compute_dtype(recipe)) == "torch.float32" else []),
+        *(["load_in_4bit = true"] if is_gpu and not recipe.load_in_4bit else []),
+        _("a smaller base"),
+        _("fewer other programs in that memory"),
+    ]
+    what = _("{base} does not fit into memory: it needs about {needed:.1f} GiB, and {free:.1f} GiB were free",
+             base=recipe.base, needed=needed / GIB, free=free / GIB)  # fmt: skip
+    why = "" if needed > free else _("a limit on this process (`ulimit -v`) or another program took the rest")
+    fix = _("what helps: {ways}", ways=", ".join(remedies))
+    return error("base-too-large", what, where="model.base", why=why, fix=fix)
 
 
 def sample_too_large(

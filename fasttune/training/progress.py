@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from fasttune.console import _, say, stderr_console
 
 WIDE = 110  # columns from which on the live line has room for all of it
 PLAIN_LINE_EVERY = 10.0  # seconds between lines where stderr is no terminal
+RATE_FROM = 600.0  # seconds back, for the time left: a step on a CPU may take minutes
 SMOOTHING = 0.2  # weight of the newest step in the loss and the accuracy that are shown
 
 
@@ -27,10 +28,11 @@ class PhaseTimer:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def __call__(self, key: str, name: str) -> Iterator[None]:
+    def __call__(self, key: str, name: str) -> Iterator[Callable[[str], None]]:
+        """Show a phase's name while the block runs; what the block gets puts another text in its place."""
         started = time.monotonic()
-        with stderr_console.status(name):
-            yield
+        with stderr_console.status(name) as status:
+            yield lambda text: status.update(text)
         self.record(key, name, time.monotonic() - started)
 
     def record(self, key: str, name: str, seconds: float) -> None:
@@ -41,19 +43,23 @@ class PhaseTimer:
 
 class ProgressLine:
     """Step, smoothed loss and accuracy, tokens/s and time left: a moving line in a terminal, elsewhere a plain line
-    every PLAIN_LINE_EVERY seconds."""
+    every PLAIN_LINE_EVERY seconds.
 
-    def __init__(self, total_steps: int) -> None:
-        self.total = total_steps
+    `tokens[n]` is the number of tokens of the first n steps: bar and time left go by tokens, as steps differ in length.
+    """
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens, self.total = tokens, len(tokens) - 1
         self.progress = Progress(
             # Where the terminal is narrow, the figures are cut short; bar, count and time stay whole.
             TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             BarColumn(bar_width=40 if stderr_console.width >= WIDE else 10),
-            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[count]}", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(no_wrap=True)),
             console=stderr_console,
             expand=stderr_console.width < WIDE,
             disable=not stderr_console.is_terminal,
+            speed_estimate_period=RATE_FROM,
         )
         self.task: TaskID | None = None
         self.last_line = 0.0
@@ -68,7 +74,13 @@ class ProgressLine:
     def start(self, step: int) -> None:
         """Show the line; `step` steps were trained before."""
         self.progress.start()
-        self.task = self.progress.add_task(_("first step"), total=self.total, completed=step)
+        self.task = self.progress.add_task(
+            _("first step"), total=self.tokens[-1], completed=self.tokens[step], count=self.count(step)
+        )
+
+    def count(self, step: int) -> str:
+        """`145/290`"""
+        return f"{step:{len(str(self.total))}}/{self.total}"
 
     def show(self, step: int, logs: Mapping[str, float]) -> None:
         """Show the figures of a history line: of a step, or of an evaluation."""
@@ -89,7 +101,7 @@ class ProgressLine:
             accuracy=self.smooth(logs, "mean_token_accuracy"),
             rate=logs["tokens_per_second"],
         )
-        self.progress.update(self.task, completed=step, description=text)
+        self.progress.update(self.task, completed=self.tokens[step], description=text, count=self.count(step))
         now = time.monotonic()
         last = step == self.total
         if not stderr_console.is_terminal and (last or now - self.last_line >= PLAIN_LINE_EVERY):

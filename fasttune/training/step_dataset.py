@@ -30,6 +30,16 @@ class StepDataset(torch.utils.data.Dataset[tuple[int, ...]]):
         size, seed = self.settings.samples_per_step, self.settings.seed
         return batches.epoch_batches(len(self.examples), size, seed, self.epoch)[index]
 
+    def tokens_of_steps(self, total_steps: int) -> list[int]:
+        """How many tokens the first n steps of a training have, for n from 0 to `total_steps`; those of the samples
+        themselves, whatever is shared."""
+        size, seed, sums = self.settings.samples_per_step, self.settings.seed, [0]
+        lengths = [len(example.tokens) for example in self.examples]
+        for epoch in range(-(-total_steps // len(self))):
+            for batch in batches.epoch_batches(len(lengths), size, seed, epoch):
+                sums.append(sums[-1] + sum(lengths[index] for index in batch))
+        return sums[: total_steps + 1]
+
     @property
     def shares(self) -> bool:
         """Whether rows of training share prefixes."""

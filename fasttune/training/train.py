@@ -10,7 +10,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from fasttune.runs.checkpoints import damage_findings
 from fasttune.runs.documents import Probe, RowRecord, Scores
 from fasttune.runs.history import last_epoch, read_log_history
 from fasttune.runs.store import Run
-from fasttune.training import device, distributed, finished_adapter, provenance, resume_check
+from fasttune.training import device, distributed, finished_adapter, hub, oom, provenance, resume_check
 from fasttune.training import model as models
 from fasttune.training.callbacks import FirstStepCallback
 from fasttune.training.progress import PhaseTimer
@@ -80,7 +80,7 @@ def train(
         provenance.require_same_base(before, base)
 
     distributed.broadcast_from_rank0((plan, base, data.training, data.held_out))  # the workers load the base meanwhile
-    with phases("load", _("loading the model")):
+    with phases("load", _("loading the model")), oom.base_too_large(base, plan.recipe.model):
         model = models.load_base(base, plan.recipe.model)
         steps = StepDataset(data.training, plan)
         rows = choose_rows(plan, model, steps, resume, before)
@@ -96,8 +96,8 @@ def train(
             seconds = run_training_loop(trainer, checkpoint)
             distributed.finalize()
             if trainer.complete:
-                with phases("probe", _("answering the probe questions")):
-                    record_probe_answers(trainer, data.tokenizer)
+                with phases("probe", _("answering the probe questions")) as show:
+                    record_probe_answers(trainer, data.tokenizer, show)
             return finish(trainer, seconds)
 
 
@@ -165,7 +165,8 @@ def tokenize(plan: Plan, base: Path) -> TokenizedData:
     samples = (*plan.dataset.train, *plan.dataset.held_out)
     tokenized = tokenize_samples(samples, tokenizer, recipe.data, recipe.model.max_seq_length, cache)
     training, held_out = tokenized.examples[: len(plan.dataset.train)], tokenized.examples[len(plan.dataset.train) :]
-    return TokenizedData(tokenizer, training, held_out, tokenized.findings, len(samples), cache.rendered)
+    findings = [*tokenized.findings, *hub.no_instruct_model(tokenizer, recipe.model.base)]
+    return TokenizedData(tokenizer, training, held_out, findings, len(samples), cache.rendered)
 
 
 def with_adapter(model: Any, plan: Plan, rows: RowRecord) -> Any:
@@ -309,17 +310,20 @@ def finish(trainer: StepTrainer, seconds: float) -> RunRecord:
     return make_record(run, trainer.complete, state.global_step, state.log_history, state.best_metric, seconds)
 
 
-def record_probe_answers(trainer: StepTrainer, tokenizer: Any) -> None:
+def record_probe_answers(trainer: StepTrainer, tokenizer: Any, show: Callable[[str], None]) -> None:
     """Write the base's answers to the probe questions: those of the model with its adapter disabled. The answers after
-    training are the GGUF file's (analysis/probe.py), or the model's where no file is exported."""
+    training are the GGUF file's (analysis/probe.py), or the model's where no file is exported. `show` gets a line for
+    each answer."""
     recipe, system = trainer.plan.recipe, trainer.plan.system
     prompts = [prompt_tokens(question, system, tokenizer) for question in recipe.probe.questions]
 
-    def answers() -> list[str]:
-        return [models.generate(trainer.model, tokenizer, prompt, recipe.probe.max_new_tokens) for prompt in prompts]
+    def answers() -> Iterator[str]:
+        for number, prompt in enumerate(prompts, 1):
+            show(_("answering the probe questions: {number} of {n}", number=number, n=len(prompts)))
+            yield models.generate(trainer.model, tokenizer, prompt, recipe.probe.max_new_tokens)
 
     with trainer.model.disable_adapter():
-        by_base = answers()
-    by_adapter = [""] * len(prompts) if recipe.export.gguf else answers()
+        by_base = list(answers())
+    by_adapter = [""] * len(prompts) if recipe.export.gguf else list(answers())
     probes = tuple(map(Probe, recipe.probe.questions, by_base, by_adapter))
     documents.write(trainer.run.scores, Scores(probes, documents.NOT_ASKED))

@@ -69,7 +69,7 @@ class StepTrainer(Trainer):
         self.metrics = MetricsSinceLog.zero(args.device)
         self.tokens_seen = 0
         self.step_began = 0.0  # time.monotonic() when the step before this one ended
-        self.progress = ProgressLine(plan.total_steps)
+        self.progress = ProgressLine(steps.tokens_of_steps(plan.total_steps))
         self.remove_callback(PrinterCallback)
         self.add_callback(RunCallback(self))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_matrix import ENTRY, STARTED, Matrix, script
+from bench_matrix import ENTRY, STARTED, Matrix, fork_worker, script
 from conftest import REPOSITORY, Cli
 
 from fasttune.bench import experiment
@@ -72,7 +72,7 @@ def test_another_learning_rate_is_not_fast_but_invalid(
     taken_from_matrix = functools.partial(experiment.Experiment, resume=True)
     monkeypatch.setattr(experiment, "Experiment", taken_from_matrix)
     started: list[str] = []
-    monkeypatch.setattr(experiment, "start_worker", counted(experiment.start_worker, started))
+    monkeypatch.setattr(experiment, "start_worker", counted(fork_worker, started))
     done = fasttune(
         "bench", script("run").WORK / "persona.toml", *MATRIX_OPTIONS, "--repeats", "1",
         "--arms", "fasttune,fasttune+train.learning_rate=1e-2", "--out", tmp_path / "out", "--json",

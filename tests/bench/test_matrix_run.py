@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from conftest import REPOSITORY
 pytest_plugins = ["bench_matrix"]
 
 
-def test_what_is_there_is_not_measured_again(matrix: Matrix) -> None:
+def test_what_is_there_is_not_measured_again(matrix: Matrix, tmp_path: Path) -> None:
+    folder = shutil.copytree(matrix.folder, tmp_path / "results")
+
     def written() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in (matrix.folder / ENTRY).glob("round*")}
+        return {path.name: path.stat().st_mtime_ns for path in (folder / ENTRY).glob("round*")}
 
     before = written()
-    assert run_matrix(matrix.folder) == 0
+    assert run_matrix(folder) == 0
     assert written() == before and len(before) == 2 * len(STARTED)
-    whole = json.loads((matrix.folder / "result.json").read_text(encoding="utf-8"))
+    whole = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert [entry | {"created": ""} for entry in whole["entries"]] == [matrix.entry | {"created": ""}]
     assert [line["samples"] for line in whole["growth"]] == [50, 100]
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import cpu_limit
 from data_files import pair, refusal, write
 
+from fasttune.data import dataset
 from fasttune.data.dataset import Message, Sample, conversation_key, load_dataset, read_samples, split
 from fasttune.recipe.schema import DataRecipe
 
@@ -140,3 +142,10 @@ def test_beginnings_of_a_conversation_stay_on_its_side(tmp_path: Path) -> None:
         dataset = load_dataset(DataRecipe(train=(path,), val=0.3), seed)
         train, held_out = ({s.messages[0].content for s in side} for side in (dataset.train, dataset.held_out))
         assert train and held_out and not train & held_out
+
+
+def test_a_long_word_behind_braces_is_searched_once() -> None:
+    answer = "{{" + "name" * 50_000
+    with cpu_limit(30):
+        assert dataset._placeholders([Sample("a:1", (Message("user", "x"), Message("assistant", answer)))]) == []
+    assert dataset._placeholders([Sample("a:1", (Message("user", "x"), Message("assistant", "{{ my_name }}")))])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from data_files import pair, turns, write
+from data_files import pair, refusal, turns, write
 
 from fasttune.data.dataset import read_samples
-from fasttune.data.messages import Message, Notes, Turn, check_characters, checked, json_type, listed
+from fasttune.data.messages import Message, Notes, Turn, check_characters, checked, heap_of_marks, json_type, listed
 
 
 def test_contents_become_nfc_and_ignored_keys_are_named_once(tmp_path: Path) -> None:
@@ -40,11 +41,14 @@ def turn(role: str | None, content: Any = "text") -> Turn:
         ("user assistant", []),
         ("system user assistant user assistant", []),
         ("system", ["nothing-to-learn"]),
-        ("assistant user assistant", ["starts-with-assistant"]),
+        ("assistant user assistant", []),
+        ("system assistant user assistant", []),
+        ("system assistant", []),
+        ("assistant", ["starts-with-assistant"]),
         ("user system assistant", ["system-not-first"]),
         ("user user assistant", ["same-role-twice"]),
         ("user", ["ends-with-user"]),
-        ("assistant user", ["starts-with-assistant", "ends-with-user"]),
+        ("assistant user", ["ends-with-user"]),
     ],
 )
 def test_the_order_of_roles(roles: str, codes: list[str]) -> None:
@@ -101,3 +105,37 @@ def test_long_lists_are_cut_with_their_number() -> None:
 )
 def test_json_types_in_words(value: Any, words: str) -> None:
     assert json_type(value) == words
+
+
+def test_a_heap_of_combining_marks_is_refused_before_it_is_normalised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFC sorts the marks of a letter, which takes quadratic time: 400,000 of them over a minute."""
+    normalised, normalize = [], unicodedata.normalize
+
+    def noted(form: Literal["NFC"], text: str) -> str:
+        normalised.append(text)
+        return normalize(form, text[:100])
+
+    monkeypatch.setattr(unicodedata, "normalize", noted)
+    heap = "a" + "\u0301\u0323" * 200_000
+    (finding,) = read_samples(write(tmp_path / "t.jsonl", pair(heap))).findings
+    assert (finding.code, finding.level) == ("combining-marks", "error")
+    assert finding.what == '"prompt" has more than 30 combining marks in a row at character 2'
+    (finding,) = refusal(write(tmp_path / "u.jsonl", pair("a"), pair("b")), system=heap)
+    assert (finding.code, finding.where) == ("combining-marks", "data.system")
+    assert heap not in normalised
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("a" + "\u0301" * 30 + "b", None),
+        ("好" + "\u0323" * 31, 1),
+        ("x" * 50 + "—" * 40 + "\u0301" * 31, 90),
+        ("—" * 1000 + "♪" * 1000, None),
+        ("e\u0301" * 1000, None),
+    ],
+)
+def test_marks_in_a_row_are_counted(text: str, at: int | None) -> None:
+    assert heap_of_marks(text) == at

@@ -274,3 +274,16 @@ def test_the_loss_is_not_taken_on_a_message_that_its_file_excludes(tokenizer: An
     assert "good answer<|im_end|>" in everything[-1] and not any("bad answer" in text for text in everything)
     unasked = Sample(plain.id, (Message("user", "q", learn=False), bad, again, good))
     assert tokenize_sample(unasked, tokenizer) == whole
+
+
+@pytest.mark.parametrize(
+    "system", [(), (Message("system", "You are Pip."),)], ids=["no system prompt", "a system prompt"]
+)
+def test_a_character_may_speak_first(tokenizer: Any, system: tuple[Message, ...]) -> None:
+    """Its greeting is an answer like any other: learned, with the prompt before it that the template writes."""
+    messages = (*system, Message("assistant", "late."), Message("user", "Sorry."), Message("assistant", "gulls."))
+    example = tokenize_sample(Sample("t:1", messages), tokenizer)
+    learned = [tokenizer.decode(list(example.tokens[start:end])) for start, end in example.supervised]
+    assert learned == ["late.<|im_end|>", "gulls.<|im_end|>"]
+    before = tokenizer.decode(list(example.tokens[: example.supervised[0][0]]))
+    assert before.endswith("<|im_start|>assistant\n")

@@ -32,7 +32,15 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "fewer layers": ({"num_hidden_layers": 3}, "tensors are not part of a Qwen2 model: model.layers.3."),
     "other width": ({"intermediate_size": 512}, "tensors do not have the shape that config.json gives them"),
     "no output head": ({"tie_word_embeddings": False}, "tensors are missing: lm_head.weight"),
-    "no number": ({"hidden_size": None}, "a value is missing or not a number"),
+    "no number": ({"hidden_size": None}, "not what transformers writes: hidden_size = None"),
+    "a text": ({"num_attention_heads": "4"}, "num_attention_heads = '4'"),
+    "no heads": ({"num_attention_heads": 0}, "num_attention_heads = 0"),
+    "a list": ({"rope_scaling": [1]}, "a value is missing or not what transformers writes"),
+    "a number for a table": ({"quantization_config": 4}, "a value is missing or not what transformers writes"),
+    # Lists as long as these numbers would be made before any weight is read.
+    "layers without end": ({"num_hidden_layers": 10**12}, "num_hidden_layers = 1e+12"),
+    "a vocabulary without end": ({"vocab_size": 10**12}, "vocab_size = 1e+12"),
+    "a number beyond floats": ({"hidden_size": 10**400}, "hidden_size"),
 }
 
 

@@ -19,7 +19,7 @@ from exports import silent
 
 from fasttune.console import FasttuneError
 from fasttune.export import Artifact, import_into_ollama, ollama_connection
-from fasttune.export.ollama import TEMPLATE, modelfile
+from fasttune.export.ollama import TEMPLATE, modelfile, warn_if_silent
 
 SYSTEM = '你是林栀。\n她说 """轻声细语"""\u3000👩‍👧'
 
@@ -247,6 +247,29 @@ def test_no_server(server: Server, artifact: Artifact) -> None:
     (finding,) = refusal(server, artifact).findings
     assert finding.code == "ollama-unreachable" and str(server.server_port) in finding.where
     assert "ollama serve" in finding.fix and "OLLAMA_HOST" in finding.fix
+
+
+def test_before_training_it_is_said_that_no_server_answers(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", server.host)
+    assert warn_if_silent("linzhi") == [] and server.calls == ["GET /api/tags"]
+    assert warn_if_silent("") == [] and len(server.calls) == 1  # nothing is to be imported
+    server.shutdown()
+    server.server_close()
+    (finding,) = warn_if_silent("linzhi")
+    assert (finding.code, finding.level) == ("ollama-unreachable", "warning")
+
+
+@pytest.mark.parametrize("host", ["garbage:://", "http://127.0.0.1:port", "127.0.0.1:99999999"])
+def test_an_address_that_is_none_is_one_message(host: str, artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", host)
+    for use in (
+        lambda: warn_if_silent("linzhi"),
+        lambda: import_into_ollama(artifact, "linzhi", num_ctx=2048, report=lambda line: None),
+    ):
+        with pytest.raises(FasttuneError) as caught:
+            use()
+        (finding,) = caught.value.findings
+        assert finding.code == "ollama-failed" and finding.where == f"OLLAMA_HOST={host}"
 
 
 # The Modelfile -----------------------------------------------------------------------------------------------------

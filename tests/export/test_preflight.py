@@ -88,6 +88,34 @@ def test_check_before_training(base: Path, tmp_path: Path) -> None:
         preflight.check(request(tmp_path, base=base))
 
 
+@pytest.mark.parametrize("types", [(), ("q8_0",)], ids=["no file", "a file"])
+def test_a_damaged_base_is_found_whether_files_are_requested_or_not(
+    base: Path, tmp_path: Path, types: tuple[str, ...]
+) -> None:
+    """It is used for training either way; transformers and safetensors would end with a traceback."""
+
+    def code() -> str:
+        with pytest.raises(FasttuneError) as caught:
+            preflight.check(request(tmp_path, base=base, types=types))
+        return caught.value.findings[0].code
+
+    config = (base / "config.json").read_text(encoding="utf-8")
+    edit(base / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    assert code() == "base-unsupported"
+    for text, expected in (
+        (config.replace('"qwen2"', '"qwen3"'), "base-not-qwen2"),
+        ('{"a": ', "base-unreadable"),
+    ):
+        (base / "config.json").write_text(text, encoding="utf-8")
+        assert code() == expected
+    (base / "config.json").write_text(config, encoding="utf-8")
+    weights = (base / "model.safetensors").read_bytes()
+    for content in (weights[:1_000_000], b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"):
+        (base / "model.safetensors").unlink()
+        (base / "model.safetensors").write_bytes(content)
+        assert code() == "weights-damaged"
+
+
 def test_documents_of_format_0_are_accepted(adapter: Path, tmp_path: Path) -> None:
     """They have no format number, and their digest has the files in the order of their paths."""
     first = request(tmp_path / "out", adapter, types=("f16",))

@@ -267,3 +267,14 @@ def test_a_file_is_read_once_and_resolved_with_different_overrides(tmp_path: Pat
     assert [resolve(file, [f"lora.r={r}"]).lora.r for r in (4, 16)] == [4, 16]
     with pytest.raises(UsageError):
         resolve(file, ["lora.r=0"])
+
+
+@pytest.mark.parametrize("name", ["linzhi", "lin-zhi:v2", "someone/lin_zhi.2:latest", "host.example:11434/me/pip", ""])
+def test_names_that_ollama_takes(tmp_path: Path, name: str) -> None:
+    assert written(tmp_path, MINIMAL, f"export.ollama='{name}'").export.ollama == name
+
+
+@pytest.mark.parametrize("name", ["Lin Zhi", "皮皮", "a:b:c", "-pip", "pip:", "a" * 81, "../pip"])
+def test_a_name_that_ollama_refuses_is_a_mistake_of_the_recipe(tmp_path: Path, name: str) -> None:
+    (finding,) = refused(tmp_path, MINIMAL, f"export.ollama='{name}'")
+    assert finding.code == "contradiction" and "no name that Ollama can give a model" in finding.what

@@ -1,102 +1,80 @@
-"""What is named in place of a recipe: data, a model, the folder of a run; each gets the command that was meant."""
+"""What is named in place of a recipe is recognized, and the command that was meant is printed whole."""
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 from conftest import Cli
-from run_folders import write_run
+from recipe_files import MINIMAL
 
 from fasttune.console import UsageError
-from fasttune.recipe.load import load_recipe
+from fasttune.recipe.load import read_recipe_file
+from fasttune.recipe.mistaken import series_name
 
-LINE = '{"prompt": "who?", "completion": "me"}\n'
+RECORD = '{"prompt": "a", "completion": "b"}\n'
 
 
-def refusal(path: str) -> tuple[str, str, str]:
-    """(code, what, fix) of the one error about a path that is no recipe."""
-    with pytest.raises(UsageError) as refused:
-        load_recipe(path)
-    (finding,) = refused.value.findings
-    assert finding.where == path
+def refusal(path: Path) -> tuple[str, str, str]:
+    """The code, the fact and the remedy of the only finding about a path in place of a recipe."""
+    with pytest.raises(UsageError) as caught:
+        read_recipe_file(path)
+    (finding,) = caught.value.findings
     return finding.code, finding.what, finding.fix
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.json", "mine.toml"])
+def test_a_data_file_is_told_by_its_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "command"),
-    [
-        ("my.jsonl", LINE, "init my --data my.jsonl"),
-        ("my data.json", f"[{LINE}]", "init my-data --data 'my data.json'"),
-        ("lin/train.jsonl", LINE, "init lin --data lin/train.jsonl"),
-        ("rows.csv", "prompt,completion\nwho?,me\n", "init rows --data rows.csv"),
-        ("talk.txt", "She said hello.\n", "init talk --data talk.txt"),
-        ("no_suffix", " \n" + LINE, "init no_suffix --data no_suffix"),
-        ("林栀.jsonl", "", "init 林栀 --data 林栀.jsonl"),
-    ],
-)
-def test_a_data_file(name: str, text: str, command: str) -> None:
-    Path(name).parent.mkdir(exist_ok=True)
-    Path(name).write_text(text, encoding="utf-8")
-    code, what, fix = refusal(name)
+    Path(name).write_text(f"[{RECORD}]" if name.endswith(".json") else RECORD, encoding="utf-8")
+    code, what, fix = refusal(Path(name))
     assert (code, what) == ("not-a-recipe", "this is a data file, not a recipe")
-    assert re.findall("`(.*)`", fix) == [shlex.join(["fasttune", *shlex.split(command)])]
+    assert f"`fasttune init mine --data {name}`" in fix
 
 
-def test_its_command_makes_a_recipe(fasttune: Cli, folder: Path) -> None:
-    """The printed command, as it stands, and then the one that this prints: planned."""
-    Path("my.jsonl").write_text("".join(LINE.replace("who", f"who {n}") for n in range(12)), encoding="utf-8")
-    said = fasttune("run", "my.jsonl", cwd=folder)
-    assert said.returncode == 2 and said.stderr.count("error: ") == 1
-    (line,) = re.findall("`fasttune (.*)`", said.stderr)
-    made = fasttune(*shlex.split(line), "--base", "builtin:tiny", cwd=folder)
-    (line,) = re.findall("`fasttune run (.*)`", made.stderr)
-    assert fasttune("plan", *shlex.split(line), cwd=folder).returncode == 0
+def test_a_table_and_a_missing_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("chats.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    assert refusal(Path("chats.csv"))[0] == "not-a-recipe"
+    assert refusal(Path("nowhere.jsonl"))[:2] == ("recipe-not-found", "there is no such file")
 
 
-def test_a_data_file_that_is_not_there() -> None:
-    code, what, fix = refusal("nowhere.jsonl")
-    assert (code, what) == ("recipe-not-found", "there is no such file")
-    assert fix.endswith("one for a data file is made by `fasttune init nowhere --data nowhere.jsonl`")
+def test_toml_under_another_name_is_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.txt").write_text(MINIMAL, encoding="utf-8")
+    assert read_recipe_file(tmp_path / "recipe.txt").document
 
 
-def test_a_models_files(folder: Path) -> None:
-    Path("mine.gguf").write_bytes(b"GGUF")
-    assert "`fasttune chat mine.gguf`" in refusal("mine.gguf")[2]
-    assert "`model.base`" in refusal("adapter_model.safetensors")[2]
-    (folder / "base").mkdir()
-    (folder / "base" / "config.json").write_text("{}", encoding="utf-8")
-    assert 'base = "base" under [model]' in refusal("base")[2]
+def test_a_models_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.gguf").write_bytes(b"GGUF")
+    assert refusal(Path("m.gguf"))[2] == "talk to it: `fasttune chat m.gguf`; to train, name a recipe (.toml)"
+    assert refusal(Path("model.safetensors"))[1] == "this is a model's file, not a recipe"
+    Path("base").mkdir()
+    Path("base/config.json").write_text("{}", encoding="utf-8")
+    assert refusal(Path("base"))[2] == 'name it in a recipe: base = "base" under [model]'
 
 
-def test_folders_of_a_run_of_a_series_and_of_data(fasttune: Cli, folder: Path) -> None:
-    run = write_run(folder / "runs")
-    (run.folder / "recipe.toml").touch()
-    _code, what, fix = refusal("runs/persona/001-fresh")
-    assert what == "this is the folder of a run, not a recipe"
-    assert "its recipe is runs/persona/001-fresh/recipe.toml" in fix
-    _code, what, more = refusal("runs/persona")
-    assert what == "this is the folder of a series, not a recipe"
-    for line in re.findall("`fasttune (.*)`", fix + "\n" + more):
-        assert "001-fresh" in fasttune(*shlex.split(line), cwd=folder).stdout
-    (folder / "data").mkdir()
-    for name in ("a.jsonl", "b.json"):
-        (folder / "data" / name).write_text(LINE, encoding="utf-8")
-    with pytest.raises(UsageError, match="a folder of data files") as refused:
-        load_recipe("data")
-    assert "--data data/a.jsonl --data data/b.json`" in refused.value.findings[0].fix
+def test_the_folders_of_a_run_of_a_series_and_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/mine/001-fresh")
+    run.mkdir(parents=True)
+    (run / "plan.json").write_text("{}", encoding="utf-8")
+    assert "`fasttune runs mine/001-fresh`" in refusal(run)[2]
+    assert "`fasttune runs mine`" in refusal(run.parent)[2]
+    Path("chats").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        Path("chats", name).write_text(RECORD, encoding="utf-8")
+    assert "`fasttune init a --data chats/a.jsonl --data chats/b.jsonl`" in refusal(Path("chats"))[2]
 
 
-def test_toml_is_a_recipe_whatever_its_name() -> None:
-    Path("mine.txt").write_text(
-        'name = "mine"\n[model]\nbase = "builtin:tiny"\n[data]\ntrain = "a.jsonl"\n', encoding="utf-8"
-    )
-    assert load_recipe("mine.txt").name == "mine"
+def test_names_of_series(tmp_path: Path) -> None:
+    assert series_name(tmp_path / "lin zhi!.jsonl") == "lin-zhi"
+    assert series_name(tmp_path / "cat" / "train.jsonl") == "cat"
+    assert series_name(tmp_path / "???.jsonl") == "mine"
+
+
+def test_the_command_line_says_so(fasttune: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text(RECORD, encoding="utf-8")
+    done = fasttune("run", tmp_path / "mine.jsonl")
+    assert done.returncode == 2 and "this is a data file, not a recipe" in done.stderr
+    assert f"init mine --data {tmp_path / 'mine.jsonl'}" in done.stderr

@@ -32,10 +32,19 @@ def test_control_characters_in_an_answer_are_shown(
     provenance = types.SimpleNamespace(system=None, base=BaseRecord("builtin:tiny", "", ""))
     monkeypatch.setattr(chat, "find_gguf", lambda name, root: (run, Path("x.gguf")))
     monkeypatch.setattr(documents, "read_provenance", lambda run: provenance)
-    monkeypatch.setattr(chat, "open_gguf", lambda path, num_ctx: contextlib.nullcontext())
+    plan = types.SimpleNamespace(values={"export.num_ctx": 8192})
+    monkeypatch.setattr(documents, "read_plan", lambda run: plan)
+    contexts: list[int] = []
+
+    def open_gguf(path: Path, num_ctx: int) -> contextlib.AbstractContextManager[None]:
+        contexts.append(num_ctx)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(chat, "open_gguf", open_gguf)
     monkeypatch.setattr(chat, "stream", lambda model, ids, sampling: iter(["a\x1b", "]0;PWN\x07\x9b", "2J\n你"]))
     chat.chat("linzhi", tmp_path, "hello", None, 0.0, 8)
     assert capsys.readouterr().out == "a\\x1b]0;PWN\\x07\\x9b2J\n你\n"
+    assert contexts == [8192]  # export.num_ctx of the run, and not a number of chat's own
 
 
 def test_a_file_of_a_run(quickstart: Quickstart) -> None:

@@ -34,10 +34,17 @@ def train_together(series: Series, *settings: str, code: int = 0, program: tuple
     return output
 
 
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["forks", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_two_processes_train_what_one_does(tmp_path: Path, by: str) -> None:
+    """torchrun's own part is the environment that it gives each rank; forks are given the same, and cost no imports."""
     one, two = Series.new(tmp_path / "one"), Series.new(tmp_path / "two")
     one.train(*SETTINGS)
-    output = train_together(two, *SETTINGS)
+    if by == "forks":
+        ranks = two.train_ranks(*SETTINGS)
+        assert [rank.exitcode for rank in ranks] == [0, 0], ranks
+        output = "".join(rank.log for rank in ranks)
+    else:
+        output = train_together(two, *SETTINGS)
     assert 0 < largest_difference(one.run(1), two.run(1)) < 2e-4
     assert losses(two.run(1)) == pytest.approx(losses(one.run(1)), rel=1e-5)
     for line, other in zip(untimed(history(one.run(1))), untimed(history(two.run(1))), strict=True):
@@ -68,6 +75,14 @@ def test_a_stopped_run_resumes(tmp_path: Path) -> None:
     assert f"resuming at step {saved.split('-')[1]}" in train_together(series, *settings)
     assert largest_difference(run, straight.run(1)) < 2e-4
     assert len(losses(run)) == 30
+
+
+def test_torchrun_starts_the_ranks(tmp_path: Path) -> None:
+    """A mistake is said by rank 0 alone, which knows that it is rank 0 of two; nothing is trained."""
+    series = Series.new(tmp_path)
+    output = train_together(series, "train.learning_rate=-1", code=1)
+    assert output.count("error: ") == 1 and "learning_rate" in output
+    assert not (tmp_path / "runs").exists()
 
 
 def test_processes_that_cannot_meet_are_refused(fasttune: Cli, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def continued(run: Path) -> tuple[float | None, float | None, float | None]:
 @pytest.mark.parametrize(
     ("kind", "warmup"),
     [
-        ("linear", 0.3), ("cosine", 3), ("constant_with_warmup", 0.3), ("constant", 0),
+        ("linear", 0.3), ("cosine", 3), ("constant_with_warmup", 0.3),
+        pytest.param("constant", 0, marks=pytest.mark.slow),
         pytest.param("linear", 3, marks=pytest.mark.slow), pytest.param("cosine", 0.3, marks=pytest.mark.slow),
         pytest.param("constant_with_warmup", 3, marks=pytest.mark.slow),
         pytest.param("linear", 0, marks=pytest.mark.slow), pytest.param("cosine", 8, marks=pytest.mark.slow),

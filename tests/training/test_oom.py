@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import resource
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 from out_of_memory import NO_CHECKPOINTING, little_memory
+from safetensors.torch import load_file
 from series import Series
 
+from fasttune.console import FasttuneError
 from fasttune.data.tokenize import Example
 from fasttune.recipe.load import load_recipe
-from fasttune.training import oom
+from fasttune.recipe.schema import ModelRecipe
+from fasttune.training import device, hub, oom
 from fasttune.training.packing import Group, Row
 
 CPU_MESSAGE = (
@@ -84,3 +90,42 @@ def test_the_error_proposes_what_is_not_in_use(gradient_checkpointing: bool, has
     assert "a single sample of 6 tokens" in finding.what
     assert ("train.gradient_checkpointing = true" in finding.fix) is not gradient_checkpointing
     assert ("the newest checkpoint is kept" in finding.why) is has_checkpoint
+
+
+def test_a_base_that_does_not_fit_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "free_memory", lambda: 1000)
+    with pytest.raises(FasttuneError) as caught, oom.base_too_large(hub.TINY, ModelRecipe(base="builtin:tiny")):
+        raise AssertionError("the base was loaded")
+    (finding,) = caught.value.findings
+    assert (finding.code, finding.where) == ("base-too-large", "model.base")
+    assert "0.0 GiB were free" in finding.what and 'dtype = "bfloat16"' in finding.fix
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [RuntimeError(CPU_MESSAGE), MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")],
+    ids=["allocator", "python", "mmap"],
+)
+def test_memory_that_runs_out_while_a_base_is_loaded_is_one_message(problem: Exception) -> None:
+    recipe = ModelRecipe(base="builtin:tiny", dtype="bfloat16")
+    with pytest.raises(FasttuneError) as caught, oom.base_too_large(hub.TINY, recipe):
+        raise problem
+    assert caught.value.findings[0].code == "base-too-large" and "bfloat16" not in caught.value.findings[0].fix
+    with pytest.raises(OSError, match="no such file"), oom.base_too_large(hub.TINY, recipe):
+        raise OSError(errno.ENOENT, "no such file")
+
+
+def test_a_base_takes_its_parameters_in_the_number_type_that_is_computed_in() -> None:
+    parameters = sum(tensor.numel() for tensor in load_file(hub.TINY / "model.safetensors").values())
+    for dtype, width in (("float32", 4), ("bfloat16", 2)):
+        needed = oom.base_bytes(hub.TINY, ModelRecipe(base="builtin:tiny", dtype=dtype))  # type: ignore[arg-type]
+        assert needed == pytest.approx(width * parameters, rel=0.01)
+
+
+def test_the_limit_of_a_process_is_the_end_of_its_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ulimit -v`, which the machine's free memory knows nothing of."""
+    mapped = device.resident_bytes("VmSize")
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (mapped + 2**28, resource.RLIM_INFINITY))
+    assert device.free_memory() == pytest.approx(2**28, abs=2**26)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY,) * 2)
+    assert device.address_space_left() == sys.maxsize

@@ -85,7 +85,7 @@ def contexts(examples: list[Example], rows: Iterable[Row]) -> Counter[tuple[tupl
 
 
 @pytest.mark.parametrize("make", [random_examples, random_tree, random_forest])
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[pytest.mark.slow] * (seed >= 12)) for seed in range(40)])
 def test_every_supervised_token_counts_once_in_its_own_context(
     seed: int, make: Callable[[int, int], list[Example]]
 ) -> None:

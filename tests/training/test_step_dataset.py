@@ -50,3 +50,8 @@ def test_training_shares_prefixes_without_dropout_only(shared_prefix: bool, drop
     assert steps.shares is shares and (step.computed_tokens < step.tokens) is shares
     steps.can_share = False  # what the check of shared prefixes sets
     assert steps.plan(range(9), 4096).computed_tokens == step.tokens
+
+
+def test_tokens_are_counted_step_by_step_over_all_epochs() -> None:
+    """4, 4 and 1 of the samples a step; the sums do not depend on what is shared."""
+    assert dataset().tokens_of_steps(5) == [0, 412, 824, 927, 1339, 1751]

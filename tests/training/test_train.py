@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Cli
 from out_of_memory import steps_watched
-from series import Series, document
+from series import Series, document, history, log_call, send, start_child, wait
 
 from fasttune.training import device, row_budget
 
@@ -63,10 +59,6 @@ def recipe(tmp_path: Path) -> Path:
     write_samples(tmp_path / "val.jsonl", PAIRS[10:])
     (tmp_path / "persona.toml").write_text(RECIPE.format(folder=tmp_path), encoding="utf-8")
     return tmp_path / "persona.toml"
-
-
-def history(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def untimed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -178,10 +170,10 @@ def test_packing_never_changes_the_run(recipe: Path, fasttune: Cli, tmp_path: Pa
         "single": ["--set", "train.tokens_per_row=0", "--set", "train.gradient_checkpointing=true"],
     }
     # AdamW's first steps are as large as the learning rate, whatever the gradient: small ones keep rounding small.
-    warmup = ["--set", "train.warmup_steps=4"]
+    warmup = ["--set", "train.warmup_steps=4", "--set", "train.max_steps=6"]
     runs = {}
     for name, changes in ways.items():
-        done = fasttune("run", recipe, "--on-existing", "new", "--runs", tmp_path / name, *warmup, *changes)
+        done = fasttune("run", recipe, "--runs", tmp_path / name, *warmup, *changes)
         assert done.returncode == 0, done.stderr
         runs[name] = tmp_path / name / "persona" / "001-fresh"
     plain = [line for line in history(runs["single"]) if "loss" in line]
@@ -193,19 +185,11 @@ def test_packing_never_changes_the_run(recipe: Path, fasttune: Cli, tmp_path: Pa
             assert (tensor - adapter(runs["single"])[key]).abs().max() < 2e-4, (name, key)
 
 
-def interrupted(arguments: list[str], after: int, run: Path, number: int) -> int:
-    """Start a training, send it a signal once its history has `after` lines, return its exit code."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fasttune", *arguments],
-        cwd=REPOSITORY, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        if (run / "history.jsonl").is_file() and len((run / "history.jsonl").read_text().splitlines()) >= after:
-            process.send_signal(number)
-            break
-        time.sleep(0.002)
-    return process.wait(timeout=120)
+def interrupted(arguments: list[str], after: int, run: Path, number: int) -> int | None:
+    """Start a training in a child, send it a signal once its history has `after` lines, return its exit code."""
+    child = start_child(log_call, run.parents[2], arguments)
+    wait(lambda: len(history(run)) >= after, child)
+    return send(child, number)
 
 
 @pytest.mark.parametrize(
@@ -214,12 +198,12 @@ def interrupted(arguments: list[str], after: int, run: Path, number: int) -> int
 )
 def test_stopping_never_changes_the_run(recipe: Path, fasttune: Cli, tmp_path: Path, number: int, code: int) -> None:
     """E2: stopped with a checkpoint (Ctrl-C) or killed, then run again: bit for bit the uninterrupted run."""
-    changes = ["--set", "train.max_steps=24", "--set", "train.save_steps=4"]
+    changes = ["--set", "train.max_steps=14", "--set", "train.save_steps=4"]
     assert fasttune("run", recipe, *changes, "--runs", tmp_path / "straight").returncode == 0
     straight = tmp_path / "straight" / "persona" / "001-fresh"
     stopped = tmp_path / "stopped" / "persona" / "001-fresh"
     command = ["run", str(recipe), *changes, "--runs", str(tmp_path / "stopped")]
-    assert interrupted(command, 9, stopped, number) == code
+    assert interrupted(command, 6, stopped, number) == code
     assert not (stopped / "adapter").exists()
 
     changed = fasttune(*command, "--set", "train.learning_rate=1e-3")
@@ -231,7 +215,7 @@ def test_stopping_never_changes_the_run(recipe: Path, fasttune: Cli, tmp_path: P
     assert untimed(history(stopped)) == untimed(history(straight))
     one, other = adapter(stopped), adapter(straight)
     assert one.keys() == other.keys() and all((one[key] == other[key]).all() for key in one)
-    last = "checkpoints/checkpoint-24/optimizer.pt"
+    last = "checkpoints/checkpoint-14/optimizer.pt"
     assert (stopped / last).read_bytes() == (straight / last).read_bytes()
 
 

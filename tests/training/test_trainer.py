@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Shared
 from out_of_memory import NO_CHECKPOINTING, little_memory, steps_watched
 from series import Series, adapter, assert_same_run, checkpoints, document, history, largest_difference, losses, untimed
 
@@ -19,16 +20,14 @@ SETTINGS = ("train.max_steps=6", "train.save_steps=2", "data.val=val.jsonl", "tr
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    series = Series.new(tmp_path_factory.mktemp("undisturbed"))
-    series.train(*SETTINGS)
-    return series.run(1)
+def undisturbed(shared: Shared) -> Path:
+    return Series(shared("undisturbed", lambda folder: Series.new(folder).train(*SETTINGS))).run(1)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("dropout", [0, 0.1])
 def test_the_step_is_planned_again_in_smaller_rows(
-    tmp_path: Path, undisturbed: Path, backward: bool, dropout: float
+    shared: Shared, tmp_path: Path, undisturbed: Path, backward: bool, dropout: float
 ) -> None:
     """Bit for bit the run that began with the smaller budget, dropout's random numbers included; to rounding the run that
     never ran out."""
@@ -43,8 +42,8 @@ def test_the_step_is_planned_again_in_smaller_rows(
     assert f"step 1: out of memory in a row of {rows[0]} tokens; packing budget now " in done.stderr
     assert f"packing budget now {budget:,} tokens a row, and the step is computed again" in done.stderr
 
-    small = Series.new(tmp_path / "small")
-    small.train(*settings, f"train.tokens_per_row={budget}")
+    smaller = (*settings, f"train.tokens_per_row={budget}")
+    small = Series(shared(" ".join(smaller), lambda folder: Series.new(folder).train(*smaller)))
     assert found["rows_cut"][-1]["step"] == 1
     assert adapter(run) == adapter(small.run(1))
     assert untimed(history(run)) == untimed(history(small.run(1)))
@@ -121,16 +120,30 @@ def train_with_little_memory(series: Series, settings: Sequence[str], training: 
         series.train(*settings, code=130 if dies_in else 0)
 
 
+RESUMED = ("train.max_steps=9", "train.save_steps=3", *SETTINGS[2:], *NO_CHECKPOINTING)
+
+
+@pytest.fixture(scope="module")
+def cut_in_step_4(shared: Shared) -> dict[bool, Path]:
+    """The runs of RESUMED that are not killed, by whether memory ran out in training."""
+
+    def make(root: Path) -> None:
+        for training in (True, False):
+            train_with_little_memory(Series.new(root / str(training)), RESUMED, training, 0)
+
+    return {training: Series(shared("cut in step 4", make) / str(training)).run(1) for training in (True, False)}
+
+
 @pytest.mark.parametrize("dies_in", [5, 7])
 @pytest.mark.parametrize("training", [True, False], ids=["in step 4", "in the evaluation after it"])
-def test_a_resume_cuts_its_steps_alike(tmp_path: Path, dies_in: int, training: bool) -> None:
+def test_a_resume_cuts_its_steps_alike(
+    tmp_path: Path, cut_in_step_4: dict[bool, Path], dies_in: int, training: bool
+) -> None:
     """E2: out of memory, killed, and run again with memory enough: bit for bit the run that was not killed. Steps and
     evaluations before the cut are replayed with the rows they had, those after it with the smaller ones."""
-    settings = ("train.max_steps=9", "train.save_steps=3", *SETTINGS[2:], *NO_CHECKPOINTING)
-    straight, killed = Series.new(tmp_path / "straight"), Series.new(tmp_path / "killed")
-    train_with_little_memory(straight, settings, training, 0)
-    train_with_little_memory(killed, settings, training, dies_in)
-    cuts = document(straight.run(1) / "provenance.json")["rows_cut"]
+    straight, killed = cut_in_step_4[training], Series.new(tmp_path)
+    train_with_little_memory(killed, RESUMED, training, dies_in)
+    cuts = document(straight / "provenance.json")["rows_cut"]
     assert {cut["step"] for cut in cuts} == {4 if training else 4.5}
     # A best evaluation saves a checkpoint as well; only those from before the cut are left to resume from.
     for name in checkpoints(killed.run(1)):
@@ -138,9 +151,9 @@ def test_a_resume_cuts_its_steps_alike(tmp_path: Path, dies_in: int, training: b
             shutil.rmtree(killed.run(1) / "checkpoints" / name)
     assert checkpoints(killed.run(1))
     with steps_watched() as step:
-        killed.train(*settings)
+        killed.train(*RESUMED)
     assert step[1] == (4 if dies_in == 5 else 7)
-    assert_same_run(killed.run(1), straight.run(1))
+    assert_same_run(killed.run(1), straight)
     assert document(killed.run(1) / "provenance.json")["rows_cut"] == cuts
 
 
