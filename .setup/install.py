@@ -10,8 +10,8 @@ this folder and the Python in use, nothing is done. While pip writes, `.venv/set
 start, `.venv` is made anew (downloads come from pip's cache). All that pip prints is in `.cache/setup.log`.
 
 FASTTUNE_DEVICE=cpu|cuda overrides the decision. A machine with an NVIDIA GPU gets the CUDA build or an error that says
-what to do, never a CPU build by accident. This file and the three
-beside it (setup_gpu.py, setup_llama.py, setup_steps.py) import nothing but the standard library.
+what to do, never a CPU build by accident. This file and the four
+beside it (setup_gpu.py, setup_llama.py, setup_messages.py, setup_steps.py) import nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from pathlib import Path
 
 from setup_gpu import decide_device
 from setup_llama import build_llama, llama_wheel
-from setup_steps import GPU_NEEDS, NO_CONNECTION, TORCH, Place, SetupError, StepError, find_pin, pip, run, say
+from setup_messages import _, replace_unencodable
+from setup_steps import NO_CONNECTION, TORCH, Place, SetupError, StepError, find_pin, gpu_needs, pip, run, say
 
 PYTHONS = ((3, 10), (3, 14))
 GIB_NEEDED = {"cpu": 6, "cuda": 14}  # of free disk, wheels in pip's cache included
@@ -43,8 +44,9 @@ GIB_NEEDED = {"cpu": 6, "cuda": 14}  # of free disk, wheels in pip's cache inclu
 
 def main(arguments: Sequence[str]) -> int:
     """Reads the command line, keeps a second set-up of the same clone waiting, and shows errors without a traceback."""
-    parser = argparse.ArgumentParser(description="Make .venv and install the locked set into it.")
-    parser.add_argument("--dev", action="store_true", help="also what `make test` and `make check` need")
+    replace_unencodable()
+    parser = argparse.ArgumentParser(description=_("Make .venv and install the locked set into it."))
+    parser.add_argument("--dev", action="store_true", help=_("also what `make test` and `make check` need"))
     options = parser.parse_args(arguments)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     place = Place(Path(__file__).resolve().parents[1], cache / "fasttune" / "wheels")
@@ -53,10 +55,10 @@ def main(arguments: Sequence[str]) -> int:
         wait_for_turn(folder)
         set_up(place, dev=options.dev, environ=os.environ)
     except SetupError as error:
-        print(f"error: {error.what}\n hint: {error.fix}", file=sys.stderr)
+        print(_("error: {what}\n hint: {fix}", what=error.what, fix=error.fix), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to continue", file=sys.stderr)
+        print("\n" + _("stopped; run the same command again to continue"), file=sys.stderr)
         return 130
     finally:
         os.close(folder)
@@ -68,7 +70,7 @@ def wait_for_turn(folder: int) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say("another set-up of this clone is running: waiting for it")
+        say(_("another set-up of this clone is running: waiting for it"))
         fcntl.flock(folder, fcntl.LOCK_EX)
 
 
@@ -93,11 +95,11 @@ def set_up(place: Place, *, dev: bool, environ: Mapping[str, str]) -> None:
     build = install_torch(place, device)
     locks = ["requirements.lock", f"requirements-{build}.lock", *(["requirements-dev.lock"] if dev else [])]
     names = [argument for lock in locks for argument in ("-r", str(place.locks / lock))]
-    pip(place, "the locked set", "install", "--no-deps", *names)
+    pip(place, _("the locked set"), "install", "--no-deps", *names)
     pip(place, "fasttune", "install", "--no-deps", "--no-build-isolation", "--editable", str(place.root))
     check_result(place, device)
     write_stamp(place, build, dev=dev)
-    say("ready")
+    say(_("ready"))
 
 
 def check_python(version: tuple[int, int]) -> None:
@@ -106,9 +108,10 @@ def check_python(version: tuple[int, int]) -> None:
         return
     low, high = (".".join(map(str, bound)) for bound in PYTHONS)
     raise SetupError(
-        f"this is Python {version[0]}.{version[1]}, and fasttune's packages exist for Python {low} to {high}",
-        "name another one: make quickstart PYTHON=python3.12",
-    )
+        _("this is Python {version}, and fasttune's packages exist for Python {low} to {high}",
+          version=".".join(map(str, version)), low=low, high=high),
+        _("name another one: make quickstart PYTHON=python3.12"),
+    )  # fmt: skip
 
 
 # --- what the machine must have
@@ -119,7 +122,7 @@ def check_machine(place: Place, device: str) -> None:
     python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     missing, packages = [], []
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
-        missing.append("venv of Python")
+        missing.append(_("venv of Python"))
         packages.append(f"{python}-venv")
     tools = [tool for tool in ("gcc", "g++", "make") if shutil.which(tool) is None]
     if tools:
@@ -131,25 +134,27 @@ def check_machine(place: Place, device: str) -> None:
         packages.append(f"{python}-dev")
     if missing:
         command = f"sudo apt update && sudo apt install -y {' '.join(packages)}"
-        raise SetupError(f"missing on this machine: {', '.join(missing)}", command)
+        raise SetupError(_("missing on this machine: {names}", names=", ".join(missing)), command)
     free = shutil.disk_usage(place.root).free / 2**30
     if not place.python.exists() and free < GIB_NEEDED[device]:
         raise SetupError(
-            f"{free:.1f} GiB of disk are free in {place.root}, the set-up needs about {GIB_NEEDED[device]}",
-            "free some space, or clone onto a larger disk",
-        )
+            _("{free:.1f} GiB of disk are free in {folder}, the set-up needs about {needed}",
+              free=free, folder=place.root, needed=GIB_NEEDED[device]),
+            _("free some space, or clone onto a larger disk"),
+        )  # fmt: skip
 
 
 def announce(place: Place, device: str, reason: str, *, compiles: bool) -> None:
     """Says what is going to happen and how long it takes, before it starts."""
     cores = len(os.sched_getaffinity(0))
     minutes = (3 if device == "cpu" else 6) + (6 / cores if compiles else 0)
-    load = "downloads 0.7 GB" if device == "cpu" else "downloads 3 GB"
-    compiling = f", llama-cpp-python is compiled on {cores} core(s)" if compiles else ""
-    say(f"setting up .venv for {device.upper()} ({reason})")
+    load = "0.7 GB" if device == "cpu" else "3 GB"
+    say(_("setting up .venv for {device} ({reason})", device=device.upper(), reason=reason))
     if torch_build(place) is None or place.unfinished.exists() or compiles:
-        say(f"this happens once and takes about {minutes:.0f} minutes: {load}{compiling}")
-    say(f"everything that pip prints: {place.log}")
+        say(_("this happens once, takes about {minutes:.0f} minutes and downloads {load}", minutes=minutes, load=load))
+    if compiles:
+        say(_("llama-cpp-python is compiled; processor cores: {cores}", cores=cores))
+    say(_("everything that pip prints: {log}", log=place.log))
 
 
 # --- the steps
@@ -160,11 +165,13 @@ def make_venv(place: Place) -> None:
     if place.python.exists() and not place.unfinished.exists() and is_healthy(place.python):
         return
     if place.venv.is_symlink():
-        raise SetupError(f"{place.venv} is a symbolic link to something that doesn't work", "remove the link")
+        raise SetupError(
+            _("{folder} is a symbolic link to something that doesn't work", folder=place.venv), _("remove the link")
+        )
     if place.venv.exists():
-        say("the .venv here is unfinished or of another Python: making it anew")
+        say(_("the .venv here is unfinished or of another Python: making it anew"))
         shutil.rmtree(place.venv)
-    run(place, "an empty .venv", [sys.executable, "-m", "venv", str(place.venv)])
+    run(place, _("an empty .venv"), [sys.executable, "-m", "venv", str(place.venv)])
 
 
 def is_healthy(python: Path) -> bool:
@@ -190,14 +197,18 @@ def install_torch(place: Place, device: str) -> str:
         if device == "cuda" or not pip_offers(place, f"torch=={TORCH}+cpu"):
             pip(place, f"torch {TORCH}", "install", "--no-deps", *force, f"torch=={TORCH}")
         build = torch_build(place)
-        say(f"torch {TORCH} is a {build} build")
+        say(_("torch {version} is a {build} build", version=TORCH, build=build))
     if build is None:
-        raise SetupError(f"torch {TORCH} isn't in .venv after its installation", f"read {place.log}")
+        raise SetupError(
+            _("torch {version} isn't in .venv after its installation", version=TORCH), _("read {log}", log=place.log)
+        )
     if device == "cuda" and build == "cpu":
         raise SetupError(
-            "pip's configuration brought a CPU build of torch to a machine with an NVIDIA GPU",
-            "look at `pip config list` and at PIP_* in the environment for a find-links or extra-index-url with CPU "
-            "builds, take it out and run again; FASTTUNE_DEVICE=cpu trains on the CPU on purpose",
+            _("pip's configuration brought a CPU build of torch to a machine with an NVIDIA GPU"),
+            _(
+                "look at `pip config list` and at PIP_* in the environment for a find-links or extra-index-url with CPU"
+                " builds, take it out and run again; FASTTUNE_DEVICE=cpu trains on the CPU on purpose"
+            ),
         )
     return build
 
@@ -210,7 +221,7 @@ def pip_offers(place: Place, requirement: str) -> bool:
         if "No matching distribution found" not in error.output or NO_CONNECTION.search(error.output):
             raise
         place.unfinished.unlink()  # pip found nothing, so it wrote nothing
-        say("pip's sources hold no CPU build: taking the CUDA build (3 GB), which runs on a CPU too")
+        say(_("pip's sources hold no CPU build: taking the CUDA build (3 GB), which runs on a CPU too"))
         return False
     return True
 
@@ -238,12 +249,12 @@ def check_result(place: Place, device: str) -> None:
         "if available: torch.zeros(1, device='cuda').add_(1).item()\n"
         "print(json.dumps([torch.version.cuda, available]))"
     )
-    output = run(place, "loading torch and llama.cpp", [str(place.python), "-c", program])
+    output = run(place, _("loading torch and llama.cpp"), [str(place.python), "-c", program])
     cuda, available = json.loads(output.splitlines()[-1])
     if device == "cuda" and not available:
         raise SetupError(
-            f"torch is built for CUDA {cuda} but can't use the GPU",
-            f"it needs {GPU_NEEDS}; FASTTUNE_DEVICE=cpu trains on the CPU on purpose",
+            _("torch is built for CUDA {cuda} but can't use the GPU", cuda=cuda),
+            _("it needs {needs}; FASTTUNE_DEVICE=cpu trains on the CPU on purpose", needs=gpu_needs()),
         )
 
 

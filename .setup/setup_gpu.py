@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from setup_messages import _
 from setup_steps import DRIVER, SetupError
 
 WSL_NVIDIA_SMI = Path("/usr/lib/wsl/lib/nvidia-smi")  # where Windows' driver puts it; not on every PATH
@@ -24,8 +25,10 @@ def decide_device(
     override = environ.get("FASTTUNE_DEVICE", "")
     if override:
         if override not in ("cpu", "cuda"):
-            raise SetupError(f"FASTTUNE_DEVICE is {override!r}", "set it to cpu or cuda, or leave it out")
-        return override, "FASTTUNE_DEVICE says so"
+            raise SetupError(
+                _("FASTTUNE_DEVICE is {value!r}", value=override), _("set it to cpu or cuda, or leave it out")
+            )
+        return override, _("FASTTUNE_DEVICE says so")
     path = shutil.which("nvidia-smi", path=environ.get("PATH"))
     if path is None and wsl_nvidia_smi.exists():
         path = str(wsl_nvidia_smi)
@@ -33,11 +36,14 @@ def decide_device(
         return "cuda", list_gpus(path)
     if has_nvidia_gpu(pci_devices):
         raise SetupError(
-            "this machine has an NVIDIA GPU but no driver for it (there is no nvidia-smi)",
-            f"install NVIDIA's driver, version {DRIVER} or newer (on WSL2: in Windows, never inside Linux), "
-            "or set FASTTUNE_DEVICE=cpu to train on the CPU",
+            _("this machine has an NVIDIA GPU but no driver for it (there is no nvidia-smi)"),
+            _(
+                "install NVIDIA's driver, version {driver} or newer (on WSL2: in Windows, never inside Linux), or set "
+                "FASTTUNE_DEVICE=cpu to train on the CPU",
+                driver=DRIVER,
+            ),
         )
-    return "cpu", "no NVIDIA GPU found"
+    return "cpu", _("no NVIDIA GPU found")
 
 
 def list_gpus(nvidia_smi: str) -> str:
@@ -52,9 +58,12 @@ def list_gpus(nvidia_smi: str) -> str:
         if answer.returncode == 0 and gpus:
             return ", ".join(gpus)
     raise SetupError(
-        f"{nvidia_smi} lists no GPU: {output or 'it prints nothing'}",
-        f"repair the NVIDIA driver ({DRIVER} or newer; on WSL2 it is installed in Windows, then `wsl --shutdown`), "
-        "or set FASTTUNE_DEVICE=cpu to train on the CPU",
+        _("{program} lists no GPU: {output}", program=nvidia_smi, output=output or _("it prints nothing")),
+        _(
+            "repair the NVIDIA driver ({driver} or newer; on WSL2 it is installed in Windows, then `wsl --shutdown`), "
+            "or set FASTTUNE_DEVICE=cpu to train on the CPU",
+            driver=DRIVER,
+        ),
     )
 
 

@@ -10,6 +10,7 @@ import shlex
 import tempfile
 from pathlib import Path
 
+from setup_messages import _
 from setup_steps import Place, SetupError, find_pin, run
 
 COMPILE_GIB = 0.6  # of memory for one compiler
@@ -45,10 +46,13 @@ def build_llama(place: Place, wheel: Path) -> None:
     wheel.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
         command = [str(place.python), "-m", "pip", "wheel", *options, "--wheel-dir", folder]
-        run(place, "llama-cpp-python (compiling)", [*command, find_pin(place, "llama-cpp-python")], environ)
+        run(place, _("llama-cpp-python (compiling)"), [*command, find_pin(place, "llama-cpp-python")], environ)
         made = list(Path(folder).glob("*.whl"))
         if [path.name for path in made] != [wheel.name]:
-            raise SetupError(f"expected {wheel.name}, got {[path.name for path in made]}", f"read {place.log}")
+            raise SetupError(
+                _("expected {wheel}, got {found}", wheel=wheel.name, found=[path.name for path in made]),
+                _("read {log}", log=place.log),
+            )
         made[0].replace(wheel)
 
 

@@ -12,16 +12,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from setup_messages import _
+
 TORCH = "2.13.0"
 DRIVER = "580"  # the first driver series for CUDA 13, which torch 2.13.0 is built with
-GPU_NEEDS = (
-    f"a driver of version {DRIVER} or newer (see the first lines of nvidia-smi) and a GPU of compute capability 7.5 "
-    "or newer (GTX 16, RTX 20 and later)"
-)
 NO_CONNECTION = re.compile(
     "NewConnectionError|ConnectTimeout|ReadTimeout|Temporary failure in name resolution|ProxyError|ConnectionResetError"
 )
 STARTED = time.monotonic()
+
+
+def gpu_needs() -> str:
+    """What a GPU and its driver must be for this torch."""
+    return _(
+        "a driver of version {driver} or newer (see the first lines of nvidia-smi) and a GPU of compute capability 7.5 "
+        "or newer (GTX 16, RTX 20 and later)",
+        driver=DRIVER,
+    )
 
 
 class SetupError(Exception):
@@ -82,7 +89,7 @@ def find_pin(place: Place, name: str) -> str:
     for line in (place.locks / "requirements.lock").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{name}=="):
             return line
-    raise SetupError(f"requirements.lock has no line for {name}", "git checkout .setup/requirements.lock")
+    raise SetupError(_("requirements.lock has no line for {name}", name=name), "git checkout .setup/requirements.lock")
 
 
 def pip(place: Place, label: str, command: str, *arguments: str) -> None:
@@ -119,24 +126,25 @@ def run(place: Place, label: str, command: Sequence[str], environ: Mapping[str, 
     output = place.log.read_bytes()[size:].decode("utf-8", "replace")
     if process.returncode:
         tail = "\n".join(f"  {line[:200]}" for line in output.strip().splitlines()[-12:])
-        raise StepError(
-            f"{label}: failed after {time.monotonic() - began:.0f} s\n{tail}", hint_for(output, place), output
-        )
-    say(f"{label}: {time.monotonic() - began:.0f} s")
+        what = _("{label}: failed after {seconds:.0f} s", label=label, seconds=time.monotonic() - began)
+        raise StepError(f"{what}\n{tail}", hint_for(output, place), output)
+    say(_("{label}: {seconds:.0f} s", label=label, seconds=time.monotonic() - began))
     return output
 
 
 def hint_for(output: str, place: Place) -> str:
     """What to do about a step that failed, from its output."""
     if NO_CONNECTION.search(output):
-        return "no connection to the package index: check network and proxy (docs/wsl2.md), then run the command again"
+        return _(
+            "no connection to the package index: check network and proxy (docs/wsl2.md), then run the command again"
+        )
     if "No space left on device" in output:
-        return "the disk is full: free some space, then run the same command again"
+        return _("the disk is full: free some space, then run the same command again")
     if "no kernel image is available" in output:
-        return f"this GPU is too old for torch {TORCH}: it needs {GPU_NEEDS}"
+        return _("this GPU is too old for torch {version}: it needs {needs}", version=TORCH, needs=gpu_needs())
     if re.search(r"Killed signal|signal terminated program cc1plus", output):
-        return "the compiler ran out of memory: close programs or give WSL2 more (docs/wsl2.md), then run again"
-    return f"all of it is in {place.log}; running the same command again continues where it stopped"
+        return _("the compiler ran out of memory: close programs or give WSL2 more (docs/wsl2.md), then run again")
+    return _("all of it is in {log}; running the same command again continues where it stopped", log=place.log)
 
 
 def show_progress(place: Place, label: str) -> None:

@@ -215,7 +215,7 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
         return RunResult(record, [], ())
     with store.exclusive(record.run):
         artifacts = export_run(record.run, base, export_recipe, say)
-        probes = probe.probe(record.run, base, artifacts, plan.recipe.probe.max_new_tokens)
+        probes = probe.probe(record.run, base, artifacts, plan.recipe.probe.max_new_tokens, phases)
     remove_replaced(record.run)
     return RunResult(record, artifacts, probes)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Cli, Shared, call_here
@@ -15,6 +18,16 @@ from fasttune.terminal import entry_menu
 
 SHORT = ["--set", "train.max_steps=4", "--set", "train.save_steps=2", "--set", "probe.questions=['你是谁？']"]
 READ = ["plan.json", "provenance.json", "history.jsonl", "scores.json", "trainer_state.json"]
+# The verbs that read a file of a finished run, beside `runs`, `plan` and `run`.
+READERS = {
+    "plan.json": "diagnose export chat",
+    "provenance.json": "export chat",
+    "history.jsonl": "diagnose",
+    "scores.json": "diagnose",
+    "trainer_state.json": "diagnose",
+    "recipe.toml": "export",
+    "exports/quickstart-Q8_0.json": "export chat",
+}
 Damage = Callable[[bytes], bytes | None]
 
 
@@ -103,9 +116,67 @@ def test_a_damaged_document_is_one_finding_and_hides_nothing_else(
 @pytest.mark.parametrize("name", [*READ, "recipe.toml", "adapter/proof.json", "checkpoints/checkpoint-4/manifest.json"])
 def test_planning_a_continuation_of_a_damaged_run_is_no_traceback(runs: Path, name: str) -> None:
     for _damage in damaged(runs / "quickstart" / "001-fresh" / name):
-        for strategy in ("incremental", "retune"):
-            told(runs, "plan", "recipes/quickstart.toml", "--set", f"strategy={strategy}", "--set", "train.max_steps=8")
+        told(runs, "plan", "recipes/quickstart.toml", "--set", "strategy=incremental", "--set", "train.max_steps=8")
         told(runs, "run", "recipes/quickstart.toml", "--on-existing", "skip")
+
+
+@pytest.mark.parametrize(("name", "verbs"), READERS.items())
+def test_what_reads_a_damaged_run_is_no_traceback(runs: Path, name: str, verbs: str) -> None:
+    """Diagnosed, exported again and talked to: each says what is wrong with the file, or does without it."""
+    commands = {
+        "diagnose": ["diagnose", "quickstart"],
+        "export": ["export", "quickstart"],
+        "chat": ["chat", "quickstart", "--prompt", "hi", "--max-new-tokens", "1"],
+    }
+    for _damage in damaged(runs / "quickstart" / "001-fresh" / name):
+        for verb in verbs.split():
+            done = call_here(runs, *commands[verb])
+            assert done.returncode in (0, 1, 2) and "Traceback" not in done.stderr
+            assert not done.returncode or Path(name).name in done.stderr or verb == "diagnose"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_damaged_adapter_is_neither_exported_nor_continued(runs: Path, name: str) -> None:
+    adapter = runs / "quickstart" / "001-fresh" / "adapter"
+    shutil.rmtree(adapter.parent / "exports")
+    whole = (adapter / name).read_bytes()
+    for damage in damaged(adapter / name):
+        if (adapter / name).is_file() and (adapter / name).read_bytes() == whole:
+            continue  # a damage of documents, which this file has not in it
+        assert name in told(runs, "export", "quickstart"), damage
+        told(runs, "plan", "recipes/quickstart.toml", "--set", "strategy=custom", "--set", "continue.start=adapter")
+    assert not list(adapter.parent.glob("exports/*"))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"../../elsewhere", b"quickstart/999", b"\n" * 9999])
+def test_a_damaged_current_is_no_traceback(runs: Path, content: bytes) -> None:
+    (runs / "quickstart" / "current").write_bytes(content)
+    for command in (
+        ["runs"],
+        ["chat", "quickstart", "--prompt", "hi", "--max-new-tokens", "1"],
+        ["diagnose", "quickstart"],
+    ):
+        told(runs, *command)
+    assert entry_menu.subjects(runs)[0]
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EROFS, "not-permitted"), (errno.EACCES, "not-permitted")])
+def test_a_runs_folder_that_is_read_only_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
+    """The system's refusal is injected: for root no permission binds."""
+    make = Path.mkdir
+
+    def refused(path: Path, *arguments: Any, **settings: Any) -> None:
+        if "runs" in path.parts:
+            raise OSError(number, os.strerror(number), str(path))
+        make(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    done = call_here(tmp_path / "runs", "run", "recipes/quickstart.toml", *SHORT, "--json")
+    (finding,) = json.loads(done.stdout)["findings"]
+    assert done.returncode == 1 and finding["code"] == code and str(tmp_path / "runs") in finding["where"]
+    assert "Traceback" not in done.stderr and os.strerror(number) in finding["why"]
 
 
 def test_a_healthy_child_is_shown_beside_its_damaged_parent(runs: Path) -> None:

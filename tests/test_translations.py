@@ -18,6 +18,7 @@ from babel.messages.mofile import read_mo, write_mo
 from babel.messages.pofile import read_po
 
 from fasttune import console
+from fasttune.doctor import outcome
 from fasttune.recipe.schema import KEYS
 from fasttune.terminal import command_line
 
@@ -31,6 +32,8 @@ THROUGH_EXPRESSIONS: dict[str, Callable[[], tuple[str, ...]]] = {
     "finding.level": lambda: console.LEVELS,
     "first.level": lambda: console.LEVELS,
     "warning.level": lambda: console.LEVELS,
+    "STATES[check.state]": lambda: tuple(outcome.STATES.values()),
+    "TITLES[self.name]": lambda: tuple(outcome.TITLES.values()),
     "key.help": lambda: tuple(key.help for key in KEYS.values()),
     "heading": lambda: tuple(heading for heading, _texts in command_line.GROUPS),
     "name": lambda: tuple(command_line.TYPES.values()),

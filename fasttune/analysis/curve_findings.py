@@ -228,17 +228,18 @@ def learning_rate(training: Training) -> Found:
         return []
     steps = training.total_steps or points[-1].step
     suits = judgement.suiting_learning_rate(steps, training.base)
-    figures = {"peak": peak, "suits": suits, "steps": steps}
     if has_diverged(training) or (peak > judgement.HIGH * suits and judged.verdict not in FINE):
-        what = _("the learning rate of {peak:.2g} was too high; {suits:.2g} suits {steps} steps of LoRA", **figures)
+        what = _("the learning rate of {peak:.2g} was too high; {suits:.2g} suits {steps} steps of LoRA",
+                 peak=peak, suits=suits, steps=steps)  # fmt: skip
         return [finding(training, "learning-rate-too-high", "warning", what, "", training.remedies.lower_learning_rate)]
     is_low = judgement.is_low_learning_rate(history_of(training.curve))
     if judged.verdict == judgement.NOTHING_LEARNED and is_low:
-        what = _("the learning rate came to {peak:.2g} at most; {suits:.2g} suits {steps} steps of LoRA", **figures)
+        what = _("the learning rate came to {peak:.2g} at most; {suits:.2g} suits {steps} steps of LoRA",
+                 peak=peak, suits=suits, steps=steps)  # fmt: skip
         remedy = training.remedies.higher_learning_rate
         if curves.is_warming_up(points):
             what = _("the learning rate was still rising at step {last} and came to {peak:.2g}; {suits:.2g} suits "
-                     "{steps} steps of LoRA", last=points[-1].step, **figures)  # fmt: skip
+                     "{steps} steps of LoRA", last=points[-1].step, peak=peak, suits=suits, steps=steps)  # fmt: skip
         return [finding(training, "learning-rate-too-low", "warning", what, "", remedy)]
     return []
 
@@ -307,7 +308,7 @@ def healthy(training: Training, found: Sequence[Finding]) -> Found:
         return []
     best = judgement.best_evaluation(evaluated)
     what = _("healthy: the held-out loss fell from {first:.3f} (step {first_step}) to its best, {best:.3f} (step "
-             "{best_step}), and ended there or within 1 % of it ({last:.3f}, step {last_step})",
+             "{best_step}), and ended there or close to it ({last:.3f}, step {last_step})",
              first=evaluated[0].loss,
              first_step=evaluated[0].step, best=best.loss, best_step=best.step, last=evaluated[-1].loss,
              last_step=evaluated[-1].step)  # fmt: skip

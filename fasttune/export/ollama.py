@@ -89,9 +89,9 @@ def import_into_ollama(
     return kept
 
 
-def connect(host: str | None, requests: list[Request], **limits: float) -> Client:
+def connect(host: str | None, requests: list[Request], **settings: float) -> Client:
     """A client of the server at `host` (None: OLLAMA_HOST, else this machine); its requests are appended to `requests`.
-    `limits` are those of `ollama_connection.options`.
+    `settings` are those of `ollama_connection.options`.
 
     Raises FasttuneError for an address that is none.
     """
@@ -99,7 +99,7 @@ def connect(host: str | None, requests: list[Request], **limits: float) -> Clien
 
     from fasttune.export import ollama_connection
 
-    options = ollama_connection.options(requests.append, **limits)
+    options = ollama_connection.options(requests.append, **settings)
     try:
         return ollama.Client(host, headers={"Accept-Encoding": "identity"}, **options)
     except ValueError as failure:

@@ -20,9 +20,9 @@ from typing import Any
 
 from fasttune.console import Finding, UsageError, _
 from fasttune.recipe import aliases
-from fasttune.recipe.mistaken import refuse_what_is_no_recipe
+from fasttune.recipe.mistaken import read_recipe
 from fasttune.recipe.schema import KEYS, LEAVES, TABLES, Recipe, Setting
-from fasttune.recipe.toml_file import REFUSED, read_toml, toml_value
+from fasttune.recipe.toml_file import REFUSED, toml_value
 from fasttune.recipe.values import Entry, as_toml, convert, example_line, near_name, refusal
 
 # [host[:port]/][namespace/]model[:tag], each part as in Ollama's types/model/name.go
@@ -45,8 +45,7 @@ def read_recipe_file(path: Path | str) -> RecipeFile:
     Raises UsageError where the file is missing, no text or no TOML, with the command that was meant where it is data or
     the folder of a run.
     """
-    refuse_what_is_no_recipe(Path(path))
-    return RecipeFile(Path(path), *read_toml(Path(path)))
+    return RecipeFile(Path(path), *read_recipe(Path(path)))
 
 
 def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:

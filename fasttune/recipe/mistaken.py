@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from fasttune.command import command_line, runs_option
 from fasttune.console import UsageError, _, usage_error
@@ -24,12 +25,23 @@ def refuse_what_is_no_recipe(path: Path) -> None:
         problem = folder_problem(path)
     elif path.suffix.lower() in WEIGHT_FILES:
         problem = weights_problem(path)
-    elif begins_as_json(path) or (path.suffix.lower() in DATA_FILES and not is_toml(path)):
+    elif path.suffix.lower() in DATA_FILES and not is_toml(path):
         problem = data_problem([path], _("this is a data file, not a recipe") if path.is_file() else "")
     else:
         problem = None
     if problem:
         raise problem
+
+
+def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """What `read_toml` gives for a recipe; what is no recipe is named as such, also where it is JSON called .toml."""
+    refuse_what_is_no_recipe(path)
+    try:
+        return read_toml(path)
+    except UsageError:
+        if begins_as_json(path):
+            raise data_problem([path], _("this is a data file, not a recipe")) from None
+        raise
 
 
 def begins_as_json(path: Path) -> bool:
