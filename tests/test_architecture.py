@@ -26,6 +26,7 @@ HOMES = {
     "prompt_toolkit": {"terminal.prompts"},
     "psutil": {"machine", "training.device"},
     "questionary": {"terminal.prompts"},
+    "rensa": {"data.near_duplicates"},
     "rich": {"console", "terminal", "training.progress"},
     "torch": {"training", "export", "bench"},
     "transformers": {"training", "export", "bench"},

@@ -13,7 +13,7 @@ import click
 
 import fasttune
 from fasttune import files
-from fasttune.cli import look, measure, train, use
+from fasttune.cli import look, measure, train, understand, use
 from fasttune.cli.options import STOPPED
 from fasttune.console import FasttuneError, _, prepare_streams, say, show_findings
 from fasttune.terminal import command_line
@@ -66,6 +66,7 @@ def commands() -> None:
 VERBS = (
     train.init, train.plan, train.run, train.menu,
     look.show_sample, look.list_runs,
+    understand.check,
     use.chat, use.export,
     measure.bench,
 )  # fmt: skip

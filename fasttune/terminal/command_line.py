@@ -46,7 +46,7 @@ SYNONYMS = {
     "infer": "chat", "inference": "chat", "generate": "chat", "talk": "chat", "ask": "chat", "serve": "chat",
     "merge": "export", "gguf": "export", "convert": "export", "quantize": "export",
     "new": "init", "create": "init", "example": "init --example quickstart", "benchmark": "bench",
-    "dry-run": "plan", "validate": "plan", "tokenize": "show", "preview": "show", "help": "--help",
+    "dry-run": "plan", "lint": "check", "validate": "plan", "tokenize": "show", "preview": "show", "help": "--help",
     "version": "--version",
 }  # fmt: skip
 # The groups of the help: heading, and the commands in it with what fits beside them in one line.
@@ -60,6 +60,9 @@ GROUPS = (
     (N_("Look"), {
         "runs": N_("Show the runs with their figures and verdicts"),
         "show": N_("Show the tokens of one sample"),
+    }),
+    (N_("Understand"), {
+        "check": N_("Find what is wrong with data before training"),
     }),
     (N_("Use"), {
         "chat": N_("Talk to the GGUF of a run"),
