@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fasttune.console import FasttuneError, Finding, _
-from fasttune.data import batches
+from fasttune.console import FasttuneError, Finding, _, usage_error
+from fasttune.data import batches, mend
 from fasttune.data.chat_template import ChatTemplate
 from fasttune.data.dataset import Sample, read_samples, split, with_system
 from fasttune.data.lint import lint
@@ -101,6 +101,24 @@ def check(path: Path, overrides: Sequence[str] = ()) -> Report:
     return Report(tuple(findings), measure(source, template))
 
 
+def mended_copy(path: Path, out: Path, overrides: Sequence[str] = ()) -> list[Finding]:
+    """Write the mended copy of a data file, or of the one that a recipe trains on, to `out`; returns what was done.
+
+    Raises UsageError where `out` exists or the recipe has several files, FasttuneError for a file that can't be read.
+    """
+    if path.suffix.lower() != ".toml":
+        beside = held_out_beside(str(path))
+        return mend.mend(str(path), out, read_samples(beside).samples if beside else ())
+    recipe = load_recipe(path, overrides)
+    if len(recipe.data.train) > 1:
+        what = _("the recipe trains on {n} files; a copy is made of one", n=len(recipe.data.train))
+        raise usage_error(
+            "several-files", what, where=f"{path}: data.train", fix=_("name the file instead of the recipe")
+        )
+    held_out = read_samples(recipe.data.val).samples if isinstance(recipe.data.val, str) and recipe.data.val else ()
+    return mend.mend(recipe.data.train[0], out, held_out)
+
+
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
@@ -125,11 +143,17 @@ def of_recipe(recipe: Recipe) -> Source:
 def of_file(path: str) -> Source:
     """The samples of a file; held out is val.jsonl beside train.jsonl, as `fasttune init` takes it."""
     reading = read_samples(path)
-    beside = Path(path).with_name(Path(path).name.replace("train", "val"))
-    if str(beside) == path or not beside.is_file():
+    beside = held_out_beside(path)
+    if not beside:
         return Source(reading.samples, (), without_repeats(reading.findings))
-    held_out = read_samples(str(beside))
+    held_out = read_samples(beside)
     return Source(reading.samples, held_out.samples, without_repeats([*reading.findings, *held_out.findings]))
+
+
+def held_out_beside(path: str) -> str:
+    """The file val.jsonl beside a file train.jsonl; "" where there is none."""
+    beside = Path(path).with_name(Path(path).name.replace("train", "val"))
+    return str(beside) if str(beside) != str(Path(path)) and beside.is_file() else ""
 
 
 def without_repeats(findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -12,10 +12,16 @@ from fasttune.console import _
 
 @click.command(help=_("Find what is wrong with a data file, or with the data of a recipe, before training."))
 @click.argument("path", metavar="FILE|RECIPE", type=click.Path(path_type=Path))
+@click.option(
+    "--fix", "out", metavar="OUT", type=click.Path(path_type=Path),
+    help=_("Write a copy in which everything is mended that can be mended safely; the original stays as it is."),
+)  # fmt: skip
 @overrides_option
 @json_option
-def check(path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
-    from fasttune.analysis.check import check as check_data
+def check(path: Path, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> int:
+    from fasttune.analysis import check as checking
     from fasttune.terminal import check_report
 
-    return check_report.show(check_data(path, overrides), as_json=as_json)
+    if out is not None:
+        return check_report.show_mended(out, checking.mended_copy(path, out, overrides), as_json=as_json)
+    return check_report.show(checking.check(path, overrides), as_json=as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttune.console import (
@@ -40,6 +41,17 @@ def show(report: Report, *, as_json: bool) -> int:
     counts = [sum(one.level == level for one in findings) for level in ("error", "warning", "info")]
     say(_("{errors} errors, {warnings} warnings, {infos} notes", errors=counts[0], warnings=counts[1], infos=counts[2]))
     return exit_code(findings)
+
+
+def show_mended(out: Path, done: Sequence[Finding], *, as_json: bool) -> int:
+    """Print what a mended copy differs in, line by line; the exit code 0."""
+    if as_json:
+        print_json({"written": str(out), "changes": [asdict(one) for one in done]})
+        return 0
+    for one in done:
+        stdout_console.print(f"{one.where}: {one.what}", markup=False, soft_wrap=True)
+    say(ngettext("wrote {out}: {n} change", "wrote {out}: {n} changes", len(done), out=out))
+    return 0
 
 
 def show_by_code(findings: Sequence[Finding]) -> None:
