@@ -9,6 +9,7 @@ UTF-8 again when it is written in that encoding, which correct text does not. On
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator
 
@@ -121,6 +122,7 @@ def mended(text: str) -> tuple[str, list[str]]:
     return text, done
 
 
+@functools.lru_cache(maxsize=1024)  # of many samples the system prompt is the same, and the longest text
 def undamaged(text: str) -> str:
     """The text, with what was UTF-8 and was read as Windows-1252 or GBK as UTF-8 again; unchanged where nothing was."""
     return text if text.isascii() else NOT_ASCII.sub(lambda match: reread(match[0]), text)
@@ -129,6 +131,8 @@ def undamaged(text: str) -> str:
 def reread(text: str) -> str:
     """A run of characters outside ASCII as UTF-8 again; unchanged where it was not read wrongly, as all but all correct
     text shows by not being valid UTF-8 then."""
+    if not FREQUENT.isdisjoint(text):
+        return text  # damaged text has none of the commonest characters and marks
     for raw, least in ((as_windows_1252(text), 2), (as_gb18030(text), SHORTEST_DAMAGE)):
         if raw is not None and len(raw) >= least:
             with contextlib.suppress(UnicodeDecodeError):
@@ -155,7 +159,7 @@ def as_gb18030(text: str) -> bytes | None:
 def is_beyond_mending(text: str) -> bool:
     """Whether a text was UTF-8 and was read as GBK, with losses: undone as far as it goes it reads like Chinese."""
     if not FREQUENT.isdisjoint(text):
-        return False  # correct text; damaged text has none of the commonest characters
+        return False
     better = (as_gb18030(text) or b"").decode("utf-8", "replace")
     lost = better.count("\ufffd")
     return len(better) - lost >= 4 and lost <= MOST_LOST * len(better) and sum(map(FREQUENT.__contains__, better)) >= 2
