@@ -27,6 +27,7 @@ HOMES = {
     "prompt_toolkit": {"terminal.prompts"},
     "psutil": {"machine", "training.device"},
     "questionary": {"terminal.prompts"},
+    "rensa": {"data.near_duplicates"},
     "rich": {"console", "terminal", "training.progress"},
     "sacrebleu": {"analysis.chrf"},
     "tokenizers": {"data.plain_tokenizer"},

@@ -8,6 +8,7 @@ from statistics import median
 
 from fasttune.console import Finding, _, ngettext
 from fasttune.data.dataset import Sample
+from fasttune.data.lint import quick
 from fasttune.data.tokenize import estimate_tokens
 from fasttune.planning.strategy import Plan
 from fasttune.runs.judgement import FEW_HELD_OUT
@@ -22,7 +23,7 @@ def advise(plan: Plan) -> list[Finding]:
     """All advice about a plan's samples and steps."""
     recipe, dataset = plan.recipe, plan.dataset
     held_out = one_held_out(str(recipe.path), len(dataset.held_out))
-    return [*about_samples(dataset.train, recipe.data.learn), *held_out, *few_steps(plan)]
+    return [*about_samples(dataset.train, recipe.data.learn), *held_out, *few_steps(plan), *quick(dataset.train)]
 
 
 def about_samples(samples: Sequence[Sample], learn: str) -> list[Finding]:
@@ -64,12 +65,18 @@ def one_held_out(where: str, held_out: int) -> list[Finding]:
 
 def few_steps(plan: Plan) -> list[Finding]:
     """Fewer than FEW_STEPS steps; not where the recipe itself sets train.max_steps."""
-    if plan.recipe.train.max_steps or plan.total_steps >= FEW_STEPS:
+    where = f"{plan.recipe.path}: train.batch_size"
+    return [] if plan.recipe.train.max_steps else too_few_steps(plan.total_steps, where)
+
+
+def too_few_steps(steps: int, where: str) -> list[Finding]:
+    """The finding about fewer than FEW_STEPS steps."""
+    if steps >= FEW_STEPS:
         return []
-    what = ngettext("{n} step in all is very little", "{n} steps in all are very few", plan.total_steps)
+    what = ngettext("{n} step in all is very little", "{n} steps in all are very few", steps)
     why = _("fewer than {least} steps hardly move a base", least=FEW_STEPS)
     fix = _("a smaller train.batch_size or more train.epochs make more steps; `auto` chooses them by the samples")
-    return [Finding("few-steps", "warning", f"{plan.recipe.path}: train.batch_size", what, why, fix)]
+    return [Finding("few-steps", "warning", where, what, why, fix)]
 
 
 def median_answer(samples: Sequence[Sample]) -> float:

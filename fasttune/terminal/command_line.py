@@ -59,7 +59,7 @@ SYNONYMS = {
     "diff": "compare", "eval": "compare", "evaluate": "compare", "blind": "compare --blind", "knows": "facts",
     "merge": "export", "gguf": "export", "convert": "export", "quantize": "export",
     "new": "init", "create": "init", "example": "init --example quickstart", "benchmark": "bench",
-    "dry-run": "plan", "validate": "plan", "tokenize": "show", "preview": "show", "help": "--help",
+    "dry-run": "plan", "lint": "check", "validate": "plan", "tokenize": "show", "preview": "show", "help": "--help",
     "version": "--version", "env": "doctor", "info": "doctor", "selftest": "doctor", "nvidia-smi": "doctor",
 }  # fmt: skip
 # The groups of the help: heading, and the commands in it with what fits beside them in one line.
@@ -75,6 +75,7 @@ GROUPS = (
         "show": N_("Show the tokens of one sample"),
     }),
     (N_("Understand"), {
+        "check": N_("Find what is wrong with data before training"),
         "diagnose": N_("Say what is wrong with a training, and what to type next"),
         "facts": N_("Ask a run what it must know: kept, lost, contradicted"),
         "compare": N_("Show two models side by side, with figures or blind"),

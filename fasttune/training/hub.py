@@ -52,6 +52,21 @@ def find_offline(recipe: ModelRecipe) -> Path | None:
         return None
 
 
+def local_tokenizer(recipe: ModelRecipe) -> Path | None:
+    """The local folder with the base's tokenizer, None where it is not on this machine; downloads nothing."""
+    if recipe.base == "builtin:tiny":
+        return TINY
+    folder = Path(recipe.base).expanduser()
+    if folder.is_dir():
+        return folder if (folder / "tokenizer.json").is_file() else None
+    if looks_like_path(recipe.base) or recipe.mirror == "modelscope":
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(recipe.base, "tokenizer.json", revision=recipe.revision or None)
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def looks_like_path(base: str) -> bool:
     """Whether a base that is no folder was meant as one: names on a hub are `owner/name`."""
     return base.startswith((".", "/", "~")) or base.count("/") != 1 or "\\" in base

@@ -1,0 +1,182 @@
+"""What two samples say together: the same one twice, nearly the same, contradictions, held-out samples in training."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from fasttune.console import Finding, _
+from fasttune.data.dataset import Message, Sample, conversation_key
+from fasttune.data.near_duplicates import Grams, jaccard, near_pairs, trigrams
+
+PARTICLES = re.compile("[吗呢呀啊吧哦嘛了]+$")
+# Questions with one right answer: who, what name, how many, where, when, which colour.
+ASKS_A_FACT = re.compile(
+    "叫什么|名字|几岁|多大|多少|几[个只点月号块年]|哪[里儿年天国]|是谁|什么颜色|什么时候|生日|多高|多重"
+    r"|\b(?:your name|called|how (?:old|many|much|tall)|where|when|which|what colou?r|who is|birthday)\b",
+    re.IGNORECASE,
+)
+NUMBER = re.compile(r"([0-9]+|[零〇一二两三四五六七八九十百千万]+)\s?([A-Za-z]+|[\u4e00-\u9fff])")
+YES = re.compile(r"^(?:是|对|嗯|会|能|有|可以|当然|yes\b|sure\b|of course)", re.IGNORECASE)
+NO = re.compile(r"^(?:不|没|否|别|no\b|not\b|never\b)", re.IGNORECASE)
+YES_OR_NO = re.compile(r"吗[？?]?$|是不是|会不会|有没有|能不能|\?$")
+TELLS_NOTHING = frozenset("的了是我你他她它在有不就都和也一个这那着吗呢吧呀啊叫名字说什么没很还要人")
+STOP_WORDS = frozenset(
+    [
+        "the",
+        "and",
+        "you",
+        "are",
+        "was",
+        "his",
+        "her",
+        "its",
+        "for",
+        "not",
+        "but",
+        "with",
+        "that",
+        "this",
+        "have",
+        "has",
+        "name",
+        "called",
+        "i'm",
+        "it's",
+    ]
+)
+LEAST_ANSWER = 4  # letters of an answer that is no accident in both training and held-out samples
+
+
+def duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], list[Finding]]:
+    """The samples without those whose messages are all equal to an earlier one's, and a finding for each of these."""
+    first: dict[tuple[Message, ...], Sample] = {}
+    found = []
+    for sample in samples:
+        if (same := first.setdefault(sample.messages, sample)) is not sample:
+            what = _("the sample repeats {other}", other=same.id)
+            why, fix = (
+                _("each copy is trained on in every epoch"),
+                _("remove it unless it is intended; `--fix OUT` does"),
+            )
+            found.append(Finding("duplicate-sample", "warning", sample.id, what, why, fix))
+    return list(first.values()), found
+
+
+def near_duplicates(train: Sequence[Sample], held_out: Sequence[Sample]) -> tuple[set[str], list[Finding]]:
+    """The ids of held-out samples that are nearly the same as a training sample, and a finding for each pair.
+
+    Samples with equal conversations are findings of other rules and belong in neither list.
+    """
+    samples = [*train, *held_out]
+    leaks: set[str] = set()
+    found = []
+    for pair in near_pairs([grams_of(sample) for sample in samples], len(held_out)):
+        one, other = samples[pair.later], samples[pair.earlier]
+        if pair.later >= len(train):
+            leaks.add(one.id)
+            what = _("held out, and nearly the same as {other} in training: {share:.0%} of the trigrams are in both",
+                     other=other.id, share=pair.similarity)  # fmt: skip
+            why, fix = _("the held-out loss will look better than the model is"), _("remove it from one side")
+            found.append(Finding("held-out-near-duplicate", "warning", one.id, what, why, fix))
+        else:
+            what = _("nearly the same as {other}: {share:.0%} of the trigrams are in both", other=other.id,
+                     share=pair.similarity)  # fmt: skip
+            why, fix = _("the model learns the words they share by heart"), _("keep one of them, or reword it")
+            found.append(Finding("near-duplicate-sample", "warning", one.id, what, why, fix))
+    return leaks, found
+
+
+def grams_of(sample: Sample) -> Grams:
+    """The trigrams of a sample's two sides."""
+    sides = {role: "\n".join(m.content for m in sample.messages if m.role == role) for role in ("user", "assistant")}
+    return Grams(trigrams(sides["user"]), trigrams(sides["assistant"]))
+
+
+def leaks(train: Sequence[Sample], held_out: Sequence[Sample]) -> tuple[list[Sample], list[Finding]]:
+    """The held-out samples whose conversation is not trained on, and an error for each of the others."""
+    first = {conversation_key(sample): sample.id for sample in reversed(train)}
+    found, kept = [], []
+    for sample in held_out:
+        if (key := conversation_key(sample)) not in first:
+            kept.append(sample)
+            continue
+        what = _("held out, and {other} in training is the same conversation", other=first[key])
+        why = _("the held-out loss then measures memory: it looks better than the model is")
+        fix = _("remove it from one side; `--fix OUT` removes it from the training samples")
+        found.append(Finding("val-in-train", "error", sample.id, what, why, fix))
+    return kept, found
+
+
+def shared_turns(train: Sequence[Sample], held_out: Sequence[Sample]) -> Iterator[Finding]:
+    """A held-out sample with a first question, or an answer, that stands in a training sample too."""
+    questions = {normal(first_question(sample)): sample.id for sample in reversed(train)}
+    answers = {
+        normal(m.content): sample.id for sample in reversed(train) for m in sample.messages if m.role == "assistant"
+    }
+    why, fix = _("the held-out loss will look better than the model is"), _("remove it from one side")
+    for sample in held_out:
+        said = [normal(m.content) for m in sample.messages if m.role == "assistant"]
+        if other := questions.get(normal(first_question(sample))):
+            what = _("held out, and its question stands in {other} in training", other=other)
+            yield Finding("held-out-question-in-train", "warning", sample.id, what, why, fix)
+        elif other := next((answers[one] for one in said if len(one) >= LEAST_ANSWER and one in answers), None):
+            what = _("held out, and its answer stands in {other} in training", other=other)
+            yield Finding("held-out-answer-in-train", "warning", sample.id, what, why, fix)
+
+
+def contradictions(samples: Sequence[Sample]) -> Iterator[Finding]:
+    """The same question after the same turns, answered otherwise."""
+    asked: dict[tuple[str, ...], tuple[str, str]] = {}
+    for sample in samples:
+        said = [message for message in sample.messages if message.role != "system"]
+        key = tuple(normal(message.content) for message in said[:1])
+        if len(said) < 2:
+            continue
+        other, before = asked.setdefault(key, (sample.id, said[1].content))
+        now = said[1].content
+        if other == sample.id or jaccard(trigrams(normal(before)), trigrams(normal(now))) >= 0.5:
+            continue
+        if contradict(said[0].content, before, now):
+            what = _("the question of {other} with another answer: '{now}' against '{before}'", other=other,
+                     now=now[:30], before=before[:30])  # fmt: skip
+            why, fix = _("the model can learn neither; it will say one of them by chance"), _("keep the right one")
+            yield Finding("contradicting-answers", "warning", sample.id, what, why, fix)
+        else:
+            what = _("the question of {other} has another answer here", other=other)
+            why = _("fine for a greeting; of a fact the model would learn a mixture")
+            yield Finding("several-answers", "info", sample.id, what, why)
+
+
+def contradict(question: str, one: str, other: str) -> bool:
+    """Whether two answers to a question can't both be right: other numbers of the same thing, yes and no, or, to a
+    question for a fact, nothing in common."""
+    numbers = [{(unit, number) for number, unit in NUMBER.findall(text)} for text in (one, other)]
+    units = [{unit for unit, _number in found} for found in numbers]
+    asks = ASKS_A_FACT.search(question)
+    if asks and units[0] & units[1] and not numbers[0] & numbers[1]:
+        return True
+    if YES_OR_NO.search(question.strip()) and any(
+        YES.search(a) and NO.search(b) for a, b in ((one, other), (other, one))
+    ):
+        return True
+    return bool(asks) and not (telling(one) & telling(other)) - telling(question)
+
+
+def telling(text: str) -> set[str]:
+    """What a text tells: pairs of Chinese characters that are no function words, and English words."""
+    chinese = {text[n : n + 2] for n in range(len(text) - 1) if all("\u4e00" <= c <= "\u9fff" for c in text[n : n + 2])}
+    words = {word for word in re.findall(r"[a-z']{3,}", text.lower()) if word not in STOP_WORDS}
+    return {pair for pair in chinese if not TELLS_NOTHING & set(pair)} | words
+
+
+def first_question(sample: Sample) -> str:
+    """The first thing the user says."""
+    return next((message.content for message in sample.messages if message.role == "user"), "")
+
+
+def normal(text: str) -> str:
+    """A text without marks and spaces, in one case and one width, its last particles left out."""
+    letters = "".join(one for one in unicodedata.normalize("NFKC", text).casefold() if one.isalnum())
+    return PARTICLES.sub("", letters) or letters

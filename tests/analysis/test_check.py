@@ -1,0 +1,74 @@
+"""`fasttune check`: what it finds by recipe and by file, its figures, its exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from data_files import pair, write
+
+from fasttune.analysis.check import check, mended_copy
+from fasttune.console import UsageError
+from fasttune.data.batches import epoch_batches
+from fasttune.terminal import check_report
+from fasttune.terminal.check_report import histogram
+
+
+@pytest.mark.parametrize("name", ["linzhi", "quickstart"])
+def test_good_data_have_no_warning(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    report = check(Path("recipes") / f"{name}.toml", ["model.base=builtin:tiny"])
+    assert [one for one in report.findings if one.level != "info"] == []
+    figures = report.figures
+    assert figures.exact and figures.held_out and 0 < figures.prefix_computed < figures.prefix_tokens
+    assert figures.steps == len(epoch_batches(figures.samples, 16 if name == "linzhi" else 2, 3407, 0))
+    assert figures.prefix_tokens == sum(figures.sample_tokens)
+
+
+def test_a_file_takes_the_held_out_file_beside_it_and_a_leak_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.jsonl", *[pair(f"问题{n}号是什么", f"这是第{n}个回答。") for n in "甲乙丙丁"])
+    write(tmp_path / "val.jsonl", pair("问题甲号是什么", "这是第甲个回答。"))
+    report = check(Path(path))
+    (leak,) = [one for one in report.findings if one.code == "val-in-train"]
+    assert leak.level == "error" and leak.where.endswith("val.jsonl:1") and f"{path}:1" in leak.what
+    assert check_report.show(report, as_json=True) == 1
+
+
+def test_what_training_refuses_is_found_too(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "一"}, {"role": "user", "content": "二"}]
+    report = check(Path(write(tmp_path / "data.jsonl", pair("一"), {"messages": turns})))
+    assert {"same-role-twice", "ends-with-user"} <= {one.code for one in report.findings}
+
+
+def test_a_long_sample_is_an_error_by_the_base_and_a_warning_by_estimate(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", pair("一", "好。" * 3000), pair("二", "好。"))
+    (long,) = [one for one in check(Path(path)).findings if one.code == "too-long"]
+    assert long.level == "warning" and long.where == f"{path}:1"
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'name = "r"\n[model]\nbase = "builtin:tiny"\n[data]\ntrain = {json.dumps(path)}\n', encoding="utf-8"
+    )
+    (exact,) = [one for one in check(recipe).findings if one.code == "too-long"]
+    assert exact.level == "error" and exact.where == f"{path}:1"
+
+
+def test_a_missing_system_prompt_shows_what_the_template_writes(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", *[pair(f"你叫什么{n}", f"我叫林小栀，第{n}回说了。") for n in "甲乙丙"])
+    (found,) = [one for one in check(Path(path)).findings if one.code == "template-default-system"]
+    assert found.level == "warning" and "You are Qwen" in found.why
+
+
+def test_a_copy_of_several_files_is_refused(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "a.jsonl", pair("一")), write(tmp_path / "b.jsonl", pair("二"))
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f'name = "r"\n[model]\nbase = "builtin:tiny"\n[data]\ntrain = {json.dumps([one, two])}\n')
+    with pytest.raises(UsageError):
+        mended_copy(recipe, tmp_path / "out.jsonl")
+
+
+def test_a_histogram_counts_every_value() -> None:
+    lines = histogram([1, 1, 2, 40, 100], "#")
+    assert sum(int(line.rpartition(" ")[2]) for line in lines) == 5 and len(lines) <= check_report.BINS
+    assert lines[0].startswith("  1–") and "#" * check_report.WIDTH in lines[0]

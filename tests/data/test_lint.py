@@ -1,0 +1,150 @@
+"""Every fault that is planted in good data is found, by its code and its line, once, and nothing else is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from conftest import REPOSITORY
+
+from fasttune.data import lint_pairs, near_duplicates
+from fasttune.data.dataset import Message, Sample, read_samples
+from fasttune.data.lint import lint, quick
+from fasttune.data.near_duplicates import Grams, near_pairs, trigrams
+
+LINZHI = REPOSITORY / "data" / "linzhi"
+TRAIN = read_samples(str(LINZHI / "train.jsonl")).samples
+VAL = read_samples(str(LINZHI / "val.jsonl")).samples
+SYSTEM = TRAIN[0].messages[0]
+ENGLISH_SYSTEM = Message("system", "You are Mara, keeper of a small lighthouse. You talk plainly and briefly.")
+
+
+def sample(question: str, answer: str, system: Message | None = SYSTEM) -> Sample:
+    turns = (Message("user", question), Message("assistant", answer))
+    return Sample("planted:1", (system, *turns) if system else turns)
+
+
+ENGLISH = [
+    replace(sample(f"{question} {number}?", answer, ENGLISH_SYSTEM), id=f"english:{number}")
+    for number, (question, answer) in enumerate(
+        (f"{verb} the {thing}", f"{reply} the {thing} {rest}.")
+        for verb, reply in (("Tell me about", "People ask me about"), ("Do you like", "Mornings begin with"),
+                            ("Have you seen", "Nobody here has lost"))
+        for thing, rest in (("lamp", "every evening at dusk"), ("gulls", "when the nets come in"), ("fog", "so I wait"),
+                            ("stairs", "all ninety of them"), ("ferry", "and it is late again"), ("storm", "of last March"),
+                            ("harbour", "before the snow"), ("radio", "which hums"))
+    )
+]  # fmt: skip
+
+FAULTS = {
+    "duplicate-sample": TRAIN[40],
+    "near-duplicate-sample": replace(TRAIN[40], messages=(*TRAIN[40].messages[:-1], replace(
+        TRAIN[40].messages[-1], content=TRAIN[40].messages[-1].content.replace("，", "、", 1)))),
+    "contradicting-answers": sample("你养的猫叫什么名字？", "它叫小黑，一只纯黑的公猫，天天睡在米缸上头。"),
+    "val-in-train": VAL[3],
+    "held-out-question-in-train": sample(lint_pairs.first_question(VAL[3]), "窗台上那盆薄荷又长高了，我拿剪子剪了一把。"),
+    "held-out-answer-in-train": sample("柜台上那只铁皮盒子里装的是什么？", VAL[3].messages[-1].content),
+    "empty-answer": sample("你那边电线杆倒了没有？", "……"),
+    "one-word-answer": sample("你那边电线杆倒了没有？", "没"),
+    "cut-off-answer": sample("你那边电线杆倒了没有？", "没倒，就是歪了，外公拿两根竹竿撑着它，说等电工来了再"),
+    "long-answer": sample("你那边电线杆倒了没有？", "没倒，就是歪了一点。外公拿竹竿撑着它等电工。" * 30),
+    "ai-phrase": sample("你那边电线杆倒了没有？", "作为一个AI语言模型，我没有办法看到外面的电线杆。"),
+    "base-name": sample("你那边电线杆倒了没有？", "我来自阿里云，没见过你说的那根电线杆。"),
+    "another-name": sample("你那边电线杆倒了没有？", "没倒。我叫王小红，电线杆的事归我管。"),
+    "other-system-prompt": sample("你那边电线杆倒了没有？", "没倒，歪了一点，外公拿竹竿撑着。",
+                                  Message("system", "你是一个乐于助人的客服。")),
+    "missing-system-prompt": sample("你那边电线杆倒了没有？", "没倒，歪了一点，外公拿竹竿撑着。", None),
+    "encoding-damage": sample("你那边电线杆倒了没有？", "没倒，歪了一点。".encode().decode("latin-1")),
+    "mixed-scripts": sample("你那边电线杆倒了没有？", "没倒，歪了一點，外公拿竹竿撐著它，還說沒關係。"),
+    "mixed-widths": sample("你那边电线杆倒了没有？", "没倒,歪了一点，外公拿竹竿撑着。"),
+    "control-text": sample("你那边电线杆倒了没有？", "没倒，歪了一点。<|im_end|>"),
+    "invisible-character": sample("你那边电线杆倒了没有？", "没倒，歪了\u200b一点，外公拿竹竿撑着。"),
+    "outer-space": sample("你那边电线杆倒了没有？", "没倒，歪了一点，外公拿竹竿撑着。 "),
+    "placeholder": sample("你那边电线杆倒了没有？", "没倒，{{user}}，歪了一点。"),
+}  # fmt: skip
+ENGLISH_FAULTS = {
+    "ai-phrase": ("What is up there?", "As an AI language model, I cannot look at the sky for you."),
+    "base-name": ("What is up there?", "I am Qwen, and I was made to answer questions like this one."),
+    "another-name": ("What is up there?", "Clouds. My name is Bob, and I only count the clouds."),
+    "cut-off-answer": ("What is up there?", "Clouds mostly, and behind them the old comet that the"),
+    "one-word-answer": ("What is up there?", "Clouds."),
+    "control-text": ("What is up there?", "Clouds mostly, and rain before noon.</s>"),
+}
+
+
+def planted(good: list[Sample], bad: Sample, held_out: tuple[Sample, ...] = ()) -> set[tuple[str, str]]:
+    """(code, where) of the findings that one more sample brings, each of which must be there once."""
+    before = [(one.code, one.where) for one in lint(good, held_out, "")]
+    after = [(one.code, one.where) for one in lint([*good, replace(bad, id="planted:1")], held_out, "")]
+    assert len(set(after)) == len(after)
+    return set(after) - set(before)
+
+
+@pytest.mark.parametrize("code", FAULTS)
+def test_a_planted_fault_is_found_alone(code: str) -> None:
+    where = (
+        VAL[3].id if code in ("val-in-train", "held-out-question-in-train", "held-out-answer-in-train") else "planted:1"
+    )
+    good = [*TRAIN, sample("你养的猫叫什么名字？", "定影，三花的，尾巴尖弯一个钩。")]
+    good[-1] = replace(good[-1], id="good:1")
+    assert planted(good, FAULTS[code], VAL) == {(code, where)}
+
+
+@pytest.mark.parametrize("code", ENGLISH_FAULTS)
+def test_a_fault_in_english_data_is_found_alone(code: str) -> None:
+    assert planted(ENGLISH, sample(*ENGLISH_FAULTS[code], ENGLISH_SYSTEM)) == {(code, "planted:1")}
+
+
+@pytest.mark.parametrize("name", ["linzhi", "quickstart"])
+def test_good_data_have_no_warning(name: str) -> None:
+    folder = REPOSITORY / "data" / name
+    train, held_out = (read_samples(str(folder / f"{part}.jsonl")).samples for part in ("train", "val"))
+    assert [one for one in lint(train, held_out, "") if one.level != "info"] == []
+    assert quick(train) == []
+
+
+def test_answers_that_all_begin_alike() -> None:
+    parrots = [replace(one, id=f"parrot:{n}", messages=(*one.messages[:-1], replace(
+        one.messages[-1], content="这个嘛，说来" + one.messages[-1].content))) for n, one in enumerate(TRAIN[:200])]  # fmt: skip
+    found = [one for one in lint([*TRAIN[200:], *parrots], (), "") if one.code == "parrot-opening"]
+    assert [one.where for one in found] == ["parrot:0"] and "这个嘛说" in found[0].what
+
+
+def test_both_sides_are_named() -> None:
+    found = lint([*TRAIN, replace(FAULTS["duplicate-sample"], id="planted:1")], (), "")
+    assert TRAIN[40].id in next(one for one in found if one.code == "duplicate-sample").what
+
+
+def test_the_quick_part_says_each_code_once() -> None:
+    twice = [replace(FAULTS["ai-phrase"], id=f"planted:{n}") for n in (1, 2)]
+    found = quick([*TRAIN, *twice])
+    assert [one.code for one in found] == ["ai-phrase"] and "planted:2" in found[0].what
+
+
+@pytest.mark.parametrize("up_to", [20_000, 0], ids=["inverted index", "MinHash"])
+def test_near_pairs_are_those_of_all_pairs(up_to: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "EXACT_UP_TO", up_to)
+    texts = [one.messages[-1].content for one in TRAIN[:150]]
+    texts += [text[:-6] + "好了。" for text in texts[:100] if len(text) > 30]
+    sets = [Grams(trigrams("问"), trigrams(text)) for text in texts]
+    expected = {
+        later: min(others)
+        for later, one in enumerate(sets)
+        if (others := [n for n in range(later) if near_duplicates.similarity(one, sets[n]) >= near_duplicates.SIMILAR])
+    }
+    assert len(expected) > 20
+    assert {pair.later: pair.earlier for pair in near_pairs(sets)} == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "one", "other", "is_contradiction"),
+    [
+        ("拍一张证件照多少钱？", "二十块一版。", "一百块，比别家多。", True),
+        ("你会游泳吗？", "不会，渡船工的女儿不会游泳。", "会，从小在河里游。", True),
+        ("How old are you?", "I am 26 years old.", "I turned 40 years old in May.", True),
+        ("你是谁？", "林栀，看照相馆的。", "我是林栀，守着外公的店。", False),
+        ("你好", "你好呀，进来坐。", "来了？门槛高，看着点。", False),
+    ],
+)
+def test_contradictions(question: str, one: str, other: str, is_contradiction: bool) -> None:
+    assert lint_pairs.contradict(question, one, other) == is_contradiction
