@@ -1,4 +1,5 @@
-"""The machine without torch: its GPUs as the driver lists them, free memory, versions of installed packages.
+"""The machine without torch: its GPUs as the driver lists them, free memory, versions of installed packages, and what
+is particular about a Linux in Windows.
 
 Standard library and psutil only, so that planning, `fasttune init` and `fasttune --help` load no torch.
 """
@@ -6,16 +7,23 @@ Standard library and psutil only, so that planning, `fasttune init` and `fasttun
 from __future__ import annotations
 
 import functools
+import importlib.util
+import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import psutil
 
 GIB = 2**30
 WSL_NVIDIA_SMI = "/usr/lib/wsl/lib/nvidia-smi"  # where the driver for Windows puts it; not on every PATH
+DRIVER_SECONDS = 10.0  # within which nvidia-smi answers a question
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+PROC_VERSION, PROC_MOUNTS = Path("/proc/version"), Path("/proc/mounts")
+PROC_ROUTE = Path("/proc/net/route")
 # What decides which numbers a training computes.
 TRAINING_PACKAGES = (
     "torch", "transformers", "peft", "trl", "accelerate", "datasets", "unsloth", "unsloth_zoo", "bitsandbytes",
@@ -81,3 +89,158 @@ def installed_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+# GPUs in detail ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as the driver describes it: memory in MiB, `capability` as (major, minor), None where the driver is too
+    old to say it."""
+
+    index: int
+    uuid: str
+    name: str
+    driver: str
+    total_mib: float
+    used_mib: float
+    capability: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class GpuProcess:
+    """A process that holds memory of a GPU; `mib` is None where the driver does not say how much (WSL2)."""
+
+    pid: int
+    name: str
+    mib: float | None
+
+
+def nvidia_smi() -> str | None:
+    """The driver's own program; None where there is none."""
+    return shutil.which("nvidia-smi") or shutil.which(WSL_NVIDIA_SMI)
+
+
+def query_driver(what: str, fields: str) -> list[list[str]]:
+    """The cells of each line that `nvidia-smi --query-WHAT=FIELDS` prints.
+
+    Raises OSError or subprocess.SubprocessError where it is missing, fails, or does not answer within DRIVER_SECONDS.
+    """
+    program = nvidia_smi()
+    if program is None:
+        raise FileNotFoundError("nvidia-smi")
+    command = [program, f"--query-{what}={fields}", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DRIVER_SECONDS)
+    return [[cell.strip() for cell in line.split(",")] for line in listed.stdout.splitlines() if line.strip()]
+
+
+def list_gpus() -> list[Gpu]:
+    """All GPUs that the driver lists. Raises as `query_driver` does."""
+    fields = "index,uuid,driver_version,memory.total,memory.used,name"
+    try:
+        rows = query_driver("gpu", f"{fields},compute_cap")
+    except subprocess.CalledProcessError:  # a driver from before 2022 does not know compute_cap
+        rows = [[*row, ""] for row in query_driver("gpu", fields)]
+    return [
+        Gpu(int(index), uuid, name, driver, number(total) or 0.0, number(used) or 0.0, capability(computes))
+        for index, uuid, driver, total, used, name, computes in rows
+    ]
+
+
+def gpu_processes() -> list[GpuProcess]:
+    """The processes that compute on a GPU. Raises as `query_driver` does."""
+    rows = query_driver("compute-apps", "pid,used_memory,process_name")
+    return [GpuProcess(int(pid), name, number(mib)) for pid, mib, name in rows if pid.isdigit()]
+
+
+def first_visible(gpus: Sequence[Gpu], visible: str | None) -> Gpu | None:
+    """The GPU that CUDA calls 0: the first that CUDA_VISIBLE_DEVICES names, by number or by the beginning of its UUID;
+    None where it names none of them."""
+    if visible is None:
+        return gpus[0] if gpus else None
+    first = visible.split(",")[0].strip()
+    return next((gpu for gpu in gpus if first and (first == str(gpu.index) or gpu.uuid.startswith(first))), None)
+
+
+def number(cell: str) -> float | None:
+    """A cell as a number; None for "[N/A]" and the like."""
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def capability(cell: str) -> tuple[int, int] | None:
+    """ "8.9" as (8, 9); None for anything else."""
+    major, _dot, minor = cell.partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+
+
+def has_nvidia_hardware(devices: Path = PCI_DEVICES) -> bool:
+    """Whether a display controller (class 0x03) of NVIDIA (vendor 0x10de) is on the PCI bus, whatever drives it."""
+    for device in devices.glob("*"):
+        vendor, kind = device / "vendor", device / "class"
+        known = vendor.is_file() and kind.is_file()
+        if known and vendor.read_text().strip() == "0x10de" and kind.read_text().startswith("0x03"):
+            return True
+    return False
+
+
+def torch_cuda() -> str | None:
+    """The CUDA version that the installed torch is built for, "" for a CPU build, None where there is no torch.
+
+    Read from its version.py, because importing torch takes seconds.
+    """
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return None
+    text = (Path(found.origin).parent / "version.py").read_text(encoding="utf-8")
+    cuda = re.search(r"^cuda(?:: [^=]+)? = ['\"]([\d.]+)['\"]", text, re.MULTILINE)
+    return cuda[1] if cuda else ""
+
+
+# Linux in Windows ----------------------------------------------------------------------------------------------------
+
+
+def is_wsl(version: Path = PROC_VERSION) -> bool:
+    """Whether this Linux runs in Windows (WSL): its kernel is Microsoft's."""
+    try:
+        return "microsoft" in version.read_text(encoding="utf-8", errors="replace").lower()
+    except OSError:
+        return False
+
+
+def filesystem(path: Path, mounts: Path = PROC_MOUNTS) -> str:
+    """The type of the file system that holds a path: "ext4", "9p" …; "" where the kernel does not say."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    absolute = path.absolute()
+    found = ""
+    deepest = -1
+    for line in lines:
+        _source, point, kind, *_rest = line.split(" ")
+        where = Path(point.replace("\\040", " "))
+        if len(where.parts) >= deepest and (where == absolute or where in absolute.parents):
+            found, deepest = kind, len(where.parts)  # of two at one place the later one covers the other
+    return found
+
+
+def default_gateway(routes: Path = PROC_ROUTE) -> str:
+    """The IPv4 address of the default gateway, under WSL2 that of Windows; "" where there is none."""
+    try:
+        lines = routes.read_text(encoding="ascii").splitlines()[1:]
+    except OSError:
+        return ""
+    for line in lines:
+        _interface, destination, gateway, *_rest = line.split()
+        if destination == "00000000" and gateway != "00000000":
+            return ".".join(str(part) for part in bytes.fromhex(gateway)[::-1])  # written little-endian
+    return ""
+
+
+def total_ram_gib() -> float:
+    """GiB of RAM that this Linux has; under WSL2 its share of the PC's."""
+    return float(psutil.virtual_memory().total) / GIB

@@ -13,11 +13,12 @@ PACKAGE = Path(__file__).parent.parent / "fasttune"
 # The modules, or sub-packages, that may import a library (ARCHITECTURE.md, "One home per foreign library").
 HOMES = {
     "babel": set(),
+    "bitsandbytes": {"doctor.trials"},
     "click": {"cli", "terminal.command_line"},
     "gguf": {"export"},
     "httpx": {"export"},
     "huggingface_hub": {"training.hub"},
-    "jinja2": {"data.chat_template", "data.rendering"},
+    "jinja2": {"data.chat_template", "data.rendering", "data.plain_tokenizer"},
     "llama_cpp": {"export"},
     "modelscope": {"training.hub"},
     "numpy": {"export"},
@@ -27,7 +28,9 @@ HOMES = {
     "psutil": {"machine", "training.device"},
     "questionary": {"terminal.prompts"},
     "rich": {"console", "terminal", "training.progress"},
-    "torch": {"training", "export", "bench"},
+    "tokenizers": {"data.plain_tokenizer"},
+    "torch": {"training", "export", "bench", "doctor.trials", "doctor.triton_kernel"},
+    "triton": {"doctor.triton_kernel"},
     "transformers": {"training", "export", "bench"},
     "trl": {"bench.engines"},
     "unsloth": {"training.model"},
@@ -36,7 +39,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Loaded by `fasttune --help`, `plan`, `runs` and `init`: everything below training, and what a terminal shows.
 WITHOUT_TORCH = [
     path for path in FILES if path.relative_to(PACKAGE).parts[0] not in ("training", "export", "analysis", "bench")
-    and path.name not in ("__main__.py", "chat.py")
+    and path.name not in ("__main__.py", "chat.py", "triton_kernel.py")
 ]  # fmt: skip
 
 

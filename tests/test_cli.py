@@ -76,7 +76,7 @@ def test_plan_shows_every_value_with_its_source(fasttune: Cli, tmp_path: Path) -
     assert settings["train.learning_rate"] == {"key": "train.learning_rate", "value": 1e-4, "source": "override"}
     assert settings["model.base"]["source"] == "recipe"
     assert settings["train.weight_decay"]["source"] == "default"
-    shown = fasttune("plan", "recipes/quickstart.toml")
+    shown = fasttune("plan", "recipes/quickstart.toml", "--all")
     assert all(key in shown.stdout for key in settings)
     assert not (tmp_path / "runs").exists()
 

@@ -64,3 +64,79 @@ def test_versions_of_installed_packages_in_the_given_order() -> None:
     assert list(package_versions(names).items()) == [(n, metadata.version(n)) for n in ("pytest", "gguf")]
     assert package_versions()["torch"] == metadata.version("torch")
     assert set(package_versions()) <= set(machine.TRAINING_PACKAGES)
+
+
+DETAILED = """\
+import sys
+fields = sys.argv[1].partition("=")[2]
+if sys.argv[1].startswith("--query-compute-apps"):
+    print("4711, 1024, /usr/bin/python3\\n4712, [N/A], C:\\\\Windows\\\\game.exe")
+elif fields.endswith("compute_cap"):
+    sys.exit(OLD)
+    print("unreachable")
+print("0, GPU-a, 580.95, 8188, 500, NVIDIA GeForce RTX 4060") if OLD and "uuid" in fields else None
+"""
+NEW = """\
+import sys
+if sys.argv[1].startswith("--query-compute-apps"):
+    print("4711, 1024, /usr/bin/python3\\n4712, [N/A], C:\\\\Windows\\\\game.exe")
+else:
+    print("0, GPU-a, 580.95, 8188, 500, NVIDIA GeForce RTX 4060, 8.9\\n1, GPU-b, 580.95, 16303, [N/A], RTX 5080, 12.0")
+"""
+
+
+def test_gpus_in_detail(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        machine.list_gpus()
+    install(folder / "nvidia-smi", NEW)
+    first, second = machine.list_gpus()
+    assert (first.name, first.total_mib, first.used_mib, first.capability) == (
+        "NVIDIA GeForce RTX 4060", 8188, 500, (8, 9),
+    )  # fmt: skip
+    assert (second.capability, second.used_mib) == ((12, 0), 0)
+    assert [(one.pid, one.mib) for one in machine.gpu_processes()] == [(4711, 1024), (4712, None)]
+    install(folder / "nvidia-smi", DETAILED.replace("OLD", "1"))  # a driver that does not know compute_cap
+    assert [one.capability for one in machine.list_gpus()] == [None]
+
+
+def test_the_gpu_that_cuda_calls_0(folder: Path) -> None:
+    install(folder / "nvidia-smi", NEW)
+    gpus = machine.list_gpus()
+    chosen = {visible: machine.first_visible(gpus, visible) for visible in (None, "1", "1,0", "GPU-b", "", "-1", "7")}
+    names = {visible: gpu.index if gpu else None for visible, gpu in chosen.items()}
+    assert names == {None: 0, "1": 1, "1,0": 1, "GPU-b": 1, "": None, "-1": None, "7": None}
+
+
+def test_hardware_without_a_driver(tmp_path: Path) -> None:
+    device = tmp_path / "0000:01:00.0"
+    device.mkdir()
+    (device / "vendor").write_text("0x10de\n")
+    (device / "class").write_text("0x040300\n")  # the sound of a GPU
+    assert not machine.has_nvidia_hardware(tmp_path)
+    (device / "class").write_text("0x030000\n")
+    assert machine.has_nvidia_hardware(tmp_path)
+
+
+def test_the_build_of_torch_without_importing_it() -> None:
+    import torch
+
+    assert machine.torch_cuda() == (torch.version.cuda or "")
+
+
+def test_a_linux_in_windows(tmp_path: Path) -> None:
+    version, mounts, routes = tmp_path / "version", tmp_path / "mounts", tmp_path / "route"
+    assert not machine.is_wsl(version)
+    version.write_text("Linux version 6.6.87.2-microsoft-standard-WSL2 (root@x) (gcc …)")
+    assert machine.is_wsl(version)
+    version.write_text("Linux version 6.8.0-generic")
+    assert not machine.is_wsl(version)
+    mounts.write_text(
+        "rootfs / ext4 rw 0 0\nC:\\134 /mnt/c 9p rw 0 0\n/dev/sdc / ext4 rw 0 0\nD: /mnt/my\\040drive drvfs rw 0 0\n"
+    )
+    kinds = {path: machine.filesystem(Path(path), mounts) for path in ("/home/x", "/mnt/c/Users", "/mnt/my drive/y")}
+    assert list(kinds.values()) == ["ext4", "9p", "drvfs"]
+    assert machine.filesystem(Path("/x"), tmp_path / "none") == ""
+    routes.write_text("Iface\tDestination\tGateway\neth0\t00000000\t010014AC\t0003\neth0\t000014AC\t00000000\t0001\n")
+    assert machine.default_gateway(routes) == "172.20.0.1"
+    assert machine.default_gateway(tmp_path / "none") == ""
+    assert machine.total_ram_gib() >= free_ram_gib()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from fasttune.bench.jobs import Measured
 from fasttune.data.tokenize import Example
 from fasttune.recipe.schema import LoraRecipe
 from fasttune.training import packing
+from fasttune.training.memory import read_size
 
 
 @dataclass(frozen=True)
@@ -44,30 +44,15 @@ def useful_flops(base: Path, lora: LoraRecipe, work: UsefulWork) -> float:
     for each pair and dimension (12). Not counted, because nobody needs them: gradient checkpointing, padding and the
     gradient of a frozen weight; nor norms, softmax and rotary embeddings.
     """
-    config, shapes = json.loads((base / "config.json").read_text(encoding="utf-8")), layer_shapes(base)
-    layers = config["num_hidden_layers"]
-    frozen = layers * sum(inputs * outputs for inputs, outputs in shapes.values())
-    adapter = layers * lora.r * sum(sum(shapes[name]) for name in lora.target_modules)
-    head, width = config["hidden_size"] * config["vocab_size"], layers * shapes["q_proj"][1]
-    per_token = 4.0 * frozen + 6.0 * adapter
+    size = read_size(base)
+    head, width = size.hidden * size.vocabulary, size.layers * size.linear_shapes["q_proj"][1]
+    per_token = 4.0 * size.linear_weights + 6.0 * size.adapter_weights(lora)
     return work.tokens * per_token + work.supervised_tokens * 4.0 * head + work.attention_pairs * 12.0 * width
 
 
 def layer_shapes(base: Path) -> dict[str, tuple[int, int]]:
     """(inputs, outputs) of each linear layer of a decoder layer, from the base's config.json."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    hidden, feed, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    size = config.get("head_dim") or hidden // heads
-    keys = size * config.get("num_key_value_heads", heads)
-    return {
-        "q_proj": (hidden, heads * size),
-        "k_proj": (hidden, keys),
-        "v_proj": (hidden, keys),
-        "o_proj": (heads * size, hidden),
-        "gate_proj": (hidden, feed),
-        "up_proj": (hidden, feed),
-        "down_proj": (feed, hidden),
-    }
+    return read_size(base).linear_shapes
 
 
 def attention_pairs(examples: Sequence[Example], samples: Sequence[int], *, shared: bool) -> int:

@@ -67,7 +67,7 @@ VERBS = (
     train.init, train.plan, train.run, train.menu,
     look.show_sample, look.list_runs,
     use.chat, use.export,
-    measure.bench,
+    measure.bench, measure.doctor,
 )  # fmt: skip
 for verb in VERBS:
     commands.add_command(verb)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fasttune.cli.options import json_option, overrides_option
+from fasttune.cli.options import json_option, overrides_option, runs_option
 from fasttune.console import _, say
 
 
@@ -55,3 +55,17 @@ def bench(
     values = overrides + ((f"model.dtype={dtype}",) if dtype else ())
     experiment = Experiment(recipe_file, values, parse_arms(arms), steps, warmup, repeats, warmup_samples, micro_batch)
     return tables.show_benchmark(run(experiment, out, say), as_json=as_json)
+
+
+@click.command(help=_("Find out by doing what is wrong with this machine, each with the command that mends it."))
+@click.option("--quick", is_flag=True, help=_("Leave out the three training steps."))
+@click.option(
+    "--report", "as_report", is_flag=True,
+    help=_("Print a text for a bug report, without a path, the name of a person or of a computer."),
+)  # fmt: skip
+@runs_option
+@json_option
+def doctor(quick: bool, as_report: bool, root: Path, as_json: bool) -> int:
+    from fasttune.terminal import examination
+
+    return examination.show_doctor(root, trains=not quick, as_json=as_json, as_report=as_report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +51,13 @@ def init(name: str | None, files: tuple[str, ...], base: str | None, example: st
     click.echo(path)
 
 
-@click.command(help=_("Show every resolved value with its source, and what training would do; starts nothing."))
+@click.command(help=_("Show what training would do, and what it takes: values, tokens, memory, time; starts nothing."))
 @click.argument("recipe_file", metavar="RECIPE", type=click.Path(path_type=Path))
 @overrides_option
 @runs_option
 @continue_option
 @overfit_option
+@click.option("--all", "show_all", is_flag=True, help=_("Show the settings that have their defaults, too."))
 @json_option
 def plan(
     recipe_file: Path,
@@ -63,14 +65,18 @@ def plan(
     root: Path,
     strategy: str | None,
     allow_overfit: bool,
+    show_all: bool,
     as_json: bool,
 ) -> None:
     from fasttune import pipeline
     from fasttune.terminal import tables
+    from fasttune.training.estimate import estimate
 
     request = pipeline.RunRequest(recipe_file, overrides, root, strategy, allow_overfit=allow_overfit)
     planned = pipeline.Planner().plan(request)
-    tables.show_plan(planned, pipeline.trained_by(request, planned).command, as_json=as_json)
+    trains, taken = pipeline.trained_by(request, planned), estimate(planned, root)
+    fits = replace(trains, overrides=(*trains.overrides, *taken.change)).command if taken.change else ""
+    tables.show_plan(planned, trains.command, taken, fits, as_json=as_json, show_all=show_all)
 
 
 @click.command(help=_("Train what the recipe says, export GGUF files, answer the probe questions."))
@@ -143,13 +149,21 @@ def ask_what_is_open(request: RunRequest, planner: Planner) -> RunRequest:
 
 
 @click.command(help=_("Pick a series, a recipe or a data file, and what to do with it."))
+@overrides_option
 @runs_option
 @click.pass_context
-def menu(context: click.Context, root: Path) -> int:
-    from fasttune.terminal.entry_menu import ask_for_command
+def menu(context: click.Context, overrides: tuple[str, ...], root: Path) -> int:
+    from fasttune.recipe.load import check_overrides
+    from fasttune.terminal.entry_menu import Commands, ask_for_command
 
     commands = context.find_root().command
-    while arguments := ask_for_command(root):
+    assert isinstance(commands, click.Group)
+    check_overrides(overrides)
+    options = {
+        verb: [name for parameter in command.params for name in parameter.opts]
+        for verb, command in commands.commands.items()
+    }
+    while arguments := ask_for_command(Commands(root, overrides, options)):
         try:
             code = commands.main(arguments, prog_name="fasttune", standalone_mode=False)
         except FasttuneError as problem:

@@ -127,6 +127,26 @@ def warn_if_silent(model: str) -> list[Finding]:
     return []
 
 
+def server_version(host: str | None, seconds: float) -> str:
+    """The version of the Ollama server at an address (None: OLLAMA_HOST, else this machine), asked within so many
+    seconds. Raises FasttuneError where no Ollama answers."""
+    import httpx
+    import ollama
+
+    from fasttune.export import ollama_connection
+
+    requests: list[Request] = []
+    client = ollama.Client(host, **ollama_connection.options(requests.append, quick_seconds=seconds))
+    with ollama_errors("", requests):
+        with wrong_answers():
+            client.list()
+        address_of_server = address(requests)
+        with httpx.Client(**ollama_connection.options(lambda request: None, quick_seconds=seconds)) as plain:
+            answer = plain.get(f"{address_of_server}/api/version").raise_for_status().json()
+        with wrong_answers():
+            return str(answer["version"])
+
+
 @contextlib.contextmanager
 def ollama_errors(model: str, requests: list[Request]) -> Iterator[None]:
     """Raise FasttuneError for what the client and httpx raise in the block; `requests` are those of the client."""

@@ -40,15 +40,20 @@ class LimitedAnswer(httpx.SyncByteStream):
 
 
 class LimitedTransport(httpx.HTTPTransport):
-    """httpx's own transport with limits for each kind of call."""
+    """httpx's own transport with limits for each kind of call; `quick_seconds` for one answered from memory."""
+
+    def __init__(self, quick_seconds: float) -> None:
+        super().__init__(trust_env=False)
+        self.quick_seconds = quick_seconds
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        seconds, silent = QUICK_SECONDS, QUICK_SECONDS
+        seconds, silent = self.quick_seconds, self.quick_seconds
         if request.method == "POST" and "/api/blobs/" in request.url.path:
             seconds = silent = SILENT_SECONDS  # for the answer; the upload itself may last as long as it moves
         elif request.method == "POST" and request.url.path.endswith("/api/create"):
             seconds, silent = CREATE_SECONDS, SILENT_SECONDS
-        timeout = httpx.Timeout(silent, connect=CONNECT_SECONDS, write=QUICK_SECONDS)
+        connect = min(CONNECT_SECONDS, self.quick_seconds)
+        timeout = httpx.Timeout(silent, connect=connect, write=QUICK_SECONDS)
         request.extensions = {**request.extensions, "timeout": timeout.as_dict()}
         answer = super().handle_request(request)
         answer.headers.pop("content-encoding", None)  # none was asked for; a packed body could be of any size
@@ -56,13 +61,13 @@ class LimitedTransport(httpx.HTTPTransport):
         return answer
 
 
-def options(seen: Callable[[httpx.Request], None]) -> dict[str, Any]:
+def options(seen: Callable[[httpx.Request], None], *, quick_seconds: float | None = None) -> dict[str, Any]:
     """The arguments of an httpx client for Ollama; `seen` is called with each request.
 
     A proxy that is set for the internet must not get what is meant for this machine.
     """
     return {
-        "transport": LimitedTransport(trust_env=False),
+        "transport": LimitedTransport(quick_seconds or QUICK_SECONDS),
         "trust_env": False,
         "follow_redirects": False,
         "event_hooks": {"request": [seen]},

@@ -181,6 +181,14 @@ def override_entries(overrides: Iterable[str]) -> tuple[list[Entry], list[Findin
     return entries, findings
 
 
+def check_overrides(overrides: Iterable[str]) -> None:
+    """Raises UsageError with one finding for each override that no recipe could take, whatever recipe it will be."""
+    entries, findings = override_entries(overrides)
+    findings += [problem for entry in entries if (problem := check_entry(entry)[0])]
+    if findings:
+        raise UsageError(*findings)
+
+
 def override_value(key: str, text: str) -> Any:
     """The text as a TOML value; the text itself where it is none, or where its setting takes only the text."""
     value = toml_value(text)

@@ -48,7 +48,7 @@ SYNONYMS = {
     "merge": "export", "gguf": "export", "convert": "export", "quantize": "export",
     "new": "init", "create": "init", "example": "init --example quickstart", "benchmark": "bench",
     "dry-run": "plan", "validate": "plan", "tokenize": "show", "preview": "show", "help": "--help",
-    "version": "--version",
+    "version": "--version", "env": "doctor", "info": "doctor", "selftest": "doctor", "nvidia-smi": "doctor",
 }  # fmt: skip
 # The groups of the help: heading, and the commands in it with what fits beside them in one line.
 GROUPS = (
@@ -68,6 +68,7 @@ GROUPS = (
     }),
     (N_("Measure"), {
         "bench": N_("Compare with stock Unsloth and plain peft"),
+        "doctor": N_("Find out what is wrong with this machine"),
     }),
 )  # fmt: skip
 EXAMPLES = (

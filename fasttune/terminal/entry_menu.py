@@ -1,12 +1,13 @@
 """`fasttune menu`: pick a series, a recipe or a data file, and what to do with it.
 
 The menu changes nothing: the answers become the arguments of a fasttune command, which is printed, so that it can be
-repeated, and then carried out by the command line.
+repeated, and then carried out by the command line. It offers the commands that there are: `Commands` says which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fasttune.command import command_line, runs_option
@@ -20,10 +21,37 @@ from fasttune.terminal import prompts, runs_tree
 DATA_FILES = ("*.jsonl", "*.json", "data/*.jsonl", "data/*.json", "data/*/*.jsonl", "data/*/*.json")
 SHOWN_FILES = 20  # at most, of the data files that no recipe names
 SHOWN_SUBJECTS = 7  # so many choices, and no more, before the list is folded
-BACK, MORE = "back", "more"
+BACK, MORE, DOCTOR = "back", "more", "doctor:"
 
 
-def ask_for_command(root: Path) -> list[str] | None:
+@dataclass(frozen=True)
+class Commands:
+    """What the menu makes command lines of: the runs folder, the overrides that it was started with, and the options
+    of each command that there is."""
+
+    root: Path
+    overrides: tuple[str, ...] = ()
+    options: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def line(self, verb: str, *words: str, runs_with: Mapping[str, str] | None = None) -> list[str]:
+        """The arguments of a command, with the runs folder and the overrides where it takes them. The menu's own
+        overrides take the place of those that a run began with (`runs_with`, {key: value})."""
+        options = self.options.get(verb, ("--runs", "--set"))
+        arguments = [verb, *words, *(runs_option(self.root) if "--runs" in options else [])]
+        if "--set" not in options:
+            return arguments
+        pairs = (override.partition("=") for override in self.overrides)
+        given = {key.strip(): value for key, _sign, value in pairs}
+        return arguments + [
+            word for key, value in {**(runs_with or {}), **given}.items() for word in ("--set", f"{key}={value}")
+        ]
+
+    def offered(self, *choices: tuple[str, str]) -> dict[str, str]:
+        """{verb: title} of those commands that there are."""
+        return {verb: title for verb, title in choices if verb in self.options}
+
+
+def ask_for_command(commands: Commands) -> list[str] | None:
     """Ask what to work on and what to do with it: the arguments of a fasttune command, None to end.
 
     Raises UsageError where nobody can be asked.
@@ -35,19 +63,22 @@ def ask_for_command(root: Path) -> list[str] | None:
             fix=_("`{command}` lists the commands", command=command_line(["--help"])),
         )
     while True:
-        kind, _colon, name = ask_for_subject(root).partition(":")
-        actions = {"series": of_series, "recipe": of_recipe, "data": of_data, "file": of_file}
+        kind, _colon, name = ask_for_subject(commands).partition(":")
+        actions = {"series": of_series, "recipe": of_recipe, "data": of_data, "file": of_file, "doctor": of_machine}
         if kind not in actions:
             return None
-        arguments = actions[kind](name, root)
+        arguments = actions[kind](name, commands)
         if arguments:
             say(command_line(arguments))
             return arguments
 
 
-def ask_for_subject(root: Path) -> str:
+def ask_for_subject(commands: Commands) -> str:
     """The `kind:name` that was picked. A long list is folded, so that what a command has shown stays on the screen."""
-    found, broken = subjects(root)
+    found, broken = subjects(commands.root)
+    if "doctor" in commands.options:
+        leaving = found.pop("quit")
+        found |= {DOCTOR: _("what is wrong with this machine"), "quit": leaving}
     if broken:
         command = command_line(["plan", broken[0]])
         say(
@@ -67,7 +98,7 @@ def folded(subjects: Mapping[str, str]) -> dict[str, str]:
     if len(subjects) <= SHOWN_SUBJECTS + 2:
         return dict(subjects)
     shown = dict(list(subjects.items())[:SHOWN_SUBJECTS])
-    last = dict(list(subjects.items())[-1:])
+    last = {subject: title for subject, title in subjects.items() if subject in (DOCTOR, "quit")}
     return shown | {MORE: _("all {n} choices", n=len(subjects))} | last
 
 
@@ -121,14 +152,21 @@ def recipes() -> dict[Path, Recipe | None]:
     return found
 
 
-def of_series(name: str, root: Path) -> list[str] | None:
+def of_series(name: str, commands: Commands) -> list[str] | None:
     """What to do with a series."""
+    root = commands.root
     current = store.current(root, name)
     choices = {
         "train": _("🚀 train: continue, new run, overwrite"),
         "chat": _("💬 chat with it"),
         "runs": _("🌳 show its runs"),
         "plan": _("📋 show the plan of its recipe"),
+        **commands.offered(
+            ("diagnose", _("🩺 what is wrong with it, and what to do next")),
+            ("compare", _("⚖️ compare its answers")),
+            ("report", _("📄 write its report")),
+            ("check", _("🔍 check its data")),
+        ),
         BACK: _("back"),
     }
     if current is None or not current.exports.is_dir() or not any(current.exports.glob("*.gguf")):
@@ -136,21 +174,21 @@ def of_series(name: str, root: Path) -> list[str] | None:
     picked = prompts.choose(name, choices)
     if picked == BACK:
         return None
-    if picked in ("chat", "runs"):
-        return [picked, name, *runs_option(root)]
+    if picked not in ("train", "plan", "check"):
+        return commands.line(picked, name)
     path = recipe_of(name, root)
     if path is None:
         return None
-    changes = overrides_of(name, root) if path == store.list_runs(root, name)[-1].recipe else []
-    return [{"train": "run"}.get(picked, picked), str(path), *runs_option(root), *changes]
+    began = overrides_of(name, root) if path == store.list_runs(root, name)[-1].recipe else {}
+    return commands.line({"train": "run"}.get(picked, picked), str(path), runs_with=began)
 
 
-def overrides_of(name: str, root: Path) -> list[str]:
-    """The --set arguments that the newest run of a series began with, so that the copy of its recipe means the same;
-    not how it continued, which is asked anew."""
+def overrides_of(name: str, root: Path) -> dict[str, str]:
+    """{key: value} of the overrides that the newest run of a series began with, so that the copy of its recipe means
+    the same; not how it continued, which is asked anew."""
     given = began_with(store.list_runs(root, name)[-1])
     kept = {key: value for key, value in given.items() if not key.startswith(("strategy", "continue."))}
-    return [word for key, value in kept.items() for word in ("--set", f"{key}={typed_value(value)}")]
+    return {key: str(typed_value(value)) for key, value in kept.items()}
 
 
 def recipe_of(name: str, root: Path) -> Path | None:
@@ -164,26 +202,44 @@ def recipe_of(name: str, root: Path) -> Path | None:
     return None if picked == BACK else Path(picked)
 
 
-def of_recipe(path: str, root: Path) -> list[str] | None:
+def of_recipe(path: str, commands: Commands) -> list[str] | None:
     """What to do with a recipe that was never trained."""
-    picked = prompts.choose(path, {"run": _("🚀 train it"), "plan": _("📋 show its plan"), BACK: _("back")})
-    return None if picked == BACK else [picked, path, *runs_option(root)]
+    choices = {
+        "run": _("🚀 train it"),
+        "plan": _("📋 show its plan"),
+        **commands.offered(("check", _("🔍 check its data"))),
+        BACK: _("back"),
+    }
+    picked = prompts.choose(path, choices)
+    return None if picked == BACK else commands.line(picked, path)
 
 
-def of_data(path: str, root: Path) -> list[str] | None:
-    """Ask for the name of a series and write a recipe for a data file."""
+def of_data(path: str, commands: Commands) -> list[str] | None:
+    """Ask for the name of a series and write a recipe for a data file, or check it first."""
+    checking = commands.offered(("check", _("🔍 check it")))
+    if checking:
+        picked = prompts.choose(path, {"init": _("📝 write a recipe for it"), **checking, BACK: _("back")})
+        if picked != "init":
+            return None if picked == BACK else commands.line(picked, path)
     file = Path(path)
     proposed = file.parent.name if file.stem in ("train", "data") and file.parent.name else file.stem
-    name = prompts.text(_("What is the name of the series?"), proposed, lambda entered: unusable(entered, root))
+    name = prompts.text(
+        _("What is the name of the series?"), proposed, lambda entered: unusable(entered, commands.root)
+    )
     return ["init", name, "--data", path]
 
 
-def of_file(_name: str, root: Path) -> list[str] | None:
+def of_file(_name: str, commands: Commands) -> list[str] | None:
     """Ask for a data file that is not in the list, then as `of_data`."""
     path = prompts.text(
         _("Which file?"), "", lambda entered: None if Path(entered).is_file() else _("there is no such file")
     )
-    return of_data(path, root)
+    return of_data(path, commands)
+
+
+def of_machine(_name: str, commands: Commands) -> list[str] | None:
+    """Examine the machine."""
+    return commands.line("doctor")
 
 
 def unusable(name: str, root: Path) -> str | None:

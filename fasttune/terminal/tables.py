@@ -27,12 +27,13 @@ from fasttune.data.reader import read_records
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
 from fasttune.runs import summary, typed_json
-from fasttune.terminal import runs_tree
+from fasttune.terminal import estimates, runs_tree
 from fasttune.terminal.verdicts import result_lines
 
 if TYPE_CHECKING:
     from fasttune.export import Artifact
     from fasttune.runs.documents import Probe
+    from fasttune.training.estimate import Estimate
     from fasttune.training.train import RunRecord
 
 
@@ -41,14 +42,25 @@ def line(text: str) -> None:
     stdout_console.print(text, markup=False, soft_wrap=True)
 
 
-def show_plan(plan: Plan, command: str, *, as_json: bool) -> None:
-    """Print every resolved value with its source, the counts that follow from the data, and the command that trains."""
+def show_plan(
+    plan: Plan, command: str, estimate: Estimate, command_that_fits: str, *, as_json: bool, show_all: bool
+) -> None:
+    """Print the resolved values with their sources (plain defaults with `show_all` alone), the counts that follow from
+    the data, what the training will take, and the command that trains.
+
+    `command_that_fits` trains within the free memory where the plan does not; "" where none is known.
+    """
     findings = [*plan.dataset.findings, *plan.findings]
+    findings += estimates.does_not_fit(estimate, str(plan.recipe.path), command_that_fits)
     if as_json:
-        print_json(typed_json.as_json(plan.document()) | {"findings": [asdict(finding) for finding in findings]})
+        document = typed_json.as_json(plan.document())
+        shown = [asdict(finding) for finding in findings]
+        print_json(document | {"estimate": estimate.document(), "findings": shown})
         return
     show_findings(findings)
-    stdout_console.print(settings_table(plan))
+    stdout_console.print(settings_table(plan, show_all=show_all))
+    if not show_all and (folded := sum(one.source == "default" for one in plan.document().settings)):
+        line(estimates.folded_away(folded))
     line(
         _(
             "{samples} to train on, {val} held out; {per_epoch}, {steps} ({epochs:.2f} epochs)",
@@ -59,17 +71,22 @@ def show_plan(plan: Plan, command: str, *, as_json: bool) -> None:
             epochs=plan.epochs,
         )
     )
+    for text in estimates.estimate_lines(estimate):
+        line(text)
     line(_("system prompt it is served with: {system}", system=plan.system if plan.system is not None else _("none")))
     line(_("nothing was started; train with: `{command}`", command=command))
 
 
-def settings_table(plan: Plan) -> Table:
-    """A row for each setting of a plan: key, value as in a recipe, source."""
+def settings_table(plan: Plan, *, show_all: bool) -> Table:
+    """A row for each setting of a plan: key, value as in a recipe, source. Without `show_all`, those that have a plain
+    default are left out; what a default came to by the data ("auto") is shown."""
     table = Table(box=None, pad_edge=False, title=escape(str(plan.recipe.path)), title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column(_("value"), overflow="fold")  # Chinese has no spaces to wrap at
     table.add_column(_("from"))
     for setting in plan.document().settings:
+        if setting.source == "default" and not show_all:
+            continue
         table.add_row(setting.key, escape("" if setting.value is None else as_toml(setting.value)), setting.source)
     return table
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from fasttune.console import Finding, _, error
+from fasttune.console import FasttuneError, Finding, _, error
 from fasttune.recipe.schema import ModelRecipe
 
 TINY = Path(__file__).parent.parent / "tiny"
@@ -29,6 +30,26 @@ def locate(recipe: ModelRecipe) -> Path:
         raise error("base-not-found", _("there is no folder {folder}", folder=recipe.base), where="model.base")
     download = download_from_modelscope if recipe.mirror == "modelscope" else download_from_hub
     return require_model_folder(download(recipe.base, recipe.revision or None))
+
+
+def find_offline(recipe: ModelRecipe) -> Path | None:
+    """The folder of a base that is on this disk already; None where it would have to be downloaded. No network.
+
+    Raises FasttuneError as `locate` does for a folder that is missing or incomplete.
+    """
+    if recipe.base == "builtin:tiny" or Path(recipe.base).expanduser().is_dir() or looks_like_path(recipe.base):
+        return locate(recipe)
+    if recipe.mirror == "modelscope":
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return require_model_folder(
+            Path(snapshot_download(recipe.base, revision=recipe.revision or None, local_files_only=True))
+        )
+    except (LocalEntryNotFoundError, OSError, ValueError, FasttuneError):  # not there, or not all of it
+        return None
 
 
 def looks_like_path(base: str) -> bool:
@@ -136,6 +157,16 @@ def download_from_hub(name: str, revision: str | None) -> Path:
                 "or name a local folder as base"
             ),
         ) from None
+
+
+def config_addresses(name: str) -> dict[str, str]:
+    """Where a model's config.json lies, by mirror: on the hub, or the mirror that HF_ENDPOINT names, and on
+    ModelScope."""
+    from huggingface_hub import hf_hub_url
+
+    domain = os.environ.get("MODELSCOPE_DOMAIN", "www.modelscope.cn")
+    query = f"https://{domain}/api/v1/models/{name}/repo?Revision=master&FilePath=config.json"
+    return {"hf": hf_hub_url(name, "config.json"), "modelscope": query}
 
 
 def download_from_modelscope(name: str, revision: str | None) -> Path:

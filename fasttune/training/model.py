@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.console import _, error
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
-from fasttune.training import device, hub, row_budget
+from fasttune.training import device, hub, memory, row_budget
 
 if TYPE_CHECKING:
     import torch
@@ -286,19 +286,10 @@ def generate(model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: 
 
 
 def memory_shape(model: Any) -> row_budget.MemoryShape:
-    """What decides the activation memory of a row, from the model's configuration.
-
-    On a CPU (cpu_layers.py) a layer of Qwen2.5 0.5B was measured to take 87 KB a token in float32 and 50 KB in bfloat16
-    (24 layers: 2.09 and 1.21 MB); 10 vectors of the hidden and 3 of the feed-forward's width are 94 KB. On a GPU 12 and
-    4 are what transformers' Qwen2 keeps in float32: in 16 bit Unsloth keeps half of that, and LoRA's inputs beside it.
-    """
+    """What decides the activation memory of a row, from the model's configuration (memory.py)."""
     config = model.config
-    sizes = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    return (
-        row_budget.MemoryShape(*sizes, 4, states=10, inner=3)
-        if device.device_type() == "cpu"
-        else row_budget.MemoryShape(*sizes, 2, 12, 4)
-    )
+    sizes = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    return memory.activation_shape(device.device_type(), *sizes)
 
 
 def checkpoint_bytes(model: Any) -> int:

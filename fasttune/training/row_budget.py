@@ -33,7 +33,7 @@ class MemoryShape:
     of their feed-forward (`intermediate`), and the bytes of one value of a hidden state (`value_bytes`).
 
     For each token a layer keeps `states` vectors of the hidden width and `inner` ones of the feed-forward's, counted
-    in float32, temporary ones included.
+    in float32; the layer that is being computed backward holds `working_states` and `working_inner` ones more.
     """
 
     layers: int
@@ -42,18 +42,24 @@ class MemoryShape:
     value_bytes: int
     states: int
     inner: int
+    working_states: int = 0
+    working_inner: int = 0
 
     def layer_bytes(self) -> int:
         """Bytes a token that one decoder layer keeps for its backward pass."""
         return (self.states * self.hidden + self.inner * self.intermediate) * 4
 
+    def working_bytes(self) -> int:
+        """Bytes a token that the layer at work holds beside what it has kept."""
+        return (self.working_states * self.hidden + self.working_inner * self.intermediate) * 4
+
     def token_bytes(self) -> int:
         """Bytes a token without gradient checkpointing: every layer keeps all."""
-        return self.layers * self.layer_bytes()
+        return self.layers * self.layer_bytes() + self.working_bytes()
 
     def checkpointed_token_bytes(self) -> int:
         """Bytes a token with gradient checkpointing: every layer keeps its input, one at a time keeps all."""
-        return self.layers * self.hidden * self.value_bytes + self.layer_bytes()
+        return self.layers * self.hidden * self.value_bytes + self.layer_bytes() + self.working_bytes()
 
 
 def estimated_budget(free: int, shape: MemoryShape, gradient_checkpointing: bool | Literal["auto"]) -> int:

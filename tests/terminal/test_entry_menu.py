@@ -14,6 +14,7 @@ from written_runs import write_run as begin
 
 from fasttune.pipeline import RunRequest
 from fasttune.terminal import entry_menu
+from fasttune.terminal.entry_menu import Commands
 
 SUBJECT = "What do you want to work on?"
 
@@ -51,7 +52,7 @@ def test_a_series_is_trained_by_its_recipe(tmp_path: Path, monkeypatch: pytest.M
     run = write_run(root)
     (run.exports / "persona-Q8_0.gguf").unlink()
     steps = [("persona: 001-fresh", "1" + ENTER), ("show its runs", "1" + ENTER)]
-    arguments, screen = answer(steps, lambda: entry_menu.ask_for_command(root))
+    arguments, screen = answer(steps, lambda: entry_menu.ask_for_command(Commands(root)))
     assert arguments == ["run", str(run.recipe), "--runs", str(root)] and "chat with it" not in screen
     recipe = tmp_path / "recipes" / "other.toml"
     recipe.parent.mkdir()
@@ -89,7 +90,7 @@ def test_a_long_list_is_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     short = entry_menu.folded(found)
     assert len(found) == 17 and len(short) == 9 and list(short)[-2:] == ["more", "quit"]
     steps = [(SUBJECT, "8" + ENTER), ("14.jsonl", "e" + ENTER), ("What is the name", "lamp" + ENTER)]
-    arguments, _screen = answer(steps, lambda: entry_menu.ask_for_command(tmp_path / "runs"))
+    arguments, _screen = answer(steps, lambda: entry_menu.ask_for_command(Commands(tmp_path / "runs")))
     assert arguments == ["init", "lamp", "--data", "14.jsonl"]
 
 
@@ -98,7 +99,7 @@ def test_the_copy_of_a_recipe_comes_with_its_overrides(tmp_path: Path, monkeypat
     monkeypatch.chdir(Series.new(tmp_path).folder)
     run = begin(RunRequest(Path("persona.toml"), ("train.max_steps=6", "lora.r=4")))
     steps = [("persona: 001-fresh", "1" + ENTER), ("show its runs", "3" + ENTER)]
-    arguments, _screen = answer(steps, lambda: entry_menu.ask_for_command(Path("runs")))
+    arguments, _screen = answer(steps, lambda: entry_menu.ask_for_command(Commands(Path("runs"))))
     assert arguments == ["plan", str(run.recipe), "--set", "lora.r=4", "--set", "train.max_steps=6"]
 
 
@@ -113,3 +114,58 @@ def test_names_of_a_new_series(tmp_path: Path, name: str, usable: bool) -> None:
 def test_a_terminal_is_needed(fasttune: Cli) -> None:
     done = fasttune("menu")
     assert done.returncode == 2 and "the menu needs a terminal" in done.stderr
+
+
+VERBS = {
+    "run": ("--set", "--runs"), "plan": ("--set", "--runs"), "chat": ("--runs",), "runs": ("--runs",), "init": (),
+    "check": ("--set", "--json"), "diagnose": ("--runs",), "compare": ("--runs",), "doctor": ("--runs",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("choice", "key", "expected"),
+    [
+        ("what is wrong with it", "5", ["diagnose", "persona", "--runs", "R"]),
+        ("compare its answers", "6", ["compare", "persona", "--runs", "R"]),
+        ("check its data", "7", ["check", "RECIPE", "--set", "lora.r=4"]),
+        ("train: continue", "1", ["run", "RECIPE", "--runs", "R", "--set", "lora.r=4"]),
+    ],
+)
+def test_it_offers_the_commands_there_are_with_what_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str, key: str, expected: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "runs"
+    run = write_run(root)
+    steps = [("persona: 001-fresh", "1" + ENTER), (choice, key + ENTER)]
+    commands = Commands(root, ("lora.r=4",), VERBS)
+    arguments, screen = answer(steps, lambda: entry_menu.ask_for_command(commands))
+    assert arguments == [{"R": str(root), "RECIPE": str(run.recipe)}.get(word, word) for word in expected]
+    assert "write its report" not in screen  # there is no such command
+
+
+def test_its_own_override_takes_the_place_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Series.new(tmp_path).folder)
+    run = begin(RunRequest(Path("persona.toml"), ("train.max_steps=6", "lora.r=4")))
+    steps = [("persona: 001-fresh", "1" + ENTER), ("show its runs", "1" + ENTER)]
+    commands = Commands(Path("runs"), ("lora.r=16", "train.seed=7"))
+    arguments, _screen = answer(steps, lambda: entry_menu.ask_for_command(commands))
+    assert arguments == [
+        "run", str(run.recipe), "--set", "lora.r=16", "--set", "train.max_steps=6", "--set", "train.seed=7",
+    ]  # fmt: skip
+
+
+def test_the_machine_and_a_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").touch()
+    commands = Commands(Path("runs"), (), VERBS)
+    machine, _screen = answer([("this machine", "3" + ENTER)], lambda: entry_menu.ask_for_command(commands))
+    assert machine == ["doctor"]
+    steps = [("a new recipe for a.jsonl", "1" + ENTER), ("check it", "2" + ENTER)]
+    checked, _screen = answer(steps, lambda: entry_menu.ask_for_command(commands))
+    assert checked == ["check", "a.jsonl"]
+
+
+def test_an_override_that_no_recipe_takes_is_named_at_once(fasttune: Cli) -> None:
+    done = fasttune("menu", "--set", "train.learning_rat=1")
+    assert done.returncode == 2 and "learning_rate" in done.stderr and "needs a terminal" not in done.stderr

@@ -15,6 +15,7 @@ from fasttune.pipeline import Planner, RunRequest
 from fasttune.runs.documents import Probe
 from fasttune.runs.store import Run
 from fasttune.terminal import tables
+from fasttune.training.estimate import estimate
 
 SAMPLE = "data/quickstart/train.jsonl:1"
 
@@ -130,14 +131,20 @@ def test_a_result_for_people_and_as_json(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_plan_for_people_and_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     plan = Planner().plan(RunRequest(Path("recipes/quickstart.toml"), ("data.system=[red]",)))
-    tables.show_plan(plan, "fasttune run recipes/quickstart.toml --set lora.r=4", as_json=False)
+    taken = estimate(plan, Path("no-runs"))
+    command = "fasttune run recipes/quickstart.toml --set lora.r=4"
+    tables.show_plan(plan, command, taken, "", as_json=False, show_all=False)
     shown = capsys.readouterr().out
     assert (
         "[red]" in shown
         and f"{plan.total_steps} steps" in shown
         and "train with: `fasttune run recipes/quickstart.toml --set lora.r=4`" in shown
     )
-    tables.show_plan(plan, "", as_json=True)
+    assert "lora.dropout" not in shown and "more settings have their defaults" in shown
+    tables.show_plan(plan, "", taken, "", as_json=False, show_all=True)
+    everything = capsys.readouterr().out
+    assert all(one.key in everything for one in plan.document().settings) and "have their defaults" not in everything
+    tables.show_plan(plan, "", taken, "", as_json=True, show_all=False)
     document = json.loads(capsys.readouterr().out)
     assert document["total_steps"] == plan.total_steps and [one["code"] for one in document["findings"]] == [
         "epochs-for-data"

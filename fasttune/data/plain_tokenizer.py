@@ -1,0 +1,84 @@
+"""A base's tokenizer without transformers, which takes seconds to import: for plans, which count tokens.
+
+It gives the ids that transformers' fast tokenizer gives (a test compares them); training always uses transformers' own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from fasttune.console import FasttuneError
+from fasttune.data.dataset import Sample
+from fasttune.data.tokenize import Example, tokenize_samples
+from fasttune.recipe.schema import DataRecipe
+
+ANY_LENGTH = 2**30
+
+
+def plain_examples(base: Path, samples: Sequence[Sample], recipe: DataRecipe) -> list[Example] | None:
+    """The samples as examples of any length, by the tokenizer in a base's folder; None where its files, its chat
+    template or a sample can't be used, which `fasttune run` then says."""
+    try:
+        return list(tokenize_samples(samples, PlainTokenizer(base), recipe, ANY_LENGTH).examples)
+    except (OSError, ValueError, TemplateError, FasttuneError):
+        return None
+
+
+class PlainTokenizer:
+    """The part of transformers' PreTrainedTokenizerFast that tokenizing samples uses."""
+
+    def __init__(self, base: Path) -> None:
+        """Read tokenizer.json, the chat template and the special tokens in a base's folder.
+
+        Raises OSError where a file is missing, ValueError where one can't be read.
+        """
+        self.name_or_path = str(base)
+        settings = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
+        try:
+            self.backend_tokenizer: Any = Tokenizer.from_file(str(base / "tokenizer.json"))
+        except Exception as problem:  # tokenizers raises nothing narrower
+            raise ValueError(str(problem)) from None
+        own = base / "chat_template.jinja"
+        self.chat_template = own.read_text(encoding="utf-8") if own.is_file() else settings.get("chat_template")
+        named = {name: value for name, value in settings.items() if name.endswith("_token") and value}
+        self.special = {name: value["content"] if isinstance(value, dict) else value for name, value in named.items()}
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
+        """The conversation as text. Raises TemplateError where the template refuses it."""
+        assert not tokenize
+        return self.compiled.render(
+            messages=conversation,
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **self.special,
+        )
+
+    @cached_property
+    def compiled(self) -> Template:
+        """The chat template in the sandbox and with the helpers that transformers gives it."""
+        sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        sandbox.filters["tojson"] = as_json
+        sandbox.globals["raise_exception"] = refuse
+        sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        return sandbox.from_string(self.chat_template)
+
+
+def as_json(value: Any, **settings: Any) -> str:
+    """A value as JSON with its characters as they are: transformers' own filter, which escapes nothing for HTML."""
+    return json.dumps(value, **{"ensure_ascii": False, **settings})
+
+
+def refuse(message: str) -> None:
+    """What a template calls to refuse a conversation."""
+    raise TemplateError(message)
