@@ -58,7 +58,7 @@ def cases(base: str) -> list[Case]:
     ]
     if base:
         name, _sign, folder = base.partition("=")
-        real = (f"model.base={Path(folder).resolve()}", "train.batch_size=2", "lora.r=8")
+        real = (f"model.base={Path(folder).resolve()}", "train.batch_size=4", "lora.r=8")
         found.append(Case(f"{name}, short rows", "recipes/linzhi.toml", real))
     return found
 

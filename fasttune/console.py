@@ -36,6 +36,11 @@ def N_(message: Text) -> Text:
     return message
 
 
+def nN_(singular: str, plural: str) -> tuple[str, str]:
+    """Both forms of a message with a number unchanged: marks a constant for Babel, as N_ does."""
+    return singular, plural
+
+
 Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = (N_("error"), N_("warning"), N_("info"))
 MOST_SHOWN = 20  # findings, or groups of them, that are shown as text; --json gives all of them
@@ -171,7 +176,8 @@ def alike(findings: Sequence[Finding]) -> list[list[Finding]]:
 
 def show_alike(group: Sequence[Finding]) -> None:
     """Print the first finding of a group as text on stderr, and where the others are."""
-    first, label, hint = group[0], _(group[0].level), _("hint")
+    first, hint = group[0], _("hint")
+    label = _(first.level)
     where = f"[bold]{escape(first.where)}[/]: " if first.where else ""
     stderr_console.print(f"[{STYLES[first.level]}]{label}:[/] {where}{escape(first.what)}", soft_wrap=True)
     if others := group[1:]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fasttune.command import OnExisting, command_line, run_arguments
 from fasttune.console import FasttuneError, UsageError, _, say, show_findings, usage_error
 from fasttune.data.dataset import Dataset, load_dataset
+from fasttune.data.fact_sheet import read_fact_sheet
 from fasttune.planning import advice, parents, strategy
 from fasttune.planning.resume import run_to_resume
 from fasttune.planning.strategy import Plan
@@ -101,9 +102,11 @@ class Planner:
     def plan(self, request: RunRequest) -> Plan:
         """The plan of a request, with what follows from the earlier runs of its series, and advice.
 
-        Raises FasttuneError where recipe, data and earlier runs contradict each other.
+        Raises FasttuneError where recipe, data and earlier runs contradict each other, and for a wrong fact sheet.
         """
         recipe = self.recipe(request)
+        if recipe.facts.file:
+            read_fact_sheet(Path(recipe.facts.file))  # a mistake in it is told before the training, not after it
         on_existing = what_to_do(request, recipe.name)
         recipe = parents.inherit(recipe, request.root, on_existing)
         dataset = self.dataset(recipe)

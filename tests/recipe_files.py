@@ -74,6 +74,8 @@ keep_merged = true
 [probe]
 questions = ["你是谁？"]
 max_new_tokens = 64
+[facts]
+file = "facts.toml"
 """
 
 

@@ -19,7 +19,7 @@ SETTINGS = {
 }  # fmt: skip
 PLAN = PlanDocument(
     name="persona", strategy="fresh", parent=None, start="base", start_step=0, settings=(), system=None,
-    data_fingerprint="0" * 64, train_samples=10, val_samples=10, steps_per_epoch=1, total_steps=2, epochs=2.0,
+    data_fingerprint="0" * 64, train_samples=10, val_samples=20, steps_per_epoch=1, total_steps=2, epochs=2.0,
 )  # fmt: skip
 PROVENANCE = Provenance(
     fasttune="0.1.0", commit="", created="2026-03-01T10:00:00+00:00", python="3.12", platform="Linux",

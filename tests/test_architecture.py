@@ -28,6 +28,7 @@ HOMES = {
     "psutil": {"machine", "training.device"},
     "questionary": {"terminal.prompts"},
     "rich": {"console", "terminal", "training.progress"},
+    "sacrebleu": {"analysis.chrf"},
     "tokenizers": {"data.plain_tokenizer"},
     "torch": {"training", "export", "bench", "doctor.trials", "doctor.triton_kernel"},
     "triton": {"doctor.triton_kernel"},

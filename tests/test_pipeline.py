@@ -118,6 +118,19 @@ def test_a_run_from_the_menu_reads_the_recipe_and_the_data_once(
     assert reads == {"persona.toml": 1, "train.jsonl": 1}
 
 
+def test_a_mistake_in_the_fact_sheet_is_told_before_the_training(folder: Path) -> None:
+    """Not after it, when `fasttune facts` reads the sheet."""
+    request = RunRequest(Path("persona.toml"), ("facts.file=facts.toml",))
+    with pytest.raises(UsageError) as refused:
+        Planner().plan(request)
+    assert [one.code for one in refused.value.findings] == ["facts-not-found"]
+    (folder / "facts.toml").write_text('[[fact]]\nid = "a"\n', encoding="utf-8")
+    with pytest.raises(UsageError) as refused:
+        Planner().plan(request)
+    assert {one.code for one in refused.value.findings} == {"facts-missing-key"}
+    assert {one.where for one in refused.value.findings} == {"facts.toml:1"}
+
+
 def test_what_is_overwritten_is_named_by_its_id(folder: Path) -> None:
     run, other = write_run(folder / "runs"), write_run(folder / "runs", series="other")
     plan = Planner().plan(RunRequest(Path("persona.toml")))

@@ -29,9 +29,11 @@ REMEDY = "`make translations`, then complete fasttune.po by hand"
 # The texts that reach `_()` through an expression, by how the code writes it; `_(NAME)` of a constant needs no entry.
 THROUGH_EXPRESSIONS: dict[str, Callable[[], tuple[str, ...]]] = {
     "finding.level": lambda: console.LEVELS,
+    "first.level": lambda: console.LEVELS,
     "warning.level": lambda: console.LEVELS,
     "key.help": lambda: tuple(key.help for key in KEYS.values()),
     "heading": lambda: tuple(heading for heading, _texts in command_line.GROUPS),
+    "name": lambda: tuple(command_line.TYPES.values()),
     "text": lambda: tuple(text for _heading, texts in command_line.GROUPS for text in texts.values()),
     "example": lambda: tuple(text for _line, text in command_line.EXAMPLES),
 }
@@ -52,9 +54,9 @@ def message_calls() -> Iterator[MessageCall]:
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
-                case ast.Call(func=ast.Name(id="_" | "N_" | "ngettext" as function), args=[_, *_]):
+                case ast.Call(func=ast.Name(id="_" | "N_" | "nN_" | "ngettext" as function), args=[_, *_]):
                     where = f"{path.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}"
-                    arguments = node.args[: 2 if function == "ngettext" else 1]
+                    arguments = node.args[: 2 if function in ("nN_", "ngettext") else 1]
                     texts = tuple(text for argument in arguments for text in texts_of(argument, path, where))
                     names = [str(keyword.arg) for keyword in node.keywords]
                     yield MessageCall(function, texts, frozenset(names), where)

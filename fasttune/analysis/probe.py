@@ -10,7 +10,7 @@ from fasttune.data.tokenize import prompt_tokens
 from fasttune.export import Artifact
 from fasttune.export.llama import Sampling, answer, open_gguf
 from fasttune.runs import documents
-from fasttune.runs.documents import Probe, Scores
+from fasttune.runs.documents import Probe
 from fasttune.runs.store import Run
 from fasttune.training.model import load_tokenizer
 
@@ -21,7 +21,8 @@ def probe(run: Run, base: Path, artifacts: Sequence[Artifact], max_new_tokens: i
     Without a file the answers stay that the adapter gave after training. Raises FasttuneError where llama.cpp can't
     load the file.
     """
-    probes = documents.read_scores(run).probes
+    scores = documents.read_scores(run)
+    probes = scores.probes
     if artifacts and probes:
         tokenizer, system = load_tokenizer(base), documents.read_plan(run).system
         prompts = [prompt_tokens(probe.question, system, tokenizer) for probe in probes]
@@ -29,5 +30,6 @@ def probe(run: Run, base: Path, artifacts: Sequence[Artifact], max_new_tokens: i
             answers = [answer(model, prompt, Sampling(max_new_tokens)).strip() for prompt in prompts]
         probes = tuple(replace(probe, trained=answer) for probe, answer in zip(probes, answers, strict=True))
     adapter = "adapter" if any(probe.trained for probe in probes) else None
-    documents.write(run.scores, Scores(probes, artifacts[0].path.name if artifacts else adapter))
+    answered_by = artifacts[0].path.name if artifacts else adapter
+    documents.write(run.scores, replace(scores, probes=probes, answered_by=answered_by))
     return probes

@@ -13,7 +13,7 @@ import click
 
 import fasttune
 from fasttune import files
-from fasttune.cli import look, measure, train, use
+from fasttune.cli import look, measure, train, understand, use
 from fasttune.cli.options import STOPPED
 from fasttune.console import FasttuneError, _, prepare_streams, say, show_findings
 from fasttune.terminal import command_line
@@ -30,6 +30,9 @@ def main() -> None:
         code = commands.main(prog_name="fasttune", standalone_mode=False)
     except FasttuneError as problem:
         sys.exit(show_problem(problem))
+    except click.exceptions.NoArgsIsHelpError as problem:
+        say(problem.format_message())
+        sys.exit(2)
     except click.ClickException as problem:
         sys.exit(show_problem(command_line.as_usage_error(problem, commands)))
     except OSError as problem:
@@ -66,6 +69,7 @@ def commands() -> None:
 VERBS = (
     train.init, train.plan, train.run, train.menu,
     look.show_sample, look.list_runs,
+    understand.diagnose, understand.facts, understand.compare,
     use.chat, use.export,
     measure.bench, measure.doctor,
 )  # fmt: skip

@@ -37,7 +37,7 @@ def init(name: str | None, files: tuple[str, ...], base: str | None, example: st
         for path in written:
             say(_("wrote {path}", path=path))
         say(_("train it with: `{command}`", command=examples.command(example, out or Path())))
-        click.echo("\n".join(str(path) for path in written if path.suffix == ".toml"))
+        click.echo("\n".join(str(path) for path in written if path.parent.name == "recipes"))
         return
     if not name or not files:
         raise click.UsageError(

@@ -75,7 +75,7 @@ def install_command(wrong: list[tuple[Requirement, str]]) -> str:
 def differing(requirements: Iterable[Requirement]) -> list[tuple[Requirement, str]]:
     """The requirements that the installed packages do not meet, each with the version that is installed ("": none).
 
-    A local version counts as the public one: torch 2.13.0+cpu is 2.13.0.
+    A local version counts as the public one (PEP 440): torch 2.13.0+cpu is 2.13.0.
     """
     wrong = []
     for one in requirements:
@@ -83,7 +83,7 @@ def differing(requirements: Iterable[Requirement]) -> list[tuple[Requirement, st
             installed = metadata.version(one.name)
         except metadata.PackageNotFoundError:
             installed = ""
-        if not installed or not one.specifier.contains(installed.split("+")[0], prereleases=True):
+        if not installed or not one.specifier.contains(installed, prereleases=True):
             wrong.append((one, installed))
     return wrong
 

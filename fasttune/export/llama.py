@@ -212,13 +212,18 @@ def stream(model: Model, prompt_ids: Sequence[int], sampling: Sampling) -> Itera
 
 def generate(model: Model, ids: list[int], sampling: Sampling) -> Iterator[bytes]:
     """The bytes of each generated token, which is appended to `ids`."""
-    random = np.random.default_rng(sampling.seed)
+    random = random_numbers(sampling)
     for _number in range(min(sampling.max_new_tokens, model.num_ctx - len(ids))):
         token = sample_token(model.logits(ids)[0], sampling, random)
         if model.ends_generation(token):
             break
         ids.append(token)
         yield model.token_bytes(token)
+
+
+def random_numbers(sampling: Sampling) -> np.random.Generator:
+    """The random numbers of one answer, from their beginning."""
+    return np.random.default_rng(sampling.seed)
 
 
 def decode_utf8(pieces: Iterable[bytes]) -> Iterator[str]:

@@ -89,8 +89,9 @@ def import_into_ollama(
     return kept
 
 
-def connect(host: str | None, requests: list[Request]) -> Client:
+def connect(host: str | None, requests: list[Request], **limits: float) -> Client:
     """A client of the server at `host` (None: OLLAMA_HOST, else this machine); its requests are appended to `requests`.
+    `limits` are those of `ollama_connection.options`.
 
     Raises FasttuneError for an address that is none.
     """
@@ -98,10 +99,9 @@ def connect(host: str | None, requests: list[Request]) -> Client:
 
     from fasttune.export import ollama_connection
 
+    options = ollama_connection.options(requests.append, **limits)
     try:
-        return ollama.Client(
-            host, headers={"Accept-Encoding": "identity"}, **ollama_connection.options(requests.append)
-        )
+        return ollama.Client(host, headers={"Accept-Encoding": "identity"}, **options)
     except ValueError as failure:
         what = _("this is not the address of a server: {problem}", problem=failure)
         fix = _("set it as in OLLAMA_HOST=127.0.0.1:11434, or unset it")
@@ -131,12 +131,11 @@ def server_version(host: str | None, seconds: float) -> str:
     """The version of the Ollama server at an address (None: OLLAMA_HOST, else this machine), asked within so many
     seconds. Raises FasttuneError where no Ollama answers."""
     import httpx
-    import ollama
 
     from fasttune.export import ollama_connection
 
     requests: list[Request] = []
-    client = ollama.Client(host, **ollama_connection.options(requests.append, quick_seconds=seconds))
+    client = connect(host, requests, quick_seconds=seconds)
     with ollama_errors("", requests):
         with wrong_answers():
             client.list()

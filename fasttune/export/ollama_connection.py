@@ -16,6 +16,7 @@ CONNECT_SECONDS = 10.0
 QUICK_SECONDS = 30.0  # a question that Ollama answers from memory: the models, a blob, a copy
 SILENT_SECONDS = 300.0  # without a byte while it stores the file or makes the model
 CREATE_SECONDS = 1800.0  # all of it
+CHAT_SECONDS = 600.0  # an answer on a machine without a GPU, the loading of the model included
 ANSWER_BYTES = 16 * 2**20
 
 
@@ -52,6 +53,8 @@ class LimitedTransport(httpx.HTTPTransport):
             seconds = silent = SILENT_SECONDS  # for the answer; the upload itself may last as long as it moves
         elif request.method == "POST" and request.url.path.endswith("/api/create"):
             seconds, silent = CREATE_SECONDS, SILENT_SECONDS
+        elif request.method == "POST" and request.url.path.endswith("/api/chat"):
+            seconds = silent = CHAT_SECONDS
         connect = min(CONNECT_SECONDS, self.quick_seconds)
         timeout = httpx.Timeout(silent, connect=connect, write=QUICK_SECONDS)
         request.extensions = {**request.extensions, "timeout": timeout.as_dict()}

@@ -1,6 +1,7 @@
 """What is worth saying about a plan before it starts; none of it stops the run.
 
     verdict on the parent (runs.judgement)       its answers are                     fits
+    diverged: its loss rose and stayed high      nonsense                            retune: a lower learning rate
     over-fitting: held-out loss past its best    the samples, word for word          retune: fewer epochs
     nothing-learned: its loss hardly moved       those of the base                   retune: a higher learning rate
     not-enough: held-out loss still falls        too short or shallow                incremental, augment, retune
@@ -75,6 +76,9 @@ def fitting_strategies(parent: Run) -> StrategyFit:
             why = _("its held-out loss rose from {best:.3f} to {last:.3f}: it is over-fitting; fewer epochs, a lower "
                     "learning rate or more samples help", best=best, last=last)  # fmt: skip
             return StrategyFit(("retune",), _("the samples, word for word"), why)
+        case judgement.DIVERGED:
+            why = _("its loss rose and stayed high, and ended at {loss:.3f}: a lower learning rate helps", loss=loss)
+            return StrategyFit(("retune",), _("nonsense"), why)
         case judgement.NOTHING_LEARNED:
             why = _("its loss hardly moved and ended at {loss:.3f}: a higher learning rate helps", loss=loss)
             return StrategyFit(("retune",), _("those of the base"), why)
@@ -82,7 +86,9 @@ def fitting_strategies(parent: Run) -> StrategyFit:
             why = _("its held-out loss still falls fast and ended at {last:.3f}: more epochs help", last=last)
             return StrategyFit((*longer, "retune"), _("too short or shallow"), why)
         case judgement.CANNOT_TELL:
-            return StrategyFit(cannot_tell(parent, longer), _("for you to judge"), nobody_knows(judged, loss))
+            return StrategyFit(
+                cannot_tell(parent, longer), _("for you to judge"), nobody_knows(judged, loss, plan.val_samples)
+            )
     return at_its_best(loss, best)
 
 
@@ -92,10 +98,13 @@ def cannot_tell(parent: Run, longer: tuple[str, ...]) -> tuple[str, ...]:
     return ("retune", *longer) if is_low else (*longer, "retune")
 
 
-def nobody_knows(judged: Judgement, loss: float) -> str:
+def nobody_knows(judged: Judgement, loss: float, held_out: int) -> str:
     """Why no strategy is advised where the held-out loss tells nothing."""
     if judged.reason == "evaluated-once":
         return _("its held-out loss was computed once, so that it is unknown whether it falls")
+    if judged.reason == "few-held-out":
+        return _("{samples} held-out samples are too few to tell what would help: their loss moves by chance; hold out "
+                 "{enough} or more", samples=held_out, enough=judgement.ENOUGH_HELD_OUT)  # fmt: skip
     return _("its training loss ended at {loss:.3f}, and without held-out samples it can't be told what would help; "
              "judge by its answers, and set `data.val`", loss=loss)  # fmt: skip
 

@@ -228,6 +228,13 @@ class ProbeRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FactsRecipe:
+    """What the trained model must know, asked by `fasttune facts`."""
+
+    file: str = setting("", "fact sheet (TOML): facts with their questions and accepted answers; empty: none")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The settings before the first [table].
 
@@ -246,6 +253,7 @@ class Recipe:
     continue_: ContinueRecipe
     export: ExportRecipe
     probe: ProbeRecipe
+    facts: FactsRecipe
     path: Path
     sources: Mapping[str, str] = field(hash=False)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -108,16 +109,23 @@ def syntax_fix(message: str, line: str) -> str:
     return _('a line of TOML is key = value or [table]; text stands in double quotes, as in name = "linzhi"')
 
 
-def key_lines(text: str) -> dict[str, int]:
-    """{dotted key or table: line number} of valid TOML, without the keys inside inline tables."""
+def key_lines(text: str, *, arrays: bool = False) -> dict[str, int]:
+    """{dotted key or table: line number} of valid TOML, without the keys inside inline tables.
+
+    With `arrays` the tables of an array have numbers: the second [[fact]] is `fact.2`, and its key `fact.2.id`.
+    """
     plain = TEXT.sub(lambda found: "" if found[0][0] == "#" else re.sub(r"[^\n]", "_", found[0]), text)
     lines: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     table, depth = "", 0
     for number, (line, original) in enumerate(zip(plain.split("\n"), text.split("\n"), strict=True), 1):
         head, sign, rest = line.partition("=")
         header = re.match(r"\s*\[+([^\[\]]+)\]", line) if depth == 0 else None
         if header:
             table = bare_key(original[header.start(1) : header.end(1)])
+            if arrays and header[0].lstrip().startswith("[["):
+                counts[table] += 1
+                table = f"{table}.{counts[table]}"
             lines.setdefault(table, number)
             continue
         if depth == 0 and sign:

@@ -2,7 +2,9 @@
 
     plan.json                 PlanDocument        every resolved setting with its source, and what follows from the data
     provenance.json           Provenance          versions, device, fingerprints, row budget, starts, continuations
-    scores.json               Scores              probe questions with the answers of the base and of the trained model
+    scores.json               Scores              probe questions with the answers of the base and of the trained model,
+                                                  and which facts of a fact sheet each of them knows
+    blind.json                BlindComparisons    what a person picked between the answers of two models
     proof.json                CheckBatch          in each checkpoint and adapter: the check batch's loss when saved
     window.json               UnloggedMetrics     in each checkpoint: sums since the last logged step
     manifest.json             Manifest            in each checkpoint and adapter: sha256 of each file
@@ -24,6 +26,7 @@ from typing import Any, Literal, TypeVar
 from fasttune.console import FasttuneError, _, error
 from fasttune.files import write_json
 from fasttune.recipe.schema import Setting
+from fasttune.runs.outcomes import FactScores
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json, from_json
 
@@ -184,10 +187,11 @@ class Probe:
 @dataclass(frozen=True)
 class Scores:
     """scores.json. `answered_by` is the name of the GGUF file, "adapter", None where the recipe has no probe questions,
-    and NOT_ASKED before they were asked: the last thing that a run does."""
+    and NOT_ASKED before they were asked: the last thing that a run does. `facts` is None before `fasttune facts`."""
 
     probes: tuple[Probe, ...]
     answered_by: str | None = NOT_ASKED
+    facts: FactScores | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,8 @@ def read_log_history(run: Run) -> TrainerStateFigures:
 
 @dataclass(frozen=True)
 class EpochMeans:
-    """Means over the logged lines of one epoch's steps, so that every sample counts once."""
+    """Means over the logged lines of one epoch's steps, so that every sample counts once; the accuracy is NaN where
+    another trainer logged none."""
 
     loss: float
     accuracy: float
@@ -90,7 +92,7 @@ def last_epoch(history: Sequence[Mapping[str, Any]], steps_per_epoch: int) -> Ep
     if not lines:
         return None
     loss = sum(line["loss"] for line in lines) / len(lines)
-    return EpochMeans(loss, sum(line["mean_token_accuracy"] for line in lines) / len(lines))
+    return EpochMeans(loss, sum(line.get("mean_token_accuracy", math.nan) for line in lines) / len(lines))
 
 
 def trim_history(run: Run, step: int) -> None:

@@ -1,7 +1,8 @@
 """The verdict on a run, and every threshold that judges a run. Held-out loss decides where there is one:
 
+    the training loss rose far above its best and stayed there          diverged
     the training loss hardly moved                                      nothing-learned
-    no held-out loss, a single sample, or a single evaluation           cannot-tell
+    no held-out loss, fewer than 20 samples, or a single evaluation     cannot-tell
     it ended more than 1 % above its best                               over-fitting
     it ended above its best, by less                                    fair
     it is at its best, and still fell by more than 2 % an epoch         not-enough
@@ -9,10 +10,12 @@
 
 1 % because that is what separates the runs of docs/linzhi.md: from 4.549 the held-out loss went to 4.551 (0.04 %) in a
 model that answers, and to 4.773 (4.9 %) in one that babbles. 2 % because the run of its recipe, which ended where a
-further epoch over-fits, fell by 0.8 % in its last epoch, and those that another epoch helped by 1.2 to 1.8 %.
+further epoch over-fits, fell by 0.8 % in its last epoch, and those that another epoch helped by 1.2 to 1.8 %. A loss
+that is evaluated several times an epoch and has settled (curves.has_faded) falls no longer, whatever the epoch brought.
 
 A training loss alone can't tell learning from over-fitting. What users take from it (below 0.1 excellent, to 0.3 good,
-to 0.5 fair) is `loss_band`, which is shown as theirs and decides nothing.
+to 0.5 fair) is `loss_band`, which is shown as theirs and decides nothing. `fasttune diagnose` and `fasttune runs` both
+ask here; what the curves show besides is in curves.py, with its thresholds.
 """
 
 from __future__ import annotations
@@ -22,60 +25,75 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fasttune.runs import curves
+from fasttune.runs.curves import Evaluation
 from fasttune.runs.history import EpochMeans, last_epoch
 
 BANDS = ((0.1, "excellent"), (0.3, "good"), (0.5, "fair"))
+ACCURACY_BANDS = ((0.95, "excellent"), (0.9, "good"), (0.8, "fair"))
 NOT_ENOUGH, OVER_FITTING, CANNOT_TELL, NOTHING_LEARNED = "not-enough", "over-fitting", "cannot-tell", "nothing-learned"
+DIVERGED = "diverged"
 RISE = 1.01  # a held-out loss above this many times its best has risen
+STEEP_RISE = 1.05  # above this many times, it is more than an epoch too many
 FALL = 0.98  # a held-out loss below this many times what it was an epoch before still falls
 MOVED = 0.98  # a training loss above this many times what it was at first has hardly moved
-FEW_HELD_OUT = 2  # the loss of fewer held-out samples tells nothing
+MOVED_SLOWLY = 0.9  # the same, where the learning rate is low for the number of steps
+FEW_HELD_OUT = 2  # the loss of fewer held-out samples tells nothing, and is not shown
+ENOUGH_HELD_OUT = 20  # the loss of fewer held-out samples moves by chance: no verdict is built on it
 GAP = 0.5  # a held-out loss this far above the training loss: the samples are learned, the persona is not
 UNDER_TRAINED_LOSS, UNDER_TRAINED_ACCURACY = 0.5, 0.8  # above the one or below the other: too little training
+MEMORISED_LOSS, MEMORISED_SHARE = 0.1, 0.25  # of the loss, and of the loss of the first epoch
+# LoRA learning rates that suit a number of steps (Qwen2.5 0.5B to 3B): up to so many steps, learning rate. A quarter of
+# one is low, more than four times it is high.
+LEARNING_RATES = ((100, 4e-4), (300, 3e-4), (math.inf, 2e-4))
+LOW, HIGH = 0.25, 4.0
+TINY = 10  # builtin:tiny has 4.5 million parameters and wants ten times as much
+IDLE = 0.1  # a peak below this share of the one that suits moves nothing by itself: no plateau is told from it
 
 
 @dataclass(frozen=True)
 class Judgement:
     """A verdict and the reason for it.
 
-    The reasons are loss-hardly-moved; no-held-out, one-held-out-sample, not-evaluated and evaluated-once; past-best,
-    above-best, still-falling and at-best.
+    The reasons are loss-rose; loss-hardly-moved; no-held-out, one-held-out-sample, few-held-out, not-evaluated and
+    evaluated-once; past-best, above-best, still-falling and at-best.
     """
 
     verdict: str
     reason: str
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A held-out loss (nats a supervised token) and the step after which it was computed."""
-
-    step: int
-    loss: float
-
-
 def judge(
     history: Sequence[Mapping[str, Any]],
     steps_per_epoch: int,
-    held_out_samples: int,
+    held_out_samples: int | None,
     *,
     from_base: bool = True,
     keeps_best: bool = False,
 ) -> Judgement | None:
     """The verdict on a training by its history lines, oldest first; None where no step was logged.
 
-    `from_base`: the first line is that of a base, so that the loss must have fallen since. `keeps_best`: early
-    stopping has made the best checkpoint the adapter.
+    `held_out_samples` is None where nobody knows how many there are. `from_base`: the first line is that of a base, so
+    that the loss must have fallen since. `keeps_best`: early stopping has made the best checkpoint the adapter.
     """
     if last_epoch(history, steps_per_epoch) is None:
         return None
+    evaluated = evaluations(history)
+    if not keeps_best and curves.divergence(curves.curve_of(history).finite.points):
+        return Judgement(DIVERGED, "loss-rose")
     if from_base and not has_learned(history, steps_per_epoch):
         return Judgement(NOTHING_LEARNED, "loss-hardly-moved")
-    evaluated = evaluations(history)
-    if held_out_samples < FEW_HELD_OUT or not evaluated:
-        reasons = {0: "no-held-out", 1: "one-held-out-sample"}
-        return Judgement(CANNOT_TELL, reasons.get(held_out_samples, "not-evaluated"))
+    if not evaluated or (held_out_samples is not None and held_out_samples < ENOUGH_HELD_OUT):
+        return Judgement(CANNOT_TELL, why_nobody_can_tell(held_out_samples, bool(evaluated)))
     return judge_held_out(evaluated, steps_per_epoch, keeps_best=keeps_best)
+
+
+def why_nobody_can_tell(held_out_samples: int | None, is_evaluated: bool) -> str:
+    """The reason of cannot-tell where there is no held-out loss, or one of too few samples."""
+    reasons = {0: "no-held-out", 1: "one-held-out-sample"}
+    if held_out_samples in reasons:
+        return reasons[held_out_samples]
+    return "few-held-out" if is_evaluated else "not-evaluated"
 
 
 def judge_held_out(evaluated: Sequence[Evaluation], steps_per_epoch: int, *, keeps_best: bool) -> Judgement:
@@ -92,10 +110,17 @@ def judge_held_out(evaluated: Sequence[Evaluation], steps_per_epoch: int, *, kee
         return Judgement(CANNOT_TELL, "evaluated-once")
     if reached < BANDS[0][0]:
         return Judgement("excellent", "at-best")
-    before = [one.loss for one in evaluated if one.step <= last.step - steps_per_epoch] or [evaluated[0].loss]
-    if last.loss == best.loss and last.loss < FALL * before[-1]:
+    before = an_epoch_before(evaluated, steps_per_epoch)
+    within = sum(one.step > before.step for one in evaluated)
+    has_settled = within > 1 and curves.has_faded(evaluated)
+    if last.loss == best.loss and last.loss < FALL * before.loss and not has_settled:
         return Judgement(NOT_ENOUGH, "still-falling")
     return Judgement("good", "at-best")
+
+
+def an_epoch_before(evaluated: Sequence[Evaluation], steps_per_epoch: int) -> Evaluation:
+    """The newest evaluation that is at least an epoch older than the last one; the first one where none is."""
+    return next((one for one in reversed(evaluated) if one.step <= evaluated[-1].step - steps_per_epoch), evaluated[0])
 
 
 def evaluations(history: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
@@ -122,12 +147,50 @@ def has_learned(history: Sequence[Mapping[str, Any]], steps_per_epoch: int) -> b
     first = [line["loss"] for line in lines if line["step"] < lines[0]["step"] + span]
     last = [line["loss"] for line in lines if line["step"] > lines[-1]["step"] - span]
     reached = sum(last) / len(last)
-    return reached <= UNDER_TRAINED_LOSS or not reached > MOVED * sum(first) / len(first)
+    least = MOVED_SLOWLY if is_low_learning_rate(history) and not curves.has_faded(evaluations(history)) else MOVED
+    return reached <= UNDER_TRAINED_LOSS or not reached > least * sum(first) / len(first)
+
+
+def suiting_learning_rate(steps: int, base: str | None = None) -> float:
+    """The LoRA learning rate for a number of steps, of bases of 0.5 to 3 billion parameters or for the tiny one."""
+    rate = next(rate for limit, rate in LEARNING_RATES if steps < limit)
+    return TINY * rate if base == "builtin:tiny" else rate
+
+
+def has_plateau(history: Sequence[Mapping[str, Any]]) -> Evaluation | None:
+    """From which step on the held-out loss, else the training loss, stands still although the learning rate is at work,
+    and that loss; None where none does."""
+    curve = curves.curve_of(history).finite
+    peak = curves.peak_learning_rate(curve.points)
+    if not curve.points or (peak is not None and peak < IDLE * suiting_learning_rate(curve.points[-1].step)):
+        return None
+    return curves.plateau(curve, BANDS[1][0])
+
+
+def is_low_learning_rate(history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the highest learning rate of the logged steps is low for their number; False where none is logged."""
+    points = curves.curve_of(history).points
+    peak = curves.peak_learning_rate(points)
+    return peak is not None and peak <= LOW * suiting_learning_rate(points[-1].step)
 
 
 def loss_band(loss: float | None) -> str | None:
     """What users take from a training loss alone; None where no step was logged."""
     return None if loss is None else next((word for limit, word in BANDS if loss < limit), NOT_ENOUGH)
+
+
+def accuracy_band(accuracy: float | None) -> str | None:
+    """What users take from a token accuracy alone; None where none was logged."""
+    if accuracy is None or not math.isfinite(accuracy):
+        return None
+    return next((word for limit, word in ACCURACY_BANDS if accuracy > limit), NOT_ENOUGH)
+
+
+def is_memorised(reached: float, first_epoch: float, held_out: float | None) -> bool:
+    """Whether a training loss, by that of the first epoch and the held-out loss (None: unknown), says that the samples
+    are known by heart and nothing beyond them."""
+    is_low = reached < MEMORISED_LOSS and reached < MEMORISED_SHARE * first_epoch
+    return is_low and (held_out is None or is_far_above(held_out, reached))
 
 
 def has_risen(reached: float | None, evaluated: Sequence[float]) -> bool:

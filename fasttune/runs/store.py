@@ -7,7 +7,7 @@
       history.jsonl  trainer_state.json one line a logged step; Hugging Face's own file
       checkpoints/checkpoint-120/       Hugging Face layout + manifest.json (sha256 of each file)
       adapter/                          PEFT layout: loads with plain peft; its presence says that the run is finished
-      scores.json  tensorboard/
+      scores.json  blind.json  tensorboard/
       replaces                          id of the run that --overwrite named, which this run is trained in place of
       exports/linzhi-Q4_K_M.gguf + .json, Modelfile
 
@@ -88,6 +88,10 @@ class Run:
     @property
     def scores(self) -> Path:
         return self.folder / "scores.json"
+
+    @property
+    def blind(self) -> Path:
+        return self.folder / "blind.json"
 
     @property
     def tensorboard(self) -> Path:

@@ -8,12 +8,13 @@ import gettext
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from fasttune.command import command_line
-from fasttune.console import LOCALE, N_, UsageError, _, language, usage_error
+from fasttune.console import LOCALE, N_, UsageError, _, language, nN_, usage_error
 from fasttune.recipe import aliases
 from fasttune.recipe.schema import KEYS, LEAVES
 from fasttune.recipe.values import near_name
@@ -39,12 +40,23 @@ CLICK_SAYS = (
     N_("{value!r} is not a valid {number_type}."),
     N_("{value} is not in the range {range}."),
     N_("Option {name!r} does not take a value."),
+    N_("Missing parameter"),
+    N_("{value!r} is not a valid boolean. Recognized values: {states}"),
 )
+# The same with a number: singular and plural.
+CLICK_COUNTS = (
+    nN_("Got unexpected extra argument ({args})", "Got unexpected extra arguments ({args})"),
+    nN_("Option {name!r} requires an argument.", "Option {name!r} requires {nargs} arguments."),
+    nN_("{value!r} is not {choice}.", "{value!r} is not one of {choices}."),
+)
+# What click calls the types of values, in messages and in help.
+TYPES: dict[type[click.ParamType[Any]], str] = {click.IntRange: N_("integer"), click.FloatRange: N_("number")}
 # Verbs of other trainers and of other command lines, with the command that does it here.
 SYNONYMS = {
     "train": "run", "finetune": "run", "fine-tune": "run", "sft": "run", "resume": "run", "continue": "run",
     "list": "runs", "ls": "runs", "ps": "runs", "status": "runs", "tree": "runs", "history": "runs",
     "infer": "chat", "inference": "chat", "generate": "chat", "talk": "chat", "ask": "chat", "serve": "chat",
+    "diff": "compare", "eval": "compare", "evaluate": "compare", "blind": "compare --blind", "knows": "facts",
     "merge": "export", "gguf": "export", "convert": "export", "quantize": "export",
     "new": "init", "create": "init", "example": "init --example quickstart", "benchmark": "bench",
     "dry-run": "plan", "validate": "plan", "tokenize": "show", "preview": "show", "help": "--help",
@@ -61,6 +73,11 @@ GROUPS = (
     (N_("Look"), {
         "runs": N_("Show the runs with their figures and verdicts"),
         "show": N_("Show the tokens of one sample"),
+    }),
+    (N_("Understand"), {
+        "diagnose": N_("Say what is wrong with a training, and what to type next"),
+        "facts": N_("Ask a run what it must know: kept, lost, contradicted"),
+        "compare": N_("Show two models side by side, with figures or blind"),
     }),
     (N_("Use"), {
         "chat": N_("Talk to the GGUF of a run"),
@@ -84,6 +101,8 @@ def translate_click() -> None:
     os.environ["LANGUAGE"] = language()
     gettext.bindtextdomain("fasttune", str(LOCALE))
     gettext.textdomain("fasttune")
+    for kind, name in TYPES.items():
+        kind.name = _(name)
 
 
 class Verbs(click.Group):

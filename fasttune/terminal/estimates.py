@@ -31,7 +31,9 @@ def token_line(estimate: Estimate) -> str:
     figures = {"tokens": estimate.tokens, "computed": estimate.computed_tokens, "longest": estimate.longest}
     text = _("{tokens:,} tokens an epoch, {computed:,} of them computed (shared prefixes once); longest row: "
              "{longest:,}", **figures)  # fmt: skip
-    return text if estimate.exact else _("{text}; estimated from characters", text=text)
+    if not estimate.counted:
+        return _("{text}; estimated from characters", text=text)
+    return text if estimate.exact else _("{text}; estimated from {n:,} of the samples", text=text, n=estimate.counted)
 
 
 def memory_line(estimate: Estimate, memory: Memory) -> str:

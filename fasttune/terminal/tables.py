@@ -155,11 +155,8 @@ def find_sample(where: str, system: str | None) -> Sample:
         "no-such-sample",
         _("line {line} is in no sample", line=line),
         where=path,
-        fix=ngettext(
-            "samples are named by the line they begin on; the file has {n}, at {first}",
-            "samples are named by the line they begin on; the file has {n}, from {first} to {last}",
-            len(reading.samples), first=reading.samples[0].id, last=reading.samples[-1].id,
-        ),
+        fix=_("samples are named by the line they begin on; the file has {n} of them, the first at {first}, the last "
+              "at {last}", n=len(reading.samples), first=reading.samples[0].id, last=reading.samples[-1].id),
     )  # fmt: skip
 
 

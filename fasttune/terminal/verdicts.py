@@ -8,7 +8,7 @@ from typing import Any
 
 from fasttune.console import _, ngettext
 from fasttune.runs import judgement, summary
-from fasttune.runs.judgement import CANNOT_TELL, NOT_ENOUGH, NOTHING_LEARNED, OVER_FITTING
+from fasttune.runs.judgement import CANNOT_TELL, DIVERGED, NOT_ENOUGH, NOTHING_LEARNED, OVER_FITTING
 from fasttune.runs.store import Run
 from fasttune.runs.summary import Figures
 
@@ -26,6 +26,7 @@ def verdict_word(verdict: str | None) -> str:
         OVER_FITTING: _("over-fitting"),
         CANNOT_TELL: _("cannot tell"),
         NOTHING_LEARNED: _("nothing learned"),
+        DIVERGED: _("diverged"),
     }
     return words[verdict] if verdict else "–"
 
@@ -41,11 +42,16 @@ def reason(one: Figures) -> str:
     """Why a run has its verdict, and what helps."""
     band = verdict_word(one.loss_band)
     reasons: dict[str, Callable[[], str]] = {
+        "loss-rose": lambda: _(
+            "the training loss rose far above its best and stayed there: lower train.learning_rate"),
         "loss-hardly-moved": lambda: _("the training loss hardly moved: raise train.learning_rate"),
         "no-held-out": lambda: _(
             "nothing is held out, and the training loss alone (by itself: {band}) does not show over-fitting; set "
             "`data.val`, for example to 0.1", band=band),
         "one-held-out-sample": lambda: _("one held-out sample tells nothing; hold out ten or more"),
+        "few-held-out": lambda: _(
+            "{samples} held-out samples are too few: their loss moves by chance; hold out {enough} or more",
+            samples=one.held_out_samples, enough=judgement.ENOUGH_HELD_OUT),
         "not-evaluated": lambda: _("it has no held-out loss"),
         "evaluated-once": lambda: _(
             "the held-out loss was computed once, so that it is unknown whether it falls; set `train.eval_steps`"),

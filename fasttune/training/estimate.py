@@ -44,8 +44,9 @@ SMALLER = {"7b": "3B", "3b": "1.5B", "1.5b": "0.5B"}
 class Estimate:
     """What a plan will take. None stands for what is not known.
 
-    `tokens` and `computed_tokens` are of one epoch, `exact` where they were counted and not estimated; `longest` is the
-    longest row. `memory` is at the peak, `least` with rows of one sample; `free` are the bytes that are free now.
+    `tokens` and `computed_tokens` are of one epoch, by the base's tokenizer for `counted` samples (0: by characters);
+    `longest` is the longest row. `memory` is at the peak, `least` with rows of one sample; `free` are the bytes that
+    are free now.
     `seconds` are those of loading and training, by the speed of the run `seconds_from`. `change` are the --set values
     that make it fit, none where it fits or none is known.
     """
@@ -54,7 +55,7 @@ class Estimate:
     samples: int
     tokens: int
     computed_tokens: int
-    exact: bool
+    counted: int
     steps: int
     longest: int
     checkpointing: bool
@@ -64,6 +65,11 @@ class Estimate:
     seconds: float | None
     seconds_from: str
     change: tuple[str, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the tokens of all samples were counted."""
+        return self.counted == self.samples
 
     @property
     def fits(self) -> bool | None:
@@ -92,7 +98,7 @@ def estimate(plan: Plan, root: Path) -> Estimate:
     kind, free, shares = this_device(plan)
     base = base_folder(plan.recipe.model)
     size = read_size(plan.recipe.model, base)
-    examples, share, exact = examples_of(plan, base)
+    examples, share, was_counted = examples_of(plan, base)
     rows = Rows.of(plan, examples, share, size, kind, free, shares)
     here = None if size is None else rows.memory(plan, size, kind)
     least = None if size is None else rows.memory(plan, size, kind, least=True)
@@ -102,7 +108,7 @@ def estimate(plan: Plan, root: Path) -> Estimate:
         samples=len(plan.dataset.train),
         tokens=rows.tokens,
         computed_tokens=rows.computed_tokens,
-        exact=exact and share == 1,
+        counted=len(examples) if was_counted else 0,
         steps=plan.total_steps - plan.start.step,
         longest=rows.longest.tokens,
         checkpointing=rows.checkpointing,

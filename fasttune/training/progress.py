@@ -9,7 +9,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from fasttune.console import _, say, stderr_console
@@ -39,6 +40,36 @@ class PhaseTimer:
         """Keep and print the seconds of a phase that is over."""
         self.seconds[key] = round(seconds, 3)
         say(f"{name}: {seconds:.1f} s")
+
+
+class CountLine:
+    """`linzhi answers  120/480` and the time left, while the block lasts: a moving line in a terminal, elsewhere a
+    plain line every PLAIN_LINE_EVERY seconds."""
+
+    def __init__(self, text: str, total: int) -> None:
+        self.text, self.total, self.done = text, total, 0
+        self.last_line = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=stderr_console, disable=not stderr_console.is_terminal)
+
+    def __enter__(self) -> CountLine:
+        self.progress.start()
+        self.task = self.progress.add_task(escape(self.text), total=self.total)
+        return self
+
+    def advance(self) -> None:
+        """One more is done."""
+        self.done += 1
+        self.progress.update(self.task, completed=self.done)
+        now = time.monotonic()
+        if not stderr_console.is_terminal and now - self.last_line >= PLAIN_LINE_EVERY:
+            self.last_line = now
+            say(f"{self.text} {self.done}/{self.total}")
+
+    def __exit__(self, *failure: object) -> None:
+        self.progress.stop()
+        if self.done == self.total:
+            say(f"{self.text} {self.done}/{self.total}")
 
 
 class ProgressLine:

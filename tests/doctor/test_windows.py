@@ -32,6 +32,11 @@ def test_memory(linux: float, pc: float | None, config: WslConfig | None, state:
     assert f"{linux:.1f}" in found.measured
 
 
+def test_a_config_that_is_not_in_effect_says_so() -> None:
+    assert ".wslconfig says 12 GB" in judge_memory(7.7, 15.8, WslConfig(12.0)).measured
+    assert ".wslconfig" not in judge_memory(11.7, 15.8, WslConfig(12.0)).measured
+
+
 def write_config(users: Path, name: str, text: str, file: str = ".wslconfig", at: float = 0) -> None:
     (users / name).mkdir(exist_ok=True)
     (users / name / file).write_text(text, encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 from exports import silent
+from ollama_server import Handler, Server, running_server
 
 from fasttune.console import FasttuneError
 from fasttune.export import Artifact, import_into_ollama, ollama_connection
@@ -24,115 +24,11 @@ from fasttune.export.ollama import TEMPLATE, modelfile, warn_if_silent
 SYSTEM = '你是林栀。\n她说 """轻声细语"""\u3000👩‍👧'
 
 
-class Server(ThreadingHTTPServer):
-    """Ollama's endpoints for the import (its docs/api.md); what was stored, copied and created can be looked at.
-
-    `keys` are the Authorization headers of the requests for a blob, `head_status` the answer where there is none.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.blobs: dict[str, bytes] = {}
-        self.models: dict[str, dict[str, Any]] = {}
-        self.calls: list[str] = []
-        self.statuses = ["parsing GGUF", "using existing layer sha256:1", "writing manifest", "success"]
-        self.failure = ""
-        self.version_is_old = False
-        self.head_status = 404
-        self.keys: list[str | None] = []
-
-    @property
-    def host(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *values: Any) -> None:
-        pass
-
-    def reply(self, status: int, document: Any = None) -> None:
-        content = b"" if document is None else json.dumps(document).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def body(self) -> bytes:
-        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        content = b""
-        while size := int(self.rfile.readline(), 16):
-            content += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return content
-
-    def do_GET(self) -> None:
-        self.server.calls.append(f"GET {self.path}")
-        models = self.server.models
-        listed = [{"name": name, "model": name} for name in models] if isinstance(models, dict) else models
-        self.reply(200, {"models": listed})
-
-    def do_HEAD(self) -> None:
-        self.server.calls.append("HEAD blob")
-        self.server.keys.append(self.headers.get("Authorization"))
-        self.reply(200 if self.path.split(":")[-1] in self.server.blobs else self.server.head_status)
-
-    def do_POST(self) -> None:
-        content = self.body()
-        name = self.path.removeprefix("/api/").split("/")[0]
-        self.server.calls.append(f"POST {name}")
-        if name == "blobs":
-            self.store(content)
-        elif name == "copy":
-            body = json.loads(content)
-            source = body["source"] if ":" in body["source"] else body["source"] + ":latest"
-            self.server.models[body["destination"]] = self.server.models[source]
-            self.reply(200)
-        else:
-            self.create(json.loads(content))
-
-    def store(self, content: bytes) -> None:
-        digest = self.path.split(":")[-1]
-        if hashlib.sha256(content).hexdigest() != digest:
-            self.reply(400, {"error": "digest mismatch"})
-            return
-        self.server.blobs[digest] = content
-        self.reply(201)
-
-    def create(self, body: dict[str, Any]) -> None:
-        if self.server.version_is_old:
-            self.reply(400, {"error": "path or Modelfile are required"})
-            return
-        missing = [file for file in body["files"].values() if file.split(":")[-1] not in self.server.blobs]
-        if missing:
-            self.reply(400, {"error": f"blob {missing[0]} not found"})
-            return
-        self.send_response(200)
-        self.send_header("Content-Type", "application/x-ndjson")
-        self.end_headers()
-        for status in self.server.statuses:
-            self.wfile.write(json.dumps({"status": status}).encode() + b"\n")
-        if self.server.failure:
-            self.wfile.write(json.dumps({"error": self.server.failure}).encode() + b"\n")
-        elif "success" in self.server.statuses:
-            name = body["model"] if ":" in body["model"] else body["model"] + ":latest"
-            self.server.models[name] = body
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # a proxy for the internet is not asked
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield running
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    with running_server() as running:
+        yield running
 
 
 @pytest.fixture

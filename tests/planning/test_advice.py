@@ -13,6 +13,7 @@ from series import RECIPE, Series
 from written_runs import advice, write_history, write_parent
 
 from fasttune.console import Finding
+from fasttune.files import append_line
 from fasttune.planning.advice import fitting_strategies
 from fasttune.runs import documents
 from fasttune.runs.store import Run
@@ -28,6 +29,7 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def end_with(parent: Run, loss: float, held_out: Sequence[float] = ()) -> None:
     """Give the parent other figures: its loss fell from 3.0 to `loss` in 2 epochs, the last with these evaluations."""
     write_history(parent, range(1, 4), 3, loss=3.0)
+    documents.write(parent.plan, replace(documents.read_plan(parent), val_samples=20))
     first = parent.history.read_text(encoding="utf-8")
     write_history(parent, range(4, 7), 3, loss=loss, held_out=held_out)
     parent.history.write_text(first + parent.history.read_text(encoding="utf-8"), encoding="utf-8")
@@ -91,10 +93,24 @@ def test_the_strategy_that_fits_the_parents_figures(
     assert not by_code(advice("continue.add_epochs=1", strategy="custom"), "other-strategy-fits")
 
 
-def test_one_held_out_sample_speaks_for_and_against_nothing(parent: Run) -> None:
+@pytest.mark.parametrize(
+    ("held_out", "why"), [(1, "without held-out samples"), (19, "19 held-out samples are too few")]
+)
+def test_few_held_out_samples_speak_for_and_against_nothing(parent: Run, held_out: int, why: str) -> None:
     end_with(parent, 0.2, [2.0, 1.0])
-    documents.write(parent.plan, replace(documents.read_plan(parent), val_samples=1))
-    assert fitting_strategies(parent).symptom == "for you to judge"
+    documents.write(parent.plan, replace(documents.read_plan(parent), val_samples=held_out))
+    fit = fitting_strategies(parent)
+    assert fit.symptom == "for you to judge" and why in fit.why
+
+
+def test_a_parent_that_diverged_is_trained_again_with_less(parent: Run) -> None:
+    losses = [3.0 - 0.1 * step for step in range(20)] + [9.0] * 10
+    parent.history.unlink()
+    for step, loss in enumerate(losses, 1):
+        line = {"step": step, "epoch": step / 3, "loss": loss, "mean_token_accuracy": 0.1}
+        append_line(parent.history, line)
+    fit = fitting_strategies(parent)
+    assert fit.strategies == ("retune",) and "its loss rose and stayed high" in fit.why
 
 
 @pytest.mark.parametrize("changed", [{"train_samples": 60}, {"epochs": 7.0}])

@@ -13,6 +13,7 @@ import pytest
 from conftest import REPOSITORY, Cli
 
 from fasttune.data import dataset
+from fasttune.data.fact_sheet import read_fact_sheet
 from fasttune.planning import examples
 from fasttune.recipe.load import load_recipe
 
@@ -110,11 +111,12 @@ def test_an_example_is_what_lies_in_the_repository(name: str, tmp_path: Path, mo
     assert said[-1] == f"train it with: `fasttune run recipes/{name}.toml`"
     recipes = done.stdout.splitlines()
     assert recipes[0] == f"recipes/{name}.toml"
-    assert set(recipes) == {path for path in shipped(name) if path.endswith(".toml")}
+    assert set(recipes) == {path for path in shipped(name) if path.startswith("recipes/")}
     monkeypatch.chdir(tmp_path)
     for path in recipes:
         read = load_recipe(path)
         assert dataset.load_dataset(read.data, read.train.seed).train
+        assert not read.facts.file or read_fact_sheet(Path(read.facts.file)).facts
 
 
 def test_every_recipe_belongs_to_an_example() -> None:

@@ -29,6 +29,6 @@ def test_a_default_is_valid_for_its_setting(key: Key) -> None:
 
 
 def test_tables_and_keys_follow_the_declarations() -> None:
-    assert set(TABLES) == {"model", "data", "lora", "train", "train.until", "continue", "export", "probe"}
+    assert set(TABLES) == {"model", "data", "lora", "train", "train.until", "continue", "export", "probe", "facts"}
     assert {key.table for key in KEYS.values()} == {"", *TABLES}
     assert LEAVES["r"] == "lora.r" and KEYS["lora.r"].leaf == "r" and KEYS["name"].table == ""

@@ -31,6 +31,7 @@ from fasttune.runs.documents import (
     TrainerStateFigures,
     UnloggedMetrics,
 )
+from fasttune.runs.outcomes import ArmFacts, FactResult, FactScores, RuleResult
 
 OLD = Path(__file__).parent / "old_documents"  # of a run that was trained before documents had a format number
 KINDS: dict[str, type[Any]] = {
@@ -54,6 +55,12 @@ EVERY = [
     Scores(()),
     Scores((Probe("你是谁？", "一个助手。", "小灯。"), Probe("Who?", "A model.")), "persona-Q8_0.gguf"),
     Scores((), None),
+    Scores((), None, FactScores(
+        "facts.toml", "0" * 64, 64, {"base": ArmFacts(0, 1, 0, 0.0, 0), "tuned": ArmFacts(1, 0, 0, 2 / 3, 1)},
+        (FactResult("cat", "猫叫定影", "data", ("a?", "b?", "c?"), {"base": "lost", "tuned": "kept"}, {
+            "base": ("", "?", "猫"), "tuned": ("定影", "定影", "猫")}),),
+        (RuleResult("never-ai", "不说语言模型", {"base": (), "tuned": ("语言模型",)}),),
+    )),
     CheckBatch(6, 12, 1e-4, 0.0139, ("a.jsonl:1", "a.jsonl:2"), "0" * 64, "1" * 64, "cpu", {"torch": "2.13.0"}),
     UnloggedMetrics(1.5, 10, 12, 90, 40, 4, 1, 0.2, 42840),
     Manifest(6, {"optimizer.pt": "0" * 64}),
@@ -94,6 +101,8 @@ def test_a_document_without_a_format_number_is_read_whole(tmp_path: Path, name: 
     added: dict[str, Any] = {}
     if name == "provenance.json":
         added = {"sharing_check": None, "base": before["base"] | {"folder": ""}}
+    if name == "scores.json":
+        added = {"facts": None}
     assert after == before | added
 
 

@@ -53,10 +53,12 @@ QUICKSTART = (
     ],
 )
 def test_held_out_loss_decides(run: tuple[list[float], list[float]], word: str, reason: str) -> None:
-    assert judgement.judge(history(*run), 1, 10) == Judgement(word, reason)
+    assert judgement.judge(history(*run), 1, 20) == Judgement(word, reason)
 
 
-@pytest.mark.parametrize(("held_out", "reason"), [(0, "no-held-out"), (1, "one-held-out-sample")])
+@pytest.mark.parametrize(
+    ("held_out", "reason"), [(0, "no-held-out"), (1, "one-held-out-sample"), (2, "few-held-out"), (19, "few-held-out")]
+)
 def test_without_held_out_samples_nobody_can_tell(held_out: int, reason: str) -> None:
     """However low the training loss is: with one sample by chance, with none at all."""
     lines = history([2.0, 0.01], [0.4, 0.3] if held_out else [])
@@ -66,15 +68,15 @@ def test_without_held_out_samples_nobody_can_tell(held_out: int, reason: str) ->
 
 def test_early_stopping_is_judged_by_the_checkpoint_that_it_kept() -> None:
     lines = history([2.0, 1.0, 0.5], [1.5, 1.49, 1.9])
-    assert judgement.judge(lines, 1, 10) == Judgement("over-fitting", "past-best")
-    assert judgement.judge(lines, 1, 10, keeps_best=True) == Judgement("good", "at-best")
+    assert judgement.judge(lines, 1, 20) == Judgement("over-fitting", "past-best")
+    assert judgement.judge(lines, 1, 20, keeps_best=True) == Judgement("good", "at-best")
 
 
 def test_a_fall_is_that_of_an_epoch_and_not_of_two_evaluations() -> None:
     """Evaluated often, the loss falls little from one evaluation to the next."""
     evaluated = [{"step": 2 * n, "eval_loss": 3.0 - 0.02 * n} for n in range(1, 11)]
     lines = sorted([*history([3.0] * 10 + [1.0] * 10, []), *evaluated], key=lambda line: line["step"])
-    assert judgement.judge(lines, 10, 10) == Judgement("not-enough", "still-falling")
+    assert judgement.judge(lines, 10, 20) == Judgement("not-enough", "still-falling")
 
 
 def test_whether_anything_was_learned_is_not_told_by_noise() -> None:

@@ -53,7 +53,7 @@ def test_what_changed(tmp_path: Path) -> None:
     )  # fmt: skip
     assert summary.read_figures(child).changes == (
         Change("epochs", 2.0, 3.0), Change("lora.r", 8, 16), Change("train.learning_rate", 2e-4, 1e-4),
-        Change("samples", "10+10 (00000000)", "12+10 (00000000)"),
+        Change("samples", "10+20 (00000000)", "12+20 (00000000)"),
     )  # fmt: skip
     same = write_run(tmp_path, "custom", parent=first)
     assert summary.read_figures(same).changes == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gettext
 import inspect
 import json
+import re
 from pathlib import Path
 
 import click
@@ -24,7 +25,7 @@ from fasttune.terminal import command_line
         ("help", "did you mean `fasttune --help`?"),
         ("exprt", "did you mean `fasttune export`?"),
         ("recipes/quickstart.toml", "did you mean `fasttune run recipes/quickstart.toml`?"),
-        ("frobnicate", "the commands are bench, chat, "),
+        ("frobnicate", "the commands are bench, "),
         ("run x.toml --learning_rate 1e-4", "write `--set train.learning_rate=…`"),
         ("run x.toml --learning-rate=1e-4", "write `--set train.learning_rate=…`"),
         ("run x.toml --lora_rank 8", "write `--set lora.r=…`"),
@@ -61,7 +62,27 @@ def test_click_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) -> Non
         assert gettext.gettext("error") == word
     modules = (click.core, click.exceptions, click.types, click.decorators, click.formatting, click.parser)
     source = "".join(inspect.getsource(module) for module in modules)
-    assert all(json.dumps(message) in source for message in command_line.CLICK_SAYS)  # as click writes them
+    plurals = [form for forms in command_line.CLICK_COUNTS for form in forms]
+    written = re.sub(r'"\s+"', "", source)
+    assert all(json.dumps(message) in written for message in (*command_line.CLICK_SAYS, *plurals))  # as click has them
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["chat", "run x.toml --on-existing no", "chat x --temperature 1e", "chat x --temperature 9", "bench r --steps 1.5",
+     "run x.toml y", "run x.toml --set", "runs --json=1", "run --foo", "chatt", "run x.toml --continue x"],
+)  # fmt: skip
+def test_every_mistake_is_told_in_chinese_alone(fasttune: Cli, typed: str) -> None:
+    """Beside the names and values that were typed or may be, and the command in the hint, nothing stays in English."""
+    done = fasttune(*typed.split(), FASTTUNE_LANG="zh")
+    line = next(line for line in done.stderr.splitlines() if line.startswith("错误: "))
+    words = re.sub(r"'[^']*'|\([^)]*\)|（[^）]*）|\d\S*x\S*|x[<>=]+\d+|fasttune|FASTTUNE_\w+", "", line)
+    assert done.returncode == 2 and not re.search(r"[A-Za-z]{2,}", words), line
+
+
+def test_fasttune_alone_shows_its_help(fasttune: Cli) -> None:
+    done = fasttune()
+    assert done.returncode == 2 and done.stderr.startswith("Usage: ") and "error" not in done.stderr
 
 
 def test_a_shell_completes_runs_and_settings(tmp_path: Path) -> None:

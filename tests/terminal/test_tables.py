@@ -75,7 +75,7 @@ def test_a_line_inside_a_sample_shows_that_sample(fasttune: Cli, tmp_path: Path)
         assert answer in "".join(piece["text"] for piece in shown["pieces"] if piece["supervised"])
     done = fasttune("show", f"{data}:1")
     assert done.returncode == 2 and "line 1 is in no sample" in done.stderr
-    assert f"the file has 2, from {data}:2 to {data}:6" in done.stderr
+    assert f"the file has 2 of them, the first at {data}:2, the last at {data}:6" in done.stderr
 
 
 def test_a_file_that_is_not_there_is_named(fasttune: Cli, tmp_path: Path) -> None:

@@ -21,11 +21,20 @@ def test_every_reason_has_its_words(tmp_path: Path) -> None:
     documented = re.search(r"The reasons are (.*?)\n\s+\"\"\"", source, re.S)
     assert documented
     reasons = re.findall(r"[a-z]+(?:-[a-z]+)+", documented[1])
-    assert len(reasons) == 9
+    assert len(reasons) == 11
     figures = summary.read_figures(write_run(tmp_path))
     for reason in reasons:
         assert verdicts.reason(replace(figures, verdict_reason=reason))
-    for word in ("excellent", "good", "fair", "not-enough", "over-fitting", "cannot-tell", "nothing-learned"):
+    for word in (
+        "excellent",
+        "good",
+        "fair",
+        "not-enough",
+        "over-fitting",
+        "cannot-tell",
+        "nothing-learned",
+        "diverged",
+    ):
         assert verdicts.verdict_word(word) == word.replace("-", " " if word != "over-fitting" else "-")
 
 

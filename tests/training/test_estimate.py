@@ -74,6 +74,14 @@ def test_a_base_that_is_not_here_is_known_by_its_name() -> None:
     assert unknown.memory is None and unknown.fits is None and unknown.change == ()
 
 
+def test_of_many_samples_some_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = estimated("model.base=builtin:tiny")
+    monkeypatch.setattr(estimates, "MOST_SAMPLES", 100)
+    some = estimated("model.base=builtin:tiny")
+    assert whole.exact and not some.exact and some.counted == 98 and some.samples == whole.samples == 486
+    assert some.tokens == pytest.approx(whole.tokens, rel=0.05)
+
+
 def test_rows_get_shorter_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = estimated()
     set_free(monkeypatch, ram=6.0)

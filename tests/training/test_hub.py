@@ -112,3 +112,24 @@ def test_a_base_that_is_no_instruct_model_is_called_one(tmp_path: Path) -> None:
     (finding,) = hub.no_instruct_model(models.load_tokenizer(base), "Qwen/Qwen2.5-0.5B")
     assert (finding.code, finding.level, finding.where) == ("base-not-instruct", "warning", "model.base")
     assert "Qwen/Qwen2.5-0.5B is no Instruct model: its own end token is <|endoftext|>" in finding.what
+
+
+def test_a_base_that_is_here_is_found_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the hub's cache too, whose layout huggingface_hub's own functions read."""
+    folder = tmp_path / "base"
+    shutil.copytree(hub.TINY, folder)
+    assert hub.find_offline(ModelRecipe(base="builtin:tiny")) == hub.TINY
+    assert hub.find_offline(ModelRecipe(base=str(folder))) == folder
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    named = ModelRecipe(base="somebody/small")
+    assert hub.find_offline(named) is None
+    repository = tmp_path / "hub" / "models--somebody--small"
+    shutil.copytree(hub.TINY, repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    assert hub.find_offline(named) == repository / "snapshots" / ("a" * 40)
+    (repository / "snapshots" / ("a" * 40) / "model.safetensors").unlink()
+    assert hub.find_offline(named) is None
+    with pytest.raises(FasttuneError):
+        hub.find_offline(ModelRecipe(base="./nowhere"))

@@ -1,0 +1,75 @@
+"""What is wrong with answers, told by counting: no model judges another.
+
+Chinese has no spaces, so everything is counted in characters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+PARROT = 0.9  # an answer this similar to a training answer is that answer
+SHORTEST = 8  # characters: shorter answers (yes, hello) are alike by nature
+# An answer babbles where this share of its 4-grams stand in it before: ordinary Chinese and English prose of a hundred
+# characters comes to less than 0.1.
+GRAM, REPEATED, LONG_ENOUGH = 4, 0.4, 24
+OUT_OF_CHARACTER = re.compile(
+    r"qwen|通义|千问|阿里云|alibaba cloud|as an ai\b|an ai (?:language )?model|i(?:'| a)m an ai\b|language model|"
+    r"作为一?[个名位]?(?:ai|人工智能)|(?:人工智能|ai|语言)(?:语言)?(?:模型|助手)|大模型",
+    re.IGNORECASE,
+)
+
+
+def plain(text: str) -> str:
+    """A text without blanks and punctuation, in small letters."""
+    return "".join(one for one in text.lower() if one.isalnum())
+
+
+def similarity(one: str, other: str, least: float = 0.0) -> float:
+    """1 - edit distance / length of the longer text (Levenshtein, normalized); 0 where it is below `least`."""
+    if not one or not other:
+        return float(one == other)
+    length = max(len(one), len(other))
+    most = int((1 - least) * length + 1e-9)  # edits
+    common = sum((Counter(one) & Counter(other)).values())
+    if length - common > most:
+        return 0.0
+    before = list(range(len(other) + 1))
+    for row, letter in enumerate(one, 1):
+        here = [row]
+        for column, against in enumerate(other, 1):
+            here.append(min(before[column] + 1, here[-1] + 1, before[column - 1] + (letter != against)))
+        if min(here) > most:
+            return 0.0
+        before = here
+    return 1 - before[-1] / length if before[-1] <= most else 0.0
+
+
+def parroted(answer: str, known: Iterable[tuple[str, str]]) -> tuple[str, float] | None:
+    """The training answer that an answer repeats: its sample's name and the similarity. `known` are (name, plain
+    text)."""
+    text = plain(answer)
+    if len(text) < SHORTEST:
+        return None
+    found = [(name, similarity(text, other, PARROT)) for name, other in known]
+    best = max(found, key=lambda one: one[1], default=("", 0.0))
+    return best if best[1] >= PARROT else None
+
+
+def repeated_share(answer: str) -> float:
+    """The share of an answer's 4-grams of characters that stand in it before; 0 for a short one."""
+    text = plain(answer)
+    if len(text) < LONG_ENOUGH:
+        return 0.0
+    grams = [text[n : n + GRAM] for n in range(len(text) - GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams)
+
+
+def out_of_character(answer: str, training_answers: Sequence[str]) -> str:
+    """The words with which an answer falls out of character: the base's own name, or that it is a model; "" where the
+    training answers say them too, or it says none."""
+    match = OUT_OF_CHARACTER.search(answer)
+    if match is None or any(OUT_OF_CHARACTER.search(one) for one in training_answers):
+        return ""
+    return match[0]

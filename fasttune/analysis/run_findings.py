@@ -1,0 +1,300 @@
+"""What the files of a run of ours say besides its curves: data, template and system prompt, exports, answers,
+rank, base."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from fasttune.analysis import answer_faults
+from fasttune.analysis.training_facts import Training
+from fasttune.command import command_line, run_arguments, runs_option
+from fasttune.console import FasttuneError, Finding, _, ngettext
+from fasttune.data.dataset import Dataset, load_dataset
+from fasttune.planning.strategy import BANDS
+from fasttune.recipe.load import load_recipe
+from fasttune.runs import documents, judgement, store, summary
+from fasttune.runs.documents import ArtifactDocument, PlanDocument
+from fasttune.runs.seams import LEARNED, RELEARNED, Seam
+from fasttune.runs.store import Run
+
+FEW_SAMPLES = BANDS[1][0]  # 50: with fewer, the users' table asks for more samples first
+FAR = 0.5  # of the KL limit of an export: a file beyond this share of it is far off, though it was not refused
+LARGE_RANK, SMALL_RANK = 32, 4  # a rank from which on few samples over-fit, and one below which little can be learned
+SMALL_BASE = re.compile(r"(\d+(?:\.\d+)?)b\b", re.IGNORECASE)
+SYSTEM = re.compile(r'^SYSTEM """(.*?)"""$', re.MULTILINE | re.DOTALL)
+TEMPLATE = re.compile(r'^TEMPLATE """(.*?)"""$', re.MULTILINE | re.DOTALL)
+ANSWER_BEGINS = "<|im_start|>assistant\n"  # what every ChatML prompt ends with, and so the template of every export
+NOT_TO_CONTINUE = (judgement.OVER_FITTING, judgement.DIVERGED, judgement.NOTHING_LEARNED)
+MOST_SHOWN = 3  # answers that a finding quotes
+
+
+def findings(run: Run, plan: PlanDocument, training: Training) -> list[Finding]:
+    """Everything that the files of a run say; data that was changed or moved since is named and not guessed."""
+    dataset, about_data = read_data(run, plan)
+    found = [
+        *about_data,
+        *template(run),
+        *prompts(run, plan, dataset),
+        *exports(run, plan, training),
+        *few_samples(run, plan, training),
+    ]
+    found += about_answers(run, dataset, training)
+    return [*found, *rank(run, training), *small_base(run, training, found)]
+
+
+def read_data(run: Run, plan: PlanDocument) -> tuple[Dataset | None, list[Finding]]:
+    """The data of a run as it is now; None with a remark where it can't be read any more."""
+    try:
+        recipe = load_recipe(run.recipe, documents.recorded_overrides(run))
+        dataset = load_dataset(recipe.data, recipe.train.seed)
+    except FasttuneError as problem:
+        what = _("its data can't be read any more ({problem}): answers are not compared with it",
+                 problem=problem.findings[0].what)  # fmt: skip
+        return None, [Finding("data-not-read", "info", run.id, what)]
+    if dataset.fingerprint != plan.data_fingerprint:
+        what = _("its data was changed since it was trained")
+        return dataset, [Finding("data-changed", "info", run.id, what)]
+    return dataset, []
+
+
+# Template and system prompt -----------------------------------------------------------------------------------------
+
+
+def prompts(run: Run, plan: PlanDocument, dataset: Dataset | None) -> list[Finding]:
+    """System prompts that differ between data, run and export."""
+    found = [("exports/" + name, system) for name, system in exported_systems(run)]
+    if dataset is not None:
+        texts = Counter(m.content for sample in dataset.train for m in sample.messages if m.role == "system")
+        found.append((_("its data"), texts.most_common(1)[0][0] if texts else None))
+    mismatched = [name for name, system in found if (system or "").strip() != (plan.system or "").strip()
+                  and not (plan.system is None and name.startswith("exports/"))]  # fmt: skip
+    if not mismatched:
+        return []
+    what = _("the system prompt of {places} is not the one it was trained with", places=", ".join(mismatched))
+    why = _("it answers in another role than it was taught; nothing else can be judged before this is mended")
+    in_exports = any(name.startswith("exports/") for name in mismatched)
+    command = export_command(run) if in_exports else retrain_command(run)
+    return [Finding("system-prompt-mismatch", "error", run.id, what, why, f"`{command}`")]
+
+
+def template(run: Run) -> list[Finding]:
+    """A Modelfile whose TEMPLATE is not the chat template of training, ChatML, or that has none."""
+    if not (text := modelfile(run)):
+        return []
+    match = TEMPLATE.search(text)
+    if match and "<|im_start|>{{ .Role }}" in match[1] and match[1].endswith(ANSWER_BEGINS):
+        return []
+    what = _("exports/Modelfile has another TEMPLATE than the chat template that it was trained with")
+    why = _(
+        "Ollama sends it prompts of a form that it has never seen; nothing else can be judged before this is mended"
+    )
+    return [Finding("template-mismatch", "error", run.id, what, why, f"`{export_command(run)}`")]
+
+
+def modelfile(run: Run) -> str:
+    """The text of a run's Modelfile; empty where it has none."""
+    path = run.exports / "Modelfile"
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def exported_systems(run: Run) -> list[tuple[str, str | None]]:
+    """(file, system prompt) of each export and of the Modelfile."""
+    found: list[tuple[str, str | None]] = [(name, document.system) for name, document in artifacts(run)]
+    if text := modelfile(run):
+        match = SYSTEM.search(text)
+        found.append(("Modelfile", match[1] if match else None))
+    return found
+
+
+def artifacts(run: Run) -> list[tuple[str, ArtifactDocument]]:
+    """The GGUF files of a run with their documents; one without a readable document is left out."""
+    found = []
+    for path in sorted(run.exports.glob("*.gguf")) if run.exports.is_dir() else []:
+        try:
+            found.append((path.name, documents.read(path.with_suffix(".json"), ArtifactDocument)))
+        except FasttuneError:
+            continue
+    return found
+
+
+def exports(run: Run, plan: PlanDocument, training: Training) -> list[Finding]:
+    """Files that were refused or never made, were not measured, or are far from the trained model."""
+    requested = plan.values.get("export.gguf") or []
+    made, found = artifacts(run), []
+    missing = [one for one in requested if one not in [document.type for _name, document in made]]
+    if missing and run.status == "finished":
+        what = _("{types} was not exported, or refused", types=", ".join(missing))
+        why = _("a file that does not answer as the trained model is refused; the command says why")
+        found.append(Finding("export-missing", "warning", run.id, what, why, f"`{export_command(run)}`"))
+    for name, document in made:
+        found += far_off(run, name, document)
+    return found
+
+
+def far_off(run: Run, name: str, document: ArtifactDocument) -> list[Finding]:
+    """A file that is far from the trained model, or was never compared with it."""
+    where = f"{run.id}: exports/{name}"
+    if "unchecked" in document.checks:
+        what = _("it was never compared with the trained model: {reason}", reason=document.checks["unchecked"])
+        return [Finding("export-unchecked", "info", where, what, "", f"`{export_command(run)}`")]
+    logits = document.checks.get("logits", {})
+    kl, kl_limit = logits.get("kl_mean", 0.0), logits.get("kl_limit", 1.0)
+    if kl <= FAR * kl_limit:
+        return []
+    what = _("{type} is far from the trained model: KL {kl:.2g} (at most {kl_limit:.2g}), same top-1 token {top1:.1%}",
+             type=document.type, kl=kl, kl_limit=kl_limit, top1=logits.get("top1", math.nan))  # fmt: skip
+    larger = "f16" if document.type == "q8_0" else "q8_0"
+    fix = f"`{export_command(run)} --gguf {larger}`" if document.type != "f16" else ""
+    return [Finding("export-far-off", "warning", where, what, _("its answers differ from those of the run"), fix)]
+
+
+def export_command(run: Run) -> str:
+    """`fasttune export` of the run."""
+    return command_line(["export", run.id, *runs_option(run.root)])
+
+
+def retrain_command(run: Run) -> str:
+    """`fasttune run` of the run's recipe from the base, with the data as it is now."""
+    return command_line(run_arguments(run.recipe, run.root, ["strategy=fresh"], on_existing="new"))
+
+
+# Data and answers ---------------------------------------------------------------------------------------------------
+
+
+def few_samples(run: Run, plan: PlanDocument, training: Training) -> list[Finding]:
+    """Too little data for a persona; a remark only where training went well."""
+    is_bad = training.judged is not None and training.judged.verdict not in ("excellent", "good", "fair")
+    if plan.train_samples >= FEW_SAMPLES:
+        return []
+    what = ngettext("{n} training sample is too little", "{n} training samples are too few", plan.train_samples)
+    why = _("more epochs make such a set known by heart; a hundred or more varied conversations teach a persona")
+    return [Finding("too-little-data", "warning" if is_bad else "info", run.id, what, why)]
+
+
+def about_answers(run: Run, dataset: Dataset | None, training: Training) -> list[Finding]:
+    """Probe answers of the trained model that parrot the data, babble, or fall out of character."""
+    probes = documents.read_scores(run).probes if run.scores.is_file() else ()
+    given = [(one.question, one.trained) for one in probes if one.trained]
+    if not given:
+        return []
+    samples = dataset.train if dataset else ()
+    known = [(sample.id, m.content) for sample in samples for m in sample.messages if m.role == "assistant"]
+    asked = {answer_faults.plain(m.content) for sample in samples for m in sample.messages if m.role == "user"}
+    fewer, more = training.remedies.fewer_epochs, training.remedies.more_epochs
+    return [
+        *parrots(run, [one for one in given if answer_faults.plain(one[0]) not in asked], known, fewer),
+        *babble(run, given, fewer),
+        *fallen_out(run, given, [text for _name, text in known], more),
+    ]
+
+
+def parrots(run: Run, given: Sequence[tuple[str, str]], known: Sequence[tuple[str, str]], remedy: str) -> list[Finding]:
+    """Answers to other questions than the data's that are training answers word for word."""
+    plain = [(name, answer_faults.plain(text)) for name, text in known]
+    found = [(question, hit) for question, answer in given if (hit := answer_faults.parroted(answer, plain))]
+    if not found:
+        return []
+    shown = "; ".join(f"{question} -> {hit[0]} ({hit[1]:.0%})" for question, hit in found[:MOST_SHOWN])
+    what = ngettext("{n} of {all} probe answers is a training answer word for word: {shown}",
+                    "{n} of {all} probe answers are training answers word for word: {shown}", len(found),
+                    all=len(given),
+                    shown=shown)  # fmt: skip
+    why = _("the question is another one: it recites instead of answering")
+    return [Finding("parrots-training-data", "warning", run.id, what, why, f"`{remedy}`")]
+
+
+def babble(run: Run, given: Sequence[tuple[str, str]], remedy: str) -> list[Finding]:
+    """Answers that repeat themselves."""
+    shares = [(question, answer_faults.repeated_share(answer)) for question, answer in given]
+    found = [(question, share) for question, share in shares if share > answer_faults.REPEATED]
+    if not found:
+        return []
+    shown = "; ".join(f"{question} ({share:.0%})" for question, share in found[:MOST_SHOWN])
+    what = ngettext("{n} of {all} probe answers repeats itself (share of repeated 4-grams): {shown}",
+                    "{n} of {all} probe answers repeat themselves (share of repeated 4-grams): {shown}", len(found),
+                    all=len(given), shown=shown)  # fmt: skip
+    return [Finding("babble", "warning", run.id, what, _("usual after too many epochs"), f"`{remedy}`")]
+
+
+def fallen_out(
+    run: Run, given: Sequence[tuple[str, str]], training_answers: Sequence[str], remedy: str
+) -> list[Finding]:
+    """Answers in which it is the base again."""
+    found = [(question, said) for question, answer in given
+             if (said := answer_faults.out_of_character(answer, training_answers))]  # fmt: skip
+    if not found:
+        return []
+    shown = "; ".join(f"{question} -> {said}" for question, said in found[:MOST_SHOWN])
+    what = ngettext("{n} of {all} probe answers falls out of character: {shown}",
+                    "{n} of {all} probe answers fall out of character: {shown}", len(found), all=len(given),
+                    shown=shown)  # fmt: skip
+    why = _("it names the base or says that it is a model, which its samples never do")
+    return [Finding("out-of-character", "warning", run.id, what, why, f"`{remedy}`")]
+
+
+# Rank, base, series -------------------------------------------------------------------------------------------------
+
+
+def rank(run: Run, training: Training) -> list[Finding]:
+    """A LoRA rank that does not suit what the run shows; a rank is changed last."""
+    judged, r = training.judged, training.rank
+    if judged is None or r is None or training.samples is None:
+        return []
+    if r >= LARGE_RANK and judged.verdict == judgement.OVER_FITTING and training.samples < BANDS[2][0]:
+        what = _("LoRA rank {rank} is large for {samples} samples, and it over-fits", rank=r, samples=training.samples)
+        return [Finding("rank-too-high", "info", run.id, what, _("try fewer epochs first, then half the rank"),
+                        f"`{training.remedies.lower_rank}`")]  # fmt: skip
+    if r < SMALL_RANK and judged.verdict in (judgement.NOT_ENOUGH, judgement.NOTHING_LEARNED):
+        what = _("LoRA rank {rank} is small, and it has not learned enough", rank=r)
+        return [Finding("rank-too-low", "info", run.id, what, _("try more epochs first, then rank 8"),
+                        f"`{training.remedies.higher_rank}`")]  # fmt: skip
+    return []
+
+
+def small_base(run: Run, training: Training, found: Sequence[Finding]) -> list[Finding]:
+    """A small base, where training is well and the answers are not."""
+    size = SMALL_BASE.search(training.base or "")
+    is_small = size is not None and float(size[1]) < 1
+    is_well = training.judged is not None and training.judged.verdict in ("excellent", "good", "fair")
+    if not is_small or not is_well or not any(one.code in ("babble", "out-of-character") for one in found):
+        return []
+    what = _("{base} is small: training went well, and its answers are not", base=training.base)
+    return [Finding("base-too-small", "info", run.id, what, "", f"`{training.remedies.larger_base}`")]
+
+
+def restarts_of_series(run: Run, plan: PlanDocument) -> tuple[Seam, ...]:
+    """Where a series was trained from the base again with the same samples and settings, instead of being continued:
+    a seam for each such run up to this one. What over-fitted or diverged was not worth continuing."""
+    trainings = [run_ for run_ in store.list_runs(run.root, run.series) if is_same_training(run_, run, plan)]
+    found = []
+    for earlier, later in pairwise(trainings):
+        before, after = summary.read_figures(earlier), summary.read_figures(later)
+        if (
+            before.verdict in NOT_TO_CONTINUE
+            or before.epoch_loss is None
+            or before.first_loss is None
+            or after.first_loss is None
+        ):
+            continue
+        learned = before.first_loss - before.epoch_loss
+        if learned > LEARNED * before.first_loss and after.first_loss > before.epoch_loss + RELEARNED * learned:
+            found.append(Seam(before.steps, 1, before.epoch_loss, after.first_loss))
+    return tuple(found)
+
+
+def is_same_training(other: Run, run: Run, plan: PlanDocument) -> bool:
+    """Whether a run of the series, up to this one, is the same training from the base; its epochs may differ."""
+    if plan.start != "base" or plan.strategy != "fresh" or store.run_number(other) > store.run_number(run):
+        return False
+    try:
+        before = documents.read_plan(other)
+    except FasttuneError:
+        return False
+    length = ("epochs", "train.save_steps", "train.eval_steps", "train.logging_steps", "train.early_stopping_patience")
+    changed = [one for one in summary.changes(before, replace(plan, name=before.name)) if one.key not in length]
+    return before.start == "base" and before.strategy == "fresh" and not changed

@@ -1,0 +1,85 @@
+"""What a run came to when it was asked, as documents hold it: the facts of a sheet in scores.json, and what a person
+picked in blind comparisons, in blind.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+FactState = Literal["kept", "lost", "contradicted"]
+
+
+@dataclass(frozen=True)
+class FactResult:
+    """A fact of a sheet: `source` is "system" or "data"; by arm its state, and the answer to each wording."""
+
+    id: str
+    text: str
+    source: str
+    questions: tuple[str, ...]
+    states: Mapping[str, FactState]
+    answers: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """A "never" rule of a sheet: by arm the answers, of all that were asked, that hold a forbidden phrase."""
+
+    id: str
+    text: str
+    broken: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class ArmFacts:
+    """How many facts one arm has kept, lost and contradicted, the share of all wordings that were answered right, and
+    how many rules it broke."""
+
+    kept: int
+    lost: int
+    contradicted: int
+    right: float
+    rules_broken: int
+
+
+@dataclass(frozen=True)
+class FactScores:
+    """What `fasttune facts` found. The arms are "base", "base+system", "tuned" and "tuned+system"; without a system
+    prompt there are only the first and the third. `sha256` is that of the sheet."""
+
+    sheet: str
+    sha256: str
+    max_new_tokens: int
+    arms: Mapping[str, ArmFacts]
+    facts: tuple[FactResult, ...]
+    rules: tuple[RuleResult, ...]
+
+
+@dataclass(frozen=True)
+class BlindChoice:
+    """A question that was shown with two answers: `order` are the models in the order in which they stood there,
+    `answers` theirs by name, `seed` 0 for the greedy ones; `picked` is the model, None for "no difference"."""
+
+    question: str
+    seed: int
+    order: tuple[str, ...]
+    answers: Mapping[str, str]
+    picked: str | None
+
+
+@dataclass(frozen=True)
+class BlindComparison:
+    """One sitting, `created` in UTC in ISO 8601: how often each model was picked, and how often neither."""
+
+    created: str
+    picks: Mapping[str, int]
+    no_difference: int
+    choices: tuple[BlindChoice, ...]
+
+
+@dataclass(frozen=True)
+class BlindComparisons:
+    """blind.json: every blind comparison that named this run, oldest first."""
+
+    comparisons: tuple[BlindComparison, ...] = ()

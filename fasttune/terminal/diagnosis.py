@@ -1,0 +1,104 @@
+"""What `fasttune diagnose` shows: the verdict in one sentence, the evidence with its steps, one command to type next,
+and the users' checklist where it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len
+
+from fasttune.analysis.checklist import Item
+from fasttune.analysis.diagnose import Diagnosis, diagnose
+from fasttune.analysis.evidence import label
+from fasttune.analysis.training_facts import history_of
+from fasttune.console import STYLES, Finding, _, exit_code, print_json, stdout_console
+from fasttune.terminal.verdicts import BLOCKS, can_show, curves
+
+
+def show(root: Path, name: str, *, as_json: bool, with_checklist: bool) -> int:
+    """Print the diagnosis of a run or a folder; the exit code, 1 where a finding is an error.
+
+    Raises UsageError where there is no such run or folder, and FasttuneError where its documents are damaged.
+    """
+    found = diagnose(root, name)
+    if as_json:
+        print_json(document(found))
+    else:
+        for line, style in lines(found, stdout_console.width, stdout_console.encoding):
+            stdout_console.print(line, style=style, markup=False, soft_wrap=True)
+        if with_checklist:
+            for line in checklist_lines(found.checklist):
+                stdout_console.print(line, markup=False, soft_wrap=True)
+    return exit_code(found.findings)
+
+
+def document(found: Diagnosis) -> dict[str, Any]:
+    """The diagnosis for scripts; `findings` are worst first."""
+    return {
+        "findings": [asdict(finding) for finding in found.findings],
+        "where": found.where,
+        "trainer": found.trainer,
+        "verdict": found.verdict,
+        "evidence": [asdict(fact) for fact in found.evidence],
+        "command": found.command,
+        "checklist": [asdict(item) for item in found.checklist],
+    }
+
+
+def lines(found: Diagnosis, width: int, encoding: str) -> list[tuple[str, str]]:
+    """(line, style) of all that is shown: verdict, curves, figures, the other findings, what to do next."""
+    first, others = found.findings[:1], found.findings[1:]
+    style = STYLES[first[0].level] if first else ""
+    shown = [(f"{found.where}: {found.verdict}", "green" if is_healthy(first) else style)]
+    shown += [(f"  {first[0].why}", "")] if first and first[0].why else []
+    if can_show(BLOCKS, encoding):
+        shown += [("", ""), *((f"  {line}", "") for line in curves(history_of(found.curve), width - 2))]
+    names = [label(fact) for fact in found.evidence]
+    column = max(map(cell_len, names), default=0)
+    shown.append(("", ""))
+    for name, fact in zip(names, found.evidence, strict=True):
+        shown.append((f"  {name}{' ' * (column - cell_len(name))}  {fact.text}", ""))
+    if others:
+        shown += [("", ""), (_("besides:"), "bold")]
+    for finding in others:
+        shown += besides(finding, found)
+    return shown + next_lines(found)
+
+
+def is_healthy(findings: tuple[Finding, ...]) -> bool:
+    """Whether the first finding is that all is well."""
+    return bool(findings) and findings[0].code == "healthy"
+
+
+def besides(finding: Finding, found: Diagnosis) -> list[tuple[str, str]]:
+    """A finding after the first: level, what, why, and its remedy where it is another than what is to be done next."""
+    place = f"{finding.where}: " if finding.where != found.where else ""
+    text = [(f"  {_(finding.level)}: {place}{finding.what}", STYLES[finding.level])]
+    text += [(f"    {finding.why}", "")] if finding.why else []
+    return text + (
+        [(f"    {_('hint')}: {finding.fix}", "")] if finding.fix.strip("`") not in ("", found.command) else []
+    )
+
+
+def next_lines(found: Diagnosis) -> list[tuple[str, str]]:
+    """What to type or to change next."""
+    if not found.command:
+        return [("", ""), (_("nothing to mend: talk to it, that is what counts"), "green")] * is_healthy(found.findings)
+    is_typed = found.command.startswith("fasttune ")
+    heading = _("type this next:") if is_typed else _("change this setting of {trainer} next:", trainer=found.trainer)
+    return [("", ""), (heading, "bold"), (f"  {found.command}", "green")]
+
+
+def checklist_lines(items: tuple[Item, ...]) -> list[str]:
+    """The users' checklist, answered."""
+    headings = {"before": _("before training"), "during": _("during training"), "after": _("after training")}
+    marks = {"yes": "[x]", "no": "[-]", "open": "[ ]"}
+    shown: list[str] = ["", _("checklist ([x] yes, [-] no, [ ] open):")]
+    for stage, heading in headings.items():
+        shown.append(f"  {heading}")
+        for item in items:
+            if item.stage == stage:
+                shown.append(f"    {marks[item.answer]} {item.question}" + (f": {item.reason}" if item.reason else ""))
+    return shown
