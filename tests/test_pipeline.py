@@ -146,6 +146,19 @@ def test_what_is_overwritten_is_named_by_its_id(folder: Path) -> None:
     assert store.list_runs(folder / "runs", "persona") == [run]
 
 
+def test_a_run_of_another_runs_folder_is_not_overwritten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its id is also a path below the current folder, where `chat` and `export` would find it."""
+    write_run(folder / "elsewhere")
+    recipe = folder / "persona.toml"
+    request = RunRequest(recipe, root=folder / "runs", overwrite="persona/001-fresh")
+    plan = Planner().plan(RunRequest(recipe, root=folder / "runs"))
+    monkeypatch.chdir(folder / "elsewhere")
+    assert Path(str(request.overwrite)).is_dir()
+    with pytest.raises(UsageError) as refused:
+        pipeline.run_to_overwrite(request, plan)
+    assert refused.value.findings[0].code == "unknown-run"
+
+
 def test_a_mistake_is_reported_before_torch_is_loaded(folder: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom fasttune.pipeline import Planner, RunRequest, run\n"

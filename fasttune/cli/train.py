@@ -71,9 +71,11 @@ def plan(
     from fasttune import pipeline
     from fasttune.terminal import tables
     from fasttune.training.estimate import estimate
+    from fasttune.training.preflight import base_and_samples
 
     request = pipeline.RunRequest(recipe_file, overrides, root, strategy, allow_overfit=allow_overfit)
     planned = pipeline.Planner().plan(request)
+    planned = replace(planned, findings=(*base_and_samples(planned), *planned.findings))
     trains, taken = pipeline.trained_by(request, planned), estimate(planned, root)
     fits = replace(trains, overrides=(*trains.overrides, *taken.change)).command if taken.change else ""
     tables.show_plan(planned, trains.command, taken, fits, as_json=as_json, show_all=show_all)

@@ -19,10 +19,8 @@ from tokenizers import Tokenizer
 
 from fasttune.console import FasttuneError
 from fasttune.data.dataset import Sample
-from fasttune.data.tokenize import Example, tokenize_samples
+from fasttune.data.tokenize import ANY_LENGTH, Example, tokenize_samples
 from fasttune.recipe.schema import DataRecipe
-
-ANY_LENGTH = 2**30
 
 
 def plain_examples(base: Path, samples: Sequence[Sample], recipe: DataRecipe) -> list[Example] | None:

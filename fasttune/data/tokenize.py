@@ -27,6 +27,7 @@ from fasttune.data.rendering import FIX
 from fasttune.recipe.schema import DataRecipe
 
 Learn = Literal["assistant", "all"]
+ANY_LENGTH = 2**30  # tokens, for samples that are shown or counted and not trained on
 BATCH = 1000  # samples encoded at once; a text that repeats among them (the system prompt) is encoded once
 CHARACTERS_PER_TOKEN = 4  # of English letters and spaces
 TOKENS_PER_CHARACTER = 0.75  # outside ASCII: Qwen2.5 makes 301 tokens a sample of data/linzhi, 0.77 a character
@@ -96,7 +97,7 @@ def tokenize_samples(
         if isinstance(outcome, Finding):
             problems.append(outcome)
         elif len(outcome.tokens) > max_seq_length:
-            problems.append(_too_long(outcome, max_seq_length))
+            problems.append(too_long(outcome, max_seq_length))
         else:
             examples.append(outcome)
     findings = _default_system(samples, template) + _control_text(samples, template)
@@ -201,7 +202,7 @@ def _example(sample: Sample, outline: list[tuple[str, Segment]], ids: dict[str, 
     return Example(sample.id, tuple(tokens), tuple(spans))
 
 
-def _too_long(example: Example, limit: int) -> Finding:
+def too_long(example: Example, limit: int) -> Finding:
     """The finding for an example of more than `limit` tokens."""
     what = _("{tokens} tokens, but max_seq_length is {limit}", tokens=len(example.tokens), limit=limit)
     why = _("truncated, it would teach an answer without its end")

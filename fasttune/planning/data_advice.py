@@ -54,6 +54,20 @@ def outweighing_sample(samples: Sequence[Sample], learn: str) -> list[Finding]:
     return [Finding("outweighing-sample", "warning", samples[longest].id, what, why, _("shorten or split it"))]
 
 
+def probably_too_long(samples: Sequence[Sample], limit: int, fix: str) -> list[Finding]:
+    """Samples that are estimated to have more than `limit` tokens, the longest named; for who has no tokenizer yet."""
+    tokens = {sample.id: sum(estimate_tokens(message.content) for message in sample.messages) for sample in samples}
+    longest = max(tokens, key=tokens.__getitem__)
+    long = sum(count > limit for count in tokens.values())
+    if not long:
+        return []
+    what = ngettext("{n} sample probably has more than {limit} tokens: this one about {tokens:.0f}",
+                    "{n} samples probably have more than {limit} tokens, this one about {tokens:.0f}", long,
+                    limit=limit, tokens=tokens[longest])  # fmt: skip
+    why = _("`fasttune run` refuses a longer sample: truncated, it would teach an answer without its end")
+    return [Finding("probably-too-long", "warning", longest, what, why, fix)]
+
+
 def one_held_out(where: str, held_out: int) -> list[Finding]:
     """Held-out samples too few to tell anything."""
     if not 0 < held_out < FEW_HELD_OUT:

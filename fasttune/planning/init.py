@@ -64,7 +64,8 @@ def init(name: str, files: Sequence[str], base: str | None, out: Path | None) ->
     if path.exists():
         raise exists_already(path)
     read = dataset.load_dataset(DataRecipe(train=tuple(files)), seed=0)
-    show_findings([*read.findings, *data_advice.about_samples(read.train, "assistant")])
+    too_long = data_advice.probably_too_long(read.train, context(base), _("split it: the base reads no more at once"))
+    show_findings([*read.findings, *data_advice.about_samples(read.train, "assistant"), *too_long])
     machine = free_memory()
     lines = settings(name, files, read.train, base, machine)
     text = written(path, read.train, files, machine, lines)
@@ -145,8 +146,7 @@ def length_line(samples: Sequence[Sample], base: str | None) -> Line:
     longest = max(samples, key=tokens_at_most)
     tokens = tokens_at_most(longest)
     default = int(KEYS["model.max_seq_length"].default)
-    context = tiny_context() if base == TINY else CONTEXT
-    length = default if tokens <= default else min(context, -(-tokens // 512) * 512)
+    length = default if tokens <= default else min(context(base), -(-tokens // 512) * 512)
     why = _("{sample} has up to {tokens} tokens", sample=longest.id, tokens=tokens)
     return Line("model.max_seq_length", length, why)
 
@@ -194,17 +194,23 @@ def tiny_lines(base: str | None) -> list[Line]:
     """Settings that the built-in base needs because it and its context are small."""
     if base != TINY:
         return []
-    context = min(tiny_context(), int(KEYS["export.num_ctx"].default))
+    length = min(context(base), int(KEYS["export.num_ctx"].default))
     return [
         Line("train.learning_rate", TINY_LEARNING_RATE, _("a small model needs a higher learning rate")),
-        Line("export.num_ctx", context, _("the context of builtin:tiny")),
+        Line("export.num_ctx", length, _("the context of builtin:tiny")),
     ]
 
 
-def tiny_context() -> int:
-    """The context length of the built-in base in tokens."""
-    config = json.loads((Path(__file__).parent.parent / "tiny" / "config.json").read_text(encoding="utf-8"))
-    return int(config["max_position_embeddings"])
+def context(base: str | None) -> int:
+    """The context length of a base in tokens: as its config.json says where it is a folder, else that of Qwen2.5."""
+    if base is None:
+        return CONTEXT
+    folder = Path(__file__).parent.parent / "tiny" if base == TINY else Path(base).expanduser()
+    try:
+        length = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a name on a hub; or a base that `plan` refuses
+        return CONTEXT
+    return length if isinstance(length, int) and length > 0 else CONTEXT
 
 
 def probe_line(samples: Sequence[Sample]) -> Line:

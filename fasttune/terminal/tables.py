@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,7 @@ def show_sample(where: str, base: str, recipe_file: Path | None, overrides: Sequ
 
     Raises UsageError where no sample begins there, FasttuneError where the sample can't be used.
     """
-    from fasttune.data.tokenize import pieces, tokenize_samples
+    from fasttune.data.tokenize import ANY_LENGTH, pieces, tokenize_samples, too_long
     from fasttune.recipe.load import load_recipe
     from fasttune.recipe.schema import DataRecipe, ModelRecipe
     from fasttune.training import hub
@@ -108,15 +108,19 @@ def show_sample(where: str, base: str, recipe_file: Path | None, overrides: Sequ
     model = recipe.model if recipe else ModelRecipe(base=base)
     sample = find_sample(where, data.system)
     tokenizer = models.load_tokenizer(hub.locate(model))
-    tokenized = tokenize_samples([sample], tokenizer, data, model.max_seq_length)
+    tokenized = tokenize_samples([sample], tokenizer, data, ANY_LENGTH)
     (example,) = tokenized.examples
+    findings = list(tokenized.findings)
+    if len(example.tokens) > model.max_seq_length:  # shown all the same: here one looks for the place to split it
+        findings.append(replace(too_long(example, model.max_seq_length), level="warning"))
     shown = pieces(example, tokenizer)
     supervised = sum(end - start for start, end in example.supervised)
     if as_json:
         tokens = [{"text": piece.text, "ids": list(piece.tokens), "supervised": piece.supervised} for piece in shown]
-        print_json({"sample": sample.id, "tokens": len(example.tokens), "supervised": supervised, "pieces": tokens})
+        print_json({"sample": sample.id, "tokens": len(example.tokens), "supervised": supervised, "pieces": tokens,
+                    "findings": [asdict(finding) for finding in findings]})  # fmt: skip
         return
-    show_findings(tokenized.findings)
+    show_findings(findings)
     marked = [(escape(piece.text), piece.supervised) for piece in shown]
     text = "".join(f"[bold green]⟦{body}⟧[/]" if is_supervised else f"[dim]{body}[/]" for body, is_supervised in marked)
     stdout_console.print(text.replace("⟧[/][bold green]⟦", "│"), soft_wrap=True)

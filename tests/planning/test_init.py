@@ -162,7 +162,26 @@ def test_long_samples_raise_the_limit(tmp_path: Path) -> None:
     assert chosen(tmp_path, 4, answer="好" * 3000)["model.max_seq_length"] == 3072
     assert chosen(tmp_path, 4, answer="好" * 99000)["model.max_seq_length"] == 32768
     tiny = chosen(tmp_path, 4, answer="好" * 99000, base="builtin:tiny").get("model.max_seq_length", 2048)
-    assert tiny == init.tiny_context()
+    assert tiny == init.context(init.TINY)
+
+
+@pytest.mark.parametrize(("characters", "said"), [(20000, False), (60000, True)])
+def test_a_sample_that_is_longer_than_the_context_is_named(
+    tmp_path: Path, fasttune: Cli, characters: int, said: bool
+) -> None:
+    file = write_samples(tmp_path / "chats.jsonl", 1, answer="好" * characters)
+    done = fasttune(
+        "init", "mine", "--data", file, "--base", "Qwen/Qwen2.5-0.5B-Instruct", "--out", tmp_path / "m.toml"
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("1 sample probably has more than 32768 tokens: this one about 45003" in done.stderr) is said
+
+
+def test_the_context_is_that_of_the_base(tmp_path: Path) -> None:
+    assert init.context("Qwen/Qwen2.5-3B-Instruct") == init.context(None) == init.CONTEXT
+    for text, length in [('{"max_position_embeddings": 1000}', 1000), ("[]", init.CONTEXT), ("{", init.CONTEXT)]:
+        (tmp_path / "config.json").write_text(text)
+        assert init.context(str(tmp_path)) == length
 
 
 def test_the_estimate_of_length_is_never_below_the_tokens_of_real_data() -> None:

@@ -57,6 +57,16 @@ def test_a_recipe_decides_the_system_prompt_and_what_is_supervised(fasttune: Cli
     assert everything["supervised"] == everything["tokens"] - 1
 
 
+def test_a_sample_that_is_too_long_is_shown_and_called_so(fasttune: Cli, tmp_path: Path) -> None:
+    data = tmp_path / "long.jsonl"
+    data.write_text(json.dumps({"prompt": "x", "completion": "word " * 3000}) + "\n")
+    done = fasttune("show", f"{data}:1")
+    assert done.returncode == 0 and done.stdout.replace("│", "").count("word") == 3000
+    assert "warning: " in done.stderr and "but max_seq_length is 2048" in done.stderr
+    shown = json.loads(fasttune("show", f"{data}:1", "--json").stdout)
+    assert shown["tokens"] > 3000 and "too-long" in [one["code"] for one in shown["findings"]]
+
+
 def test_a_line_inside_a_sample_shows_that_sample(fasttune: Cli, tmp_path: Path) -> None:
     data = tmp_path / "t.json"
     data.write_text(json.dumps([{"prompt": "q1", "completion": "a1"}, {"prompt": "q2", "completion": "a2"}], indent=2))

@@ -1,0 +1,37 @@
+"""What `fasttune run` refuses about a base and its samples, found by `fasttune plan`: no torch, no network, no writing.
+
+Where the base is on this disk, every sample is tokenized as training does it; else its length is estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fasttune.console import Finding, _
+from fasttune.data import token_cache
+from fasttune.data.plain_tokenizer import PlainTokenizer
+from fasttune.data.tokenize import tokenize_samples
+from fasttune.planning.data_advice import probably_too_long
+from fasttune.planning.strategy import Plan
+from fasttune.training import hub
+
+
+def base_and_samples(plan: Plan) -> Sequence[Finding]:
+    """What training will say about the samples once they are tokenized, such as the chat template's own system prompt.
+
+    Raises FasttuneError with every finding for a base that is missing or incomplete and for samples that can't be
+    trained on. A tokenizer that only transformers can read is left to `fasttune run`.
+    """
+    recipe = plan.recipe
+    samples = (*plan.dataset.train, *plan.dataset.held_out)
+    base = hub.find_offline(recipe.model)
+    if base is None:
+        limit = recipe.model.max_seq_length
+        return probably_too_long(samples, limit, _("raise model.max_seq_length or split the sample"))
+    try:
+        tokenizer = PlainTokenizer(base)
+    except (OSError, ValueError):
+        return []
+    if not isinstance(tokenizer.chat_template, str):  # several by name, or in a file that transformers alone knows
+        return []
+    return tokenize_samples(samples, tokenizer, recipe.data, recipe.model.max_seq_length, token_cache.Cache()).findings
