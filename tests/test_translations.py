@@ -20,7 +20,7 @@ from babel.messages.pofile import read_po
 from fasttune import console
 from fasttune.doctor import outcome
 from fasttune.recipe.schema import KEYS
-from fasttune.terminal import command_line
+from fasttune.terminal import command_line, estimates
 
 PACKAGE = Path(console.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -32,6 +32,7 @@ THROUGH_EXPRESSIONS: dict[str, Callable[[], tuple[str, ...]]] = {
     "finding.level": lambda: console.LEVELS,
     "first.level": lambda: console.LEVELS,
     "warning.level": lambda: console.LEVELS,
+    "PARTS[name]": lambda: tuple(estimates.PARTS.values()),
     "STATES[check.state]": lambda: tuple(outcome.STATES.values()),
     "TITLES[self.name]": lambda: tuple(outcome.TITLES.values()),
     "key.help": lambda: tuple(key.help for key in KEYS.values()),

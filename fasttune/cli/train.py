@@ -71,7 +71,7 @@ def plan(
     from fasttune import pipeline
     from fasttune.terminal import tables
     from fasttune.training.estimate import estimate
-    from fasttune.training.preflight import base_and_samples
+    from fasttune.training.plan_check import base_and_samples
 
     request = pipeline.RunRequest(recipe_file, overrides, root, strategy, allow_overfit=allow_overfit)
     planned = pipeline.Planner().plan(request)

@@ -35,7 +35,8 @@ def answers_table(models: Sequence[str], questions: Sequence[Answered]) -> Table
         table.add_column(escape(heading), overflow="fold")  # Chinese has no spaces to wrap at
     for one in questions:
         for seed in range(len(one.answers[models[0]])):
-            asked = escape(one.question) if not seed else f"[dim]{_('seed {seed}', seed=seed)}[/]"
+            by_seed = _("seed {seed}", seed=seed)
+            asked = f"[dim]{by_seed}[/]" if seed else escape(one.question)
             table.add_row(asked, *(escape(one.answers[model][seed]) for model in models))
     return table
 

@@ -28,9 +28,12 @@ def estimate_lines(estimate: Estimate) -> list[str]:
 
 def token_line(estimate: Estimate) -> str:
     """The samples' tokens, and those that are computed once prefixes are shared."""
-    figures = {"tokens": estimate.tokens, "computed": estimate.computed_tokens, "longest": estimate.longest}
-    text = _("{tokens:,} tokens an epoch, {computed:,} of them computed (shared prefixes once); longest row: "
-             "{longest:,}", **figures)  # fmt: skip
+    text = _(
+        "{tokens:,} tokens an epoch, {computed:,} of them computed (shared prefixes once); longest row: {longest:,}",
+        tokens=estimate.tokens,
+        computed=estimate.computed_tokens,
+        longest=estimate.longest,
+    )
     if not estimate.counted:
         return _("{text}; estimated from characters", text=text)
     return text if estimate.exact else _("{text}; estimated from {n:,} of the samples", text=text, n=estimate.counted)

@@ -14,7 +14,7 @@ from data_files import pair, write
 from fasttune.console import FasttuneError, Finding
 from fasttune.pipeline import Planner, RunRequest
 from fasttune.planning.strategy import Plan
-from fasttune.training import hub, preflight
+from fasttune.training import hub, plan_check
 from fasttune.training.train import tokenize
 
 HUB = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -33,7 +33,7 @@ def planned(folder: Path, *records: object, base: str = "builtin:tiny") -> Plan:
 
 def refusal(plan: Plan) -> list[Finding]:
     with pytest.raises(FasttuneError) as caught:
-        preflight.base_and_samples(plan)
+        plan_check.base_and_samples(plan)
     return list(caught.value.findings)
 
 
@@ -61,7 +61,7 @@ def test_held_out_samples_count_too(tmp_path: Path) -> None:
 
 def test_what_training_says_of_its_samples_is_said(tmp_path: Path) -> None:
     plan = planned(tmp_path, CONTROL)
-    found = preflight.base_and_samples(plan)
+    found = plan_check.base_and_samples(plan)
     assert [one.code for one in found] == ["template-default-system", "control-text"]
     assert list(found) == list(tokenize(plan, hub.TINY).findings)
 
@@ -72,8 +72,8 @@ def test_a_base_that_is_not_there_is_refused(tmp_path: Path, base: str) -> None:
 
 
 def test_a_base_that_is_to_be_downloaded_is_no_mistake_and_lengths_are_estimated(tmp_path: Path) -> None:
-    assert preflight.base_and_samples(planned(tmp_path, pair("Who are you?", "Pip."), base=HUB)) == []
-    (found,) = preflight.base_and_samples(planned(tmp_path, pair("a", "b"), LONG, base=HUB))
+    assert plan_check.base_and_samples(planned(tmp_path, pair("Who are you?", "Pip."), base=HUB)) == []
+    (found,) = plan_check.base_and_samples(planned(tmp_path, pair("a", "b"), LONG, base=HUB))
     assert (found.code, found.level) == ("probably-too-long", "warning")
     assert found.where.endswith("train.jsonl:2")
 
@@ -86,7 +86,7 @@ def test_what_only_transformers_reads_is_left_to_training(tmp_path: Path, templa
     (base / "tokenizer_config.json").write_text("{" if template == "damaged" else json.dumps(config), encoding="utf-8")
     if template == "gone":
         (base / "tokenizer_config.json").unlink()
-    assert preflight.base_and_samples(planned(tmp_path, LONG, base=str(base))) == []
+    assert plan_check.base_and_samples(planned(tmp_path, LONG, base=str(base))) == []
 
 
 def test_the_verb_ends_with_1_and_one_message(tmp_path: Path, fasttune: Cli) -> None:
