@@ -1,6 +1,6 @@
 """What is wrong with answers, told by counting: no model judges another.
 
-Chinese has no spaces, so everything is counted in characters.
+Chinese has no spaces, so similarity is counted in characters, and repetition in the units of text_figures.py.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from fasttune.analysis import text_figures
+
 PARROT = 0.9  # an answer this similar to a training answer is that answer
 SHORTEST = 8  # characters: shorter answers (yes, hello) are alike by nature
 # An answer babbles where this share of its 4-grams stand in it before: ordinary Chinese and English prose of a hundred
 # characters comes to less than 0.1.
-GRAM, REPEATED, LONG_ENOUGH = 4, 0.4, 24
+REPEATED, LONG_ENOUGH = 0.4, 24
 OUT_OF_CHARACTER = re.compile(
     r"qwen|通义|千问|阿里云|alibaba cloud|as an ai\b|an ai (?:language )?model|i(?:'| a)m an ai\b|language model|"
     r"作为一?[个名位]?(?:ai|人工智能)|(?:人工智能|ai|语言)(?:语言)?(?:模型|助手)|大模型",
@@ -58,12 +60,8 @@ def parroted(answer: str, known: Iterable[tuple[str, str]]) -> tuple[str, float]
 
 
 def repeated_share(answer: str) -> float:
-    """The share of an answer's 4-grams of characters that stand in it before; 0 for a short one."""
-    text = plain(answer)
-    if len(text) < LONG_ENOUGH:
-        return 0.0
-    grams = [text[n : n + GRAM] for n in range(len(text) - GRAM + 1)]
-    return 1 - len(set(grams)) / len(grams)
+    """The repetition of an answer (text_figures.py); 0 for a short one."""
+    return text_figures.repetition(answer) if len(plain(answer)) >= LONG_ENOUGH else 0.0
 
 
 def out_of_character(answer: str, training_answers: Sequence[str]) -> str:
