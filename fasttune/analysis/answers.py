@@ -18,7 +18,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from fasttune.analysis import answer_store
 from fasttune.console import _
 from fasttune.data.tokenize import prompt_tokens
 from fasttune.export import chatml, llama, ollama_chat
@@ -26,7 +25,7 @@ from fasttune.export.llama import Sampling
 from fasttune.files import file_sha256
 from fasttune.machine import package_versions
 from fasttune.recipe.schema import ModelRecipe
-from fasttune.training import device, generation, provenance
+from fasttune.training import answer_store, device, generation, provenance
 from fasttune.training import model as models
 from fasttune.training.progress import CountLine
 

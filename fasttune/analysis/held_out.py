@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fasttune.analysis import answer_store, sources
+from fasttune.analysis import sources
 from fasttune.analysis.answers import GgufSource, Prompt, Source, TorchSource
 from fasttune.analysis.sources import Named
 from fasttune.console import FasttuneError, Finding, _
@@ -18,7 +18,7 @@ from fasttune.export.token_loss import token_loss
 from fasttune.recipe.schema import DataRecipe
 from fasttune.runs import documents
 from fasttune.runs.store import Run
-from fasttune.training import generation
+from fasttune.training import answer_store, generation
 from fasttune.training import model as models
 from fasttune.training.generation import SampleScore
 from fasttune.training.progress import CountLine

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from typing import Any
 from fasttune import files
 from fasttune.console import Finding, _, error, say, show_findings, silence
 from fasttune.data import token_cache
-from fasttune.data.tokenize import Example, prompt_tokens, tokenize_samples
+from fasttune.data.tokenize import Example, tokenize_samples
 from fasttune.planning.strategy import Plan
 from fasttune.runs import checkpoints, documents, store
 from fasttune.runs.checkpoints import damage_findings
-from fasttune.runs.documents import Probe, RowRecord, Scores
+from fasttune.runs.documents import RowRecord
 from fasttune.runs.history import last_epoch, read_log_history
 from fasttune.runs.store import Run
-from fasttune.training import device, distributed, finished_adapter, hub, oom, provenance, resume_check
+from fasttune.training import device, distributed, finished_adapter, hub, oom, probe_answers, provenance, resume_check
 from fasttune.training import model as models
 from fasttune.training.callbacks import FirstStepCallback
 from fasttune.training.progress import PhaseTimer
@@ -97,7 +97,7 @@ def train(
             distributed.finalize()
             if trainer.complete:
                 with phases("probe", _("answering the probe questions")) as show:
-                    record_probe_answers(trainer, data.tokenizer, show)
+                    probe_answers.record(trainer, data.tokenizer, show)
             return finish(trainer, seconds)
 
 
@@ -308,22 +308,3 @@ def finish(trainer: StepTrainer, seconds: float) -> RunRecord:
         finished_adapter.write(trainer)
         store.set_current(run)
     return make_record(run, trainer.complete, state.global_step, state.log_history, state.best_metric, seconds)
-
-
-def record_probe_answers(trainer: StepTrainer, tokenizer: Any, show: Callable[[str], None]) -> None:
-    """Write the base's answers to the probe questions: those of the model with its adapter disabled. The answers after
-    training are the GGUF file's (analysis/probe.py), or the model's where no file is exported. `show` gets a line for
-    each answer."""
-    recipe, system = trainer.plan.recipe, trainer.plan.system
-    prompts = [prompt_tokens(question, system, tokenizer) for question in recipe.probe.questions]
-
-    def answers() -> Iterator[str]:
-        for number, prompt in enumerate(prompts, 1):
-            show(_("answering the probe questions: {number} of {n}", number=number, n=len(prompts)))
-            yield models.generate(trainer.model, tokenizer, prompt, recipe.probe.max_new_tokens)
-
-    with trainer.model.disable_adapter():
-        by_base = list(answers())
-    by_adapter = [""] * len(prompts) if recipe.export.gguf else list(answers())
-    probes = tuple(map(Probe, recipe.probe.questions, by_base, by_adapter))
-    documents.write(trainer.run.scores, Scores(probes, documents.NOT_ASKED))

@@ -10,12 +10,11 @@ import pytest
 from conftest import Quickstart
 from ollama_server import running_server
 
-from fasttune.analysis import answer_store
 from fasttune.analysis.answers import GgufSource, LoadedModel, OllamaSource, Prompt, Source, TorchSource, ask
 from fasttune.export import llama
 from fasttune.export.llama import Sampling
 from fasttune.recipe.schema import ModelRecipe
-from fasttune.training import generation, hub
+from fasttune.training import answer_store, generation, hub
 
 PROMPTS = [Prompt("你是谁？", "你是小灯。"), Prompt("Who are you?", None), Prompt("什么是勇气？", "你是小灯。")]
 GREEDY, DRAWN = Sampling(16), Sampling(16, temperature=1.5, top_p=1.0, seed=7)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fasttune.analysis import answer_store
+from fasttune.training import answer_store
 
 ONE, TWO = b"1" * 32, b"2" * 32
 
@@ -50,6 +50,6 @@ def test_where_nothing_can_be_written_nothing_is_kept(cache: Path) -> None:
 def test_the_oldest_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_store, "MOST_ROWS", 3)
     for at in range(5):
-        monkeypatch.setattr("fasttune.analysis.answer_store.time.time", lambda at=at: 1000 + at)
+        monkeypatch.setattr("fasttune.training.answer_store.time.time", lambda at=at: 1000 + at)
         answer_store.write({bytes([at]) * 32: str(at)})
     assert sorted(answer_store.read([bytes([at]) * 32 for at in range(5)]).values()) == ["2", "3", "4"]
