@@ -3,6 +3,7 @@ our own, the setting in the trainer's own spelling for those of others."""
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass
 
@@ -42,6 +43,7 @@ def of_run(run: Run, plan: PlanDocument, best_epochs: float | None) -> Remedies:
     suits = judgement.suiting_learning_rate(plan.total_steps, plan.values.get("model.base"))
     higher = suits if train < suits else train * FASTER
     shorter = best_epochs or max(1.0, plan.epochs / 2)
+    samples = plan.train_samples + (0 if isinstance(plan.values.get("data.val"), str) else plan.val_samples)
     return Remedies(
         continue_=continuing(run, plan, "incremental", f"continue.add_epochs={MORE}"),
         more_epochs=continuing(run, plan, "incremental", f"continue.add_epochs={MORE}"),
@@ -50,13 +52,19 @@ def of_run(run: Run, plan: PlanDocument, best_epochs: float | None) -> Remedies:
         lower_learning_rate=continuing(run, plan, "retune", f"train.learning_rate={train * SLOWER:.2g}"),
         clip_gradients=continuing(run, plan, "retune", "train.max_grad_norm=0.3"),
         one_schedule=continuing(run, plan, "retune", f"train.epochs={plan.epochs:.3g}"),
-        hold_out=anew(run, plan, "data.val=0.1"),
+        hold_out=anew(run, plan, f"data.val={share_to_hold_out(samples)}"),
         look_at_mask=look_at_mask(run),
         other_numbers=anew(run, plan, "model.dtype=float32"),
         lower_rank=continuing(run, plan, "retune", f"lora.r={max(4, lora // 2)}"),
         higher_rank=continuing(run, plan, "retune", "lora.r=8"),
         larger_base=anew(run, plan, "model.base=Qwen/Qwen2.5-1.5B-Instruct"),
     )
+
+
+def share_to_hold_out(samples: int) -> float:
+    """The share of so many samples that holds ENOUGH_HELD_OUT of them out, from a tenth to a third."""
+    share = math.ceil(100 * judgement.ENOUGH_HELD_OUT / max(samples, 1)) / 100
+    return min(max(share, 0.1), 0.33)
 
 
 def overrides(run: Run, replaced: tuple[str, ...]) -> list[str]:
