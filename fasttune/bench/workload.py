@@ -13,7 +13,7 @@ from fasttune.data.tokenize import Example
 from fasttune.planning import auto_values
 from fasttune.planning.strategy import band_epochs
 from fasttune.recipe.load import load_recipe, with_values
-from fasttune.recipe.schema import Recipe
+from fasttune.recipe.schema import MOST_STEPS, Recipe
 
 
 def read_recipe(job: Job) -> tuple[Recipe, Dataset]:
@@ -39,7 +39,7 @@ def fixed_values(steps: int) -> dict[str, Any]:
         "train.lr_scheduler_type": "constant",
         "train.warmup_steps": 0.0,
         "train.logging_steps": 1,
-        "train.save_steps": 1_000_000_000,
+        "train.save_steps": MOST_STEPS,
         "train.eval_steps": 0,
         "train.early_stopping_patience": 0,
         "train.until.loss": None,

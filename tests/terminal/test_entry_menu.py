@@ -23,7 +23,8 @@ def test_from_a_data_file_to_a_plan(tmp_path: Path) -> None:
     lines = [json.dumps({"instruction": f"第{n}个问题？", "output": f"第{n}个回答。"}) for n in range(8)]
     (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     steps = [
-        (SUBJECT, "1" + ENTER), ("What is the name of the series?", "小灯" + ENTER),
+        (SUBJECT, "1" + ENTER), ("write a recipe for it", "1" + ENTER),
+        ("What is the name of the series?", "小灯" + ENTER),
         ("recipes/小灯.toml: not trained yet", "1" + ENTER), ("show its plan", "2" + ENTER),
         ("8 samples to train on, 0 held out", ""), (SUBJECT, UP + ENTER),
     ]  # fmt: skip

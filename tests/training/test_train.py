@@ -255,9 +255,10 @@ def test_the_learning_rate_follows_the_schedule(recipe: Path, fasttune: Cli, tmp
 
 
 def test_a_users_mistake_leaves_no_run_folder(recipe: Path, fasttune: Cli, tmp_path: Path) -> None:
-    too_long = fasttune("run", recipe, "--set", "model.max_seq_length=20")
+    too_long = fasttune("run", recipe, "--set", "model.max_seq_length=20", "--json")
     assert too_long.returncode == 1
-    assert too_long.stderr.count("tokens, but max_seq_length is 20") == 12
+    findings = json.loads(too_long.stdout)["findings"]
+    assert sum("tokens, but max_seq_length is 20" in finding["what"] for finding in findings) == 12
     assert "Traceback" not in too_long.stderr
     missing = fasttune("run", recipe, "--set", "model.base=./nowhere")
     assert missing.returncode == 1
