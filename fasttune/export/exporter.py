@@ -37,8 +37,8 @@ def export(request: ExportRequest, report: Report) -> list[Artifact]:
 
     A Modelfile for the first type is (re)written beside the files.
 
-    Raises FasttuneError: everything preflight finds at once; or weights that are not finite, a full disk, a file beyond
-    verify.THRESHOLDS.
+    Raises FasttuneError: everything preflight finds at once; or weights that are not finite, a full disk, a file that
+    is not the trained model (verify.py).
     """
     plan = preflight.preflight(request)
     for warning in plan.warnings:
@@ -115,7 +115,8 @@ def compute_reference(plan: ExportPlan, report: Report) -> verify.Reference:
 def check(
     plan: ExportPlan, quantization: str, partial: Path, reference: verify.Reference | None, report: Report
 ) -> dict[str, Any]:
-    """The figures of a file within the thresholds; raises FasttuneError for one beyond them."""
+    """The figures of a file, with a warning for a type that loses much. Raises FasttuneError for a file that is not the
+    trained model."""
     if reference is None:
         return {"unchecked": _("llama-cpp-python can't be used")}
     tokens = verify.check_tokens(partial, plan.source.tokenizer)
@@ -123,6 +124,10 @@ def check(
     line = _("{quantization}: checked, KL {kl:.2g}, same top-1 token {top1:.1%}", quantization=quantization,
              kl=figures["kl_mean"], top1=figures["top1"])  # fmt: skip
     report(line)
+    if warning := verify.type_loss(plan.request.path(quantization).name, quantization, figures):
+        hint = _("hint")
+        report(f"{_(warning.level)}: {warning.where}: {warning.what}")
+        report(f"  {hint}: {warning.fix}")
     return {"tokens": tokens, "logits": figures}
 
 

@@ -1,22 +1,27 @@
 """Does a file predict what the trained model predicts? Measured on every export (invariant E5).
 
 1. Token ids: llama.cpp must give TEXTS and the rendered check conversation the ids of the training tokenizer.
-2. Logits: KL(trained ‖ file) and the share of equal top-1 tokens at the last POSITIONS of the check conversation must
-   be within THRESHOLDS. The trained model's logits are those of reference.py, float32 from base and adapter; a bfloat16
-   reference would be as far from the trained model as a Q4_K_M file is.
+2. Logits at the last POSITIONS of the check conversation. An F16 file must be within THRESHOLDS: KL(trained ‖ file) and
+   the share of equal top-1 tokens; nothing but a fault in writing it makes it differ. Of every file, KL(base ‖ file)
+   must be at least LOST * KL(trained ‖ file), or the adapter is not in it. A quantized file beyond its THRESHOLDS is
+   written all the same, with a warning: that loss is the type's own on this base, and the user asked for the type.
+
+The trained model's logits are those of reference.py, float32 from base and adapter; a bfloat16 reference would be as
+far from the trained model as a Q4_K_M file is.
 
 Where llama_cpp can't be used nothing is measured, and the artifact's checks say so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fasttune.console import _, error
+from fasttune.console import Finding, _, error
 from fasttune.data import rendering
 from fasttune.export import chatml, llama
 from fasttune.export.reference import forward, log_softmax
@@ -42,6 +47,8 @@ THRESHOLDS = {
     "q3_k_s": (3e-1, 0.70),
     "q2_k": (5e-1, 0.60),
 }
+LOST = 0.5  # of a training that changed next to nothing, file, base and trained model are equally far apart
+BROKEN = 1.0  # nats: no type loses so much (Q2_K: 0.07); the file is damaged
 # All in Unicode's composed form (NFC): the Hugging Face tokenizer normalizes to it, llama.cpp does not.
 TEXTS = (
     "你好，世界！今天天气怎么样？",
@@ -94,10 +101,12 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Reference:
-    """The trained model's `logits` (positions, vocab_size) at the last positions of the sequence `ids`."""
+    """The trained model's `logits` (positions, vocab_size) at the last positions of the sequence `ids`, and those of
+    the base without its adapter; None where there is no adapter."""
 
     ids: list[int]
     logits: FloatArray
+    base_logits: FloatArray | None = None
 
 
 def check_ids(base: Base, tokenizer: chatml.Tokenizer, system: str | None) -> list[int]:
@@ -110,7 +119,8 @@ def check_ids(base: Base, tokenizer: chatml.Tokenizer, system: str | None) -> li
 
 def compute_reference(base: Base, loras: Loras, ids: list[int]) -> Reference:
     """The reference outputs at the last POSITIONS of `ids`, in float32."""
-    return Reference(ids, forward(base, loras, ids, min(POSITIONS, len(ids))))
+    count = min(POSITIONS, len(ids))
+    return Reference(ids, forward(base, loras, ids, count), forward(base, {}, ids, count) if loras else None)
 
 
 def check_tokens(path: Path, tokenizer: chatml.Tokenizer) -> dict[str, Any]:
@@ -140,14 +150,17 @@ def compare_ids(path: Path, text: str, expected: list[int], found: list[int]) ->
 
 
 def check_logits(path: Path, quantization: str, reference: Reference) -> dict[str, Any]:
-    """The figures of the logits check; raises FasttuneError where a file of this type is beyond its THRESHOLDS."""
+    """The figures of the logits check. Raises FasttuneError for an F16 file beyond its THRESHOLDS, for a file that
+    holds no adapter, and for one that is BROKEN."""
     with llama.open_gguf(path, len(reference.ids) + 1) as model:
         logits = model.logits(reference.ids, last=len(reference.logits))
     if not np.isfinite(logits).all():
         raise error("gguf-not-finite", _("its logits are not finite"), where=path.name, fix=_("train again"))
     measured = divergence(reference.logits, logits)
+    require_adapter(path, reference, logits, measured)
     kl_limit, top1_limit = THRESHOLDS[quantization]
-    if measured.kl_mean > kl_limit or measured.top1 < top1_limit:
+    is_far = measured.kl_mean > kl_limit or measured.top1 < top1_limit
+    if is_far and (quantization == "f16" or measured.kl_mean > BROKEN):
         what = _(
             "{quantization} is too far from the trained model: KL {kl:.2g} (at most {kl_limit:.2g}), same top-1 token "
             "{top1:.1%} (at least {top1_limit:.0%}) over {positions} tokens",
@@ -161,6 +174,30 @@ def check_logits(path: Path, quantization: str, reference: Reference) -> dict[st
         fix = _("export a larger type (q8_0, f16); if f16 fails too, please report it")
         raise error("gguf-too-far", what, where=path.name, why=_("it would not answer as trained"), fix=fix)
     return {**asdict(measured), "kl_limit": kl_limit, "top1_limit": top1_limit}
+
+
+def require_adapter(path: Path, reference: Reference, logits: FloatArray, measured: Divergence) -> None:
+    """Raises FasttuneError where a file predicts what the base predicts, rather than what the trained model does."""
+    if reference.base_logits is None:
+        return
+    from_base = divergence(reference.base_logits, logits)
+    if from_base.kl_mean < LOST * measured.kl_mean:
+        what = _("the adapter is not in the file: KL {base:.2g} from the base, {trained:.2g} from the trained model",
+                 base=from_base.kl_mean, trained=measured.kl_mean)  # fmt: skip
+        fix = _("please report this with the run's provenance.json")
+        raise error("adapter-not-in-file", what, where=path.name, why=_("it would answer as the base does"), fix=fix)
+
+
+def type_loss(name: str, quantization: str, figures: Mapping[str, Any]) -> Finding | None:
+    """The warning that a quantized file is beyond its THRESHOLDS."""
+    if figures["kl_mean"] <= figures["kl_limit"] and figures["top1"] >= figures["top1_limit"]:
+        return None
+    what = _("{quantization} loses much of this model: KL {kl:.2g} (usually below {kl_limit:.2g}), same top-1 token "
+             "{top1:.1%}", quantization=quantization, kl=figures["kl_mean"], kl_limit=figures["kl_limit"],
+             top1=figures["top1"])  # fmt: skip
+    why = _("a base whose weights were quantized to this type before loses the adapter when they are rounded again")
+    fix = _("compare its answers; a larger type keeps more: export.gguf = q6_k or q8_0")
+    return Finding("gguf-loses-much", "warning", name, what, why, fix)
 
 
 def divergence(trained: FloatArray, measured: FloatArray) -> Divergence:

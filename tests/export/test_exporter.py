@@ -62,14 +62,28 @@ def test_another_export_never_overwrites(
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_file_beyond_its_threshold_leaves_nothing(
+def test_an_f16_file_beyond_its_threshold_leaves_nothing(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(verify.THRESHOLDS, "q4_k_m", (1e-9, 0.85))
+    monkeypatch.setitem(verify.THRESHOLDS, "f16", (1e-12, 0.99))
     with pytest.raises(FasttuneError) as caught:
-        export(request(tmp_path, material / "adapter", types=("q8_0", "q4_k_m")), silent)
+        export(request(tmp_path, material / "adapter", types=("f16",)), silent)
+    assert caught.value.findings[0].code == "gguf-too-far" and not list(tmp_path.iterdir())
+
+
+def test_a_type_that_loses_much_is_written_with_a_warning(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is the type's own, and the user asked for it after hours of training; a broken file is refused."""
+    monkeypatch.setitem(verify.THRESHOLDS, "q4_k_m", (1e-9, 0.85))
+    lines: list[str] = []
+    (artifact,) = export(request(tmp_path, material / "adapter", types=("q4_k_m",)), lines.append)
+    assert artifact.path.is_file() and any("q4_k_m loses much of this model" in line for line in lines)
+    artifact.path.unlink()
+    monkeypatch.setattr(verify, "BROKEN", 1e-9)
+    with pytest.raises(FasttuneError) as caught:
+        export(request(tmp_path, material / "adapter", types=("q4_k_m",)), silent)
     assert caught.value.findings[0].code == "gguf-too-far"
-    assert {path.name for path in tmp_path.iterdir()} == {"linzhi-Q8_0.gguf", "linzhi-Q8_0.json"}  # this one was good
 
 
 @pytest.mark.parametrize(("limit", "quantization"), [(20_000, "f16"), (4 << 20, "q8_0"), (6 << 20, "q4_k_m")])
