@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import json
 import os
 import random
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Cli, Shared, call_here
 
-from fasttune.terminal import entry_menu
+from fasttune.console import FasttuneError
+from fasttune.runs import store
+from fasttune.runs.documents import PlanDocument, Provenance, TrainerStateFigures
+from fasttune.runs.store import Run
+from fasttune.terminal import chat, entry_menu, questions
 
 SHORT = ["--set", "train.max_steps=4", "--set", "train.save_steps=2", "--set", "probe.questions=['你是谁？']"]
+CONTINUE = ["plan", "recipes/quickstart.toml", "--continue", "incremental", "--set", "continue.add_epochs=1"]
 READ = ["plan.json", "provenance.json", "history.jsonl", "scores.json", "trainer_state.json"]
 # The verbs that read a file of a finished run, beside `runs`, `plan` and `run`.
 READERS = {
@@ -51,7 +59,13 @@ DAMAGES: dict[str, Damage] = {
     "texts": lambda raw: raw.replace(b'"loss"', b'"lost"').replace(b'"step"', b'"stop"').replace(b"name", b"nome"),
     "no time": lambda raw: raw.replace(b'"created": "2', b'"created": "x').replace(b'epoch": ', b'epoch": -'),
     "no epochs": lambda raw: raw.replace(b'"steps_per_epoch": 29', b'"steps_per_epoch": 0'),
+    "huge": lambda raw: re.sub(rb'": \d+(\.\d+)?', b'": 1' + b"0" * 400, raw),
+    "infinite": lambda raw: re.sub(rb'": \d+(\.\d+)?', b'": 1e999', raw),
+    "digits": lambda raw: re.sub(rb'": \d+(\.\d+)?', b'": ' + b"1" * 5000, raw),
+    "long": lambda raw: re.sub(rb'": "[^"]*"', b'": "' + b"a" * 5000 + b'"', raw),
+    "NUL": lambda raw: re.sub(rb'": "[^"]*"', rb'": "\\u0000"', raw),
 }
+UNTRUE = ("long", "NUL")  # texts are texts still: what they name is said not to be there
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +109,15 @@ def told(runs: Path, *arguments: str, stdin: str | None = None) -> str:
     return done.stderr if done.returncode else ""
 
 
+def other_fields(raw: bytes, read: Set[str]) -> Iterator[bytes]:
+    """A document without each of the fields that are read, in turn, and with other values in it."""
+    document = json.loads(raw)
+    for key in document.keys() & read:
+        yield json.dumps({name: value for name, value in document.items() if name != key}).encode()
+        for value in (None, list[int](), 10**400):
+            yield json.dumps(document | {key: value}).encode()
+
+
 @pytest.mark.parametrize("name", READ)
 def test_a_damaged_document_is_one_finding_and_hides_nothing_else(
     runs: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -128,11 +151,11 @@ def test_what_reads_a_damaged_run_is_no_traceback(runs: Path, name: str, verbs: 
         "export": ["export", "quickstart"],
         "chat": ["chat", "quickstart", "--prompt", "hi", "--max-new-tokens", "1"],
     }
-    for _damage in damaged(runs / "quickstart" / "001-fresh" / name):
+    for damage in damaged(runs / "quickstart" / "001-fresh" / name):
         for verb in verbs.split():
             done = call_here(runs, *commands[verb])
             assert done.returncode in (0, 1, 2) and "Traceback" not in done.stderr
-            assert not done.returncode or Path(name).name in done.stderr or verb == "diagnose"
+            assert not done.returncode or Path(name).name in done.stderr or verb == "diagnose" or damage in UNTRUE
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
@@ -177,6 +200,71 @@ def test_a_runs_folder_that_is_read_only_is_named(
     (finding,) = json.loads(done.stdout)["findings"]
     assert done.returncode == 1 and finding["code"] == code and str(tmp_path / "runs") in finding["where"]
     assert "Traceback" not in done.stderr and os.strerror(number) in finding["why"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "verb"),
+    [
+        ("plan.json", PlanDocument, ["runs"]),
+        ("plan.json", PlanDocument, CONTINUE),
+        ("provenance.json", Provenance, ["runs"]),
+        ("trainer_state.json", TrainerStateFigures, CONTINUE),
+    ],
+)
+def test_every_field_of_a_document_is_checked(runs: Path, name: str, kind: Any, verb: list[str]) -> None:
+    file = runs / "quickstart" / "001-fresh" / name
+    for content in other_fields(file.read_bytes(), {field.name for field in dataclasses.fields(kind)}):
+        file.write_bytes(content)
+        told(runs, *verb)
+
+
+@pytest.mark.parametrize("key", ["train.learning_rate", "lora.r", "lora.alpha"])
+def test_the_menu_names_a_setting_that_a_plan_lacks(runs: Path, key: str) -> None:
+    file = runs / "quickstart" / "001-fresh" / "plan.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    document["settings"] = [one for one in document["settings"] if one["key"] != key]
+    file.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(FasttuneError, match=f"its field settings: {key} is missing or damaged"):
+        questions.read_parent(Run(runs, "quickstart/001-fresh"))
+
+
+def test_what_a_run_replaces_may_be_any_bytes(runs: Path) -> None:
+    run = Run(runs, "quickstart/001-fresh")
+    for content in (b"", b"\xff\xfe\x00", b"a" * 100_000, b"../other/001-fresh 0\n"):
+        run.replaces.write_bytes(content)
+        assert store.replaced(run) is None
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_run_that_can_not_be_read_hides_no_other(runs: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another user, or on a disk that fails. The test may run as root, whom permissions do not bind."""
+    unreadable, stat = runs / "quickstart" / "001-fresh" / "adapter", os.stat
+
+    def refusing(path: Any, **options: Any) -> os.stat_result:
+        if str(path) == str(unreadable):
+            raise OSError(number, os.strerror(number), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    assert store.list_series(runs) == ["other", "quickstart"]
+    done = call_here(runs, "runs")
+    assert done.returncode == 1 and "other/001-fresh" in done.stdout and "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1 and os.strerror(number) in done.stderr
+    assert any("other" in title for title in entry_menu.subjects(runs)[0].values())
+
+
+def test_reading_needs_no_right_to_write(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`runs` and `chat` of a folder that somebody else owns."""
+    for path in (runs, *runs.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    monkeypatch.setattr(os, "mkdir", pytest.fail)
+    monkeypatch.setattr(os, "replace", pytest.fail)
+    monkeypatch.setattr(chat, "open_gguf", lambda path, num_ctx: contextlib.nullcontext())
+    monkeypatch.setattr(chat, "stream", lambda model, ids, sampling: iter(["hello"]))
+    assert "quickstart/001-fresh" in call_here(runs, "runs").stdout
+    assert call_here(runs, "chat", "quickstart", "--prompt", "hi").stdout == "hello\n"
+    for path in (runs, *runs.rglob("*")):
+        path.chmod(0o755)
 
 
 def test_a_healthy_child_is_shown_beside_its_damaged_parent(runs: Path) -> None:

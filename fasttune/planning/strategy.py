@@ -288,11 +288,11 @@ def differences(run: Run, plan: Plan) -> list[tuple[str, Any, Any]]:
 
     A setting that did not exist then is taken to have had its present default, which changes nothing.
     """
-    before, after = documents.read_plan(run), plan.document()
+    before, after, base = documents.read_plan(run), plan.document(), documents.read_setting(run, "model.base", str)
     new = after.values
     old = {key: as_json(KEYS[key].default) for key in new} | before.values
     old[SAMPLES], new[SAMPLES] = before.data_fingerprint[:12], after.data_fingerprint[:12]
-    renamed = ("model.base", "model.revision") if is_another_name(old["model.base"], new["model.base"]) else ()
+    renamed = ("model.base", "model.revision") if is_another_name(base, new["model.base"]) else ()
     return [(key, old.get(key), new.get(key)) for key in {**old, **new}
             if old.get(key) != new.get(key) and key not in renamed]  # fmt: skip
 

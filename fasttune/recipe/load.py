@@ -23,7 +23,7 @@ from fasttune.recipe import aliases
 from fasttune.recipe.mistaken import read_recipe
 from fasttune.recipe.schema import KEYS, LEAVES, TABLES, Recipe, Setting
 from fasttune.recipe.toml_file import REFUSED, toml_value
-from fasttune.recipe.values import Entry, as_toml, convert, example_line, near_name, refusal
+from fasttune.recipe.values import MOST_SHOWN, Entry, convert, example_line, in_short, near_name, refusal
 
 # [host[:port]/][namespace/]model[:tag], each part as in Ollama's types/model/name.go
 OLLAMA_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
@@ -170,7 +170,7 @@ def override_entries(overrides: Iterable[str]) -> tuple[list[Entry], list[Findin
     findings: list[Finding] = []
     for override in overrides:
         key, sign, text = override.partition("=")
-        key, where = key.strip(), f"--set {override}"
+        key, where = key.strip(), f"--set {override[:MOST_SHOWN]}"
         if sign and key:
             found = leaves(key, key, override_value(key, text))
             entries += [Entry(inner_key, value, where, "override") for _name, inner_key, value in found]
@@ -208,7 +208,7 @@ def check_entry(entry: Entry) -> tuple[Finding | None, str]:
             "use up to 64 letters (Chinese ones too), digits, - _ and . ; begin with a letter or digit, end with no "
             'dot; "current" and the device names of Windows (con, nul, com1 …) are taken'
         )
-        problem = entry.refuse("bad-name", _("{name} can't be the name of a series", name=as_toml(entry.value)), fix)
+        problem = entry.refuse("bad-name", _("{name} can't be the name of a series", name=in_short(entry.value)), fix)
     return problem, entry.key
 
 
@@ -228,7 +228,7 @@ def table_problem(entry: Entry) -> tuple[Finding | None, str]:
         fix = _("give it loss, token_accuracy or both, or leave it out")
         empty = entry.refuse("empty-value", _("{key} is empty", key=entry.key), fix)
         return empty if entry.key == "train.until" else None, entry.key
-    what = _("{key} is a table, not {value}", key=entry.key, value=as_toml(entry.value))
+    what = _("{key} is a table, not {value}", key=entry.key, value=in_short(entry.value))
     if entry.key in LEAVES:  # train = "file.jsonl"
         return entry.refuse("wrong-type", what, how_to_write(entry, LEAVES[entry.key])), LEAVES[entry.key]
     fix = _("write [{key}] on a line of its own and its settings below", key=entry.key)
@@ -312,7 +312,7 @@ def contradictions(values: Mapping[str, Any], entries: Mapping[str, Entry]) -> l
         refuse("train.report_to", _('"none" excludes every other value'), _("keep one of them"))
     ollama = values.get("export.ollama", "")
     if ollama and not OLLAMA_NAME.fullmatch(ollama):
-        what = _("{name} is no name that Ollama can give a model", name=as_toml(ollama))
+        what = _("{name} is no name that Ollama can give a model", name=in_short(ollama))
         fix = _("use letters, digits, - _ and . and begin with a letter or digit; one :TAG may follow")
         refuse("export.ollama", what, fix)
     if values.get("model.base") == "builtin:tiny" and values.get("model.load_in_4bit"):

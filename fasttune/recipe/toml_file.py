@@ -26,6 +26,10 @@ else:
 REFUSED = object()  # in place of a value: it can't be read, or is not of the type that its setting takes
 # A string or a comment of TOML, from its first to its last character.
 TEXT = re.compile(r'"""(?:\\.|[^\\])*?"{3,5}|' r"'''.*?'{3,5}|" r'"(?:\\.|[^"\\\n])*"' r"|'[^'\n]*'|#[^\n]*", re.DOTALL)
+# A key of so many parts is no setting; tomllib takes quadratic time for it, and its tables can't be walked.
+MOST_PARTS = 50
+LONG_KEY = re.compile(rf"(?:\.[ \t]*\w[\w-]*[ \t]*){{{MOST_PARTS}}}")
+LARGEST = 1_000_000  # characters of a file of TOML
 FULL_WIDTH = dict(zip("“”„＂‘’＝，：［］【】｛｝＃．。　\xa0", '""""""=,:[][]{}#..  ', strict=True))
 
 
@@ -35,8 +39,11 @@ def read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     Raises UsageError with one finding where the file is missing, no text in UTF-8 or GB18030, or no TOML.
     """
     text = read_text(path)
+    require_recipe_size(path, text)
     try:
-        return tomllib.loads(text), key_lines(text)
+        return parse(text), key_lines(text)
+    except BeyondLimits as failure:
+        raise usage_error("recipe-beyond-limits", str(failure), where=str(path), fix=_("remove it")) from None
     except tomllib.TOMLDecodeError as failure:
         found = re.search(r"at line (\d+)", str(failure))
         number = int(found[1]) if found else len(text.rstrip().split("\n"))
@@ -48,6 +55,34 @@ def read_toml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
             why=re.sub(r" \(at .*", "", str(failure)),
             fix=syntax_fix(str(failure), line),
         ) from None
+
+
+class BeyondLimits(Exception):
+    """TOML that is valid, but nested too deeply or with too large a number; its message says which."""
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The document in a text of TOML. Raises tomllib.TOMLDecodeError where it is none, and BeyondLimits."""
+    if LONG_KEY.search(without_texts(text)):
+        raise BeyondLimits(_("a key has more than {n} parts", n=MOST_PARTS))
+    try:
+        document = tomllib.loads(text)
+    except RecursionError:
+        raise BeyondLimits(_("lists or tables are nested too deeply")) from None
+    except ValueError as failure:
+        if isinstance(failure, tomllib.TOMLDecodeError):
+            raise
+        raise BeyondLimits(_("a number has too many digits")) from None  # Python reads 4,300 of them
+    return document
+
+
+def require_recipe_size(path: Path, text: str) -> None:
+    """Raises UsageError for a text that is too long for a recipe or a fact sheet: a megabyte takes a second."""
+    if len(text) <= LARGEST:
+        return
+    what = _("{n:,} characters of TOML are too many; at most {most:,} are read", n=len(text), most=LARGEST)
+    fix = _("keep settings or facts only in this file; samples stand in files of their own, which data.train names")
+    raise usage_error("recipe-too-large", what, where=str(path), fix=fix)
 
 
 def read_text(path: Path) -> str:
@@ -114,7 +149,7 @@ def key_lines(text: str, *, arrays: bool = False) -> dict[str, int]:
 
     With `arrays` the tables of an array have numbers: the second [[fact]] is `fact.2`, and its key `fact.2.id`.
     """
-    plain = TEXT.sub(lambda found: "" if found[0][0] == "#" else re.sub(r"[^\n]", "_", found[0]), text)
+    plain = without_texts(text)
     lines: dict[str, int] = {}
     counts: Counter[str] = Counter()
     table, depth = "", 0
@@ -135,6 +170,11 @@ def key_lines(text: str, *, arrays: bool = False) -> dict[str, int]:
     return lines
 
 
+def without_texts(text: str) -> str:
+    """TOML with every character of its strings as `_`, line breaks kept, and without its comments."""
+    return TEXT.sub(lambda found: "" if found[0][0] == "#" else re.sub(r"[^\n]", "_", found[0]), text)
+
+
 def bare_key(written: str) -> str:
     """`"a" . b` as `a.b`."""
     return ".".join(part.strip().strip("\"'") for part in written.split("."))
@@ -143,7 +183,7 @@ def bare_key(written: str) -> str:
 def toml_value(text: str) -> Any:
     """The value that a text stands for in TOML, or REFUSED where it is not exactly one value."""
     try:
-        document = tomllib.loads("value = " + text)
-    except tomllib.TOMLDecodeError:
+        document = parse("value = " + text)
+    except (tomllib.TOMLDecodeError, BeyondLimits):
         return REFUSED
     return document["value"] if document.keys() == {"value"} else REFUSED

@@ -8,7 +8,9 @@ may stand for a float and a text for a list of one text.
 from __future__ import annotations
 
 import json
+import math
 import operator
+import re
 import sys
 import types
 from collections.abc import Callable, Iterable
@@ -20,6 +22,10 @@ from fasttune.console import Finding, _
 from fasttune.recipe.schema import Key
 from fasttune.recipe.toml_file import REFUSED, toml_value
 
+MOST_SHOWN = 100  # characters of a value in a message
+MOST_BITS = 256  # of a whole number that a message shows; Python refuses to write one of more than 4,300 digits
+LINE_BREAK = re.compile(r"[\x00-\x1f]")
+UNDECODED = re.compile("[\ud800-\udfff]")  # what Python makes of bytes on the command line that are not UTF-8
 BOUNDS: dict[str, Callable[[Any, Any], bool]] = {"≥": operator.ge, ">": operator.gt, "≤": operator.le, "<": operator.lt}
 
 
@@ -60,7 +66,7 @@ def refusal(entry: Entry, key: Key) -> Finding | None:
         return wrong_type(entry, key)
     if isinstance(value, (int, float)) and not all(BOUNDS[sign](value, bound) for sign, bound in key.bounds.items()):
         bounds = ", ".join(f"{sign} {bound}" for sign, bound in key.bounds.items())
-        what = _("{key} must be {bounds}, not {value}", key=key.name, bounds=bounds, value=as_toml(entry.value))
+        what = _("{key} must be {bounds}, not {value}", key=key.name, bounds=bounds, value=in_short(entry.value))
         return entry.refuse("out-of-range", what, example_line(key), _(key.help))
     texts = [value] if isinstance(value, str) else value if isinstance(value, tuple) else ()
     blank = not all(text.strip() for text in texts)
@@ -72,7 +78,10 @@ def refusal(entry: Entry, key: Key) -> Finding | None:
         return entry.refuse(
             "repeated-value", _("{key} lists the same thing twice", key=key.name), _("keep one of them")
         )
-    if not key.prose and any(character < " " for text in texts for character in text):
+    if any(UNDECODED.search(text) for text in texts):
+        fix = _("type it in UTF-8, or write it into the recipe")
+        return entry.refuse("not-utf-8", _("{key} holds bytes that are not UTF-8 text", key=key.name), fix)
+    if not key.prose and any(LINE_BREAK.search(text) for text in texts):
         fix = _("write a path with / or in 'single quotes': a backslash in double quotes starts an escape")
         return entry.refuse("control-character", _("{key} holds a tab or line break", key=key.name), fix)
     return None
@@ -89,15 +98,28 @@ def wrong_type(entry: Entry, key: Key) -> Finding:
         fix = _('did you mean "{name}"?', name=near)
     elif unquoted is not REFUSED:
         fix = _("write it without quotes: {line}", line=f"{key.leaf} = {value.lower()}")
-    elif isinstance(value, float) and value.is_integer() and convert(key.hint, int(value)) is not REFUSED:
+    elif isinstance(value, float) and value.is_integer() and is_within(key, convert(key.hint, int(value))):
         fix = _("write it without a decimal point: {line}", line=f"{key.leaf} = {int(value)}")
-    elif not isinstance(value, (list, dict)) and convert(key.hint, str(value)) is not REFUSED:
-        fix = _("write it in quotes: {line}", line=f'{key.leaf} = "{value}"')
+    elif not isinstance(value, (list, dict)) and convert(key.hint, in_short(value)) is not REFUSED:
+        fix = _("write it in quotes: {line}", line=f'{key.leaf} = "{in_short(value)}"')
     else:
         fix = example_line(key)
-    what = _("{key} takes {type}, not {value}", key=key.name, type=describe(key.hint), value=as_toml(value))
+    what = _("{key} takes {type}, not {value}", key=key.name, type=describe(key.hint), value=in_short(value))
     is_choice = stray and allowed and unquoted is REFUSED
     return entry.refuse("unknown-choice" if is_choice else "wrong-type", what, fix, _(key.help))
+
+
+def is_within(key: Key, value: Any) -> bool:
+    """Whether a converted value is one, and within the bounds of its setting."""
+    return value is not REFUSED and all(BOUNDS[sign](value, bound) for sign, bound in key.bounds.items())
+
+
+def in_short(value: Any) -> str:
+    """A value as it is written in a recipe, for a message: a long one cut, a number of very many digits in words."""
+    if type(value) is int and value.bit_length() > MOST_BITS:
+        return _("a number of about {n} digits", n=round(value.bit_length() * math.log10(2)))
+    text = as_toml(value[:MOST_SHOWN]) if isinstance(value, (str, list)) else as_toml(value)
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…"
 
 
 def near_name(word: str, names: Iterable[str]) -> str:

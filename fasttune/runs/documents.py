@@ -28,7 +28,7 @@ from fasttune.files import write_json
 from fasttune.recipe.schema import Setting
 from fasttune.runs.outcomes import FactScores
 from fasttune.runs.store import Run
-from fasttune.runs.typed_json import as_json, from_json
+from fasttune.runs.typed_json import as_json, fits_plain, from_json
 
 FORMAT = 1  # the format that this version writes, and the newest that it reads
 CHECK_BATCH, UNLOGGED_METRICS, MANIFEST = "proof.json", "window.json", "manifest.json"
@@ -277,6 +277,15 @@ class TrainerStateFigures:
 def read_plan(run: Run) -> PlanDocument:
     """The plan of a run. Raises FasttuneError as `read` does."""
     return read(run.plan, PlanDocument)
+
+
+def read_setting(run: Run, key: str, kind: Any) -> Any:
+    """The value of a setting that a run began with, of a type. Raises FasttuneError as `read` does, and where the
+    plan's settings do not hold it."""
+    value = read_plan(run).values.get(key)
+    if not fits_plain(kind, value):
+        raise damaged(run.plan, _("its field {field} is missing or damaged", field=f"settings: {key}"))
+    return value
 
 
 def read_provenance(run: Run) -> Provenance:

@@ -13,6 +13,7 @@ from fasttune.files import write_text
 from fasttune.runs import documents
 from fasttune.runs.documents import TrainerStateFigures
 from fasttune.runs.store import Run
+from fasttune.runs.typed_json import fits_plain
 
 
 def read_history(run: Run) -> list[dict[str, Any]]:
@@ -55,7 +56,7 @@ def missing_field(line: Any) -> str:
     elif isinstance(line, Mapping) and "eval_loss" in line:
         needed += ["eval_loss"]
     values = line if isinstance(line, Mapping) else {}
-    wrong = [key for key in needed if type(values.get(key)) not in (int, float)]
+    wrong = [key for key in needed if not (fits_plain(int, values.get(key)) or fits_plain(float, values.get(key)))]
     whole = type(values.get("step")) is int or float(values["step"]).is_integer() if not wrong else True
     return wrong[0] if wrong else "" if whole else "step"
 

@@ -39,6 +39,7 @@ from fasttune.files import (
 )
 
 Status = Literal["running", "finished", "stopped"]
+LONGEST_ID = 200  # characters; a file system would refuse a longer name, and a message is no place for it
 NUMBERED = re.compile(r"(\d{3,})-\w+")  # 003-retune
 
 
@@ -170,6 +171,8 @@ def by_id(root: Path, id: str) -> Run | None:
     """The run of an id that stands in a file; None where there is no such run, or the id is anything else, such as a
     path that leaves the runs folder."""
     series, _slash, name = id.partition("/")
+    if len(id) > LONGEST_ID:
+        return None
     run = Run(root, id)
     inside = series not in ("", ".", "..") and "\\" not in series and NUMBERED.fullmatch(name)
     return run if inside and run.folder.is_dir() else None
@@ -241,7 +244,8 @@ def replaced(run: Run) -> Run | None:
     """The run of the same series that this one is trained in place of, while it is there."""
     if not run.replaces.is_file():
         return None
-    name, _space, digest = run.replaces.read_text(encoding="utf-8").strip().partition(" ")
+    noted = run.replaces.read_text(encoding="utf-8", errors="replace")
+    name, _space, digest = noted.strip().partition(" ")
     others = [one for one in list_runs(run.root, run.series) if one.id == name and one.id != run.id]
     return others[0] if others and plan_digest(others[0]) == digest else None
 

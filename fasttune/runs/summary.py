@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fasttune import files
 from fasttune.console import FasttuneError, Finding, _
 from fasttune.runs import documents, judgement, store
 from fasttune.runs.documents import PlanDocument
@@ -85,7 +86,20 @@ def read_series(root: Path, name: str, findings: list[Finding]) -> list[Figures]
 
 
 def read_figures(run: Run, current: bool = False) -> Figures:
-    """The figures of a run, from the files of its folder; a run that was stopped early need not have all of them."""
+    """The figures of a run, from the files of its folder; a run that was stopped early need not have all of them.
+
+    Raises FasttuneError where its files are damaged, or can't be read by this user or from this disk.
+    """
+    try:
+        return figures_of(run, current)
+    except OSError as problem:
+        if known := files.condition_as_error(problem):
+            raise known from None
+        raise
+
+
+def figures_of(run: Run, current: bool) -> Figures:
+    """As `read_figures`. Raises OSError too."""
     plan, parent = read_plan(run), existing_parent(run)
     trained = [line for line in read_history(run) if "loss" in line]
     evaluated = judgement.evaluations(full_history(run))

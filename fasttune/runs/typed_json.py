@@ -53,8 +53,11 @@ def from_json(kind: Any, value: Any, name: str = "") -> Any:
 
 
 def fits_plain(kind: Any, value: Any) -> bool:
-    """Whether a value is of a plain type itself (a bool is no int), or a whole number where a float is meant."""
-    return type(value) is kind or (kind is float and type(value) is int)
+    """Whether a value is of a plain type itself (a bool is no int), or a whole number where a float is meant; a whole
+    number of more than 64 bits is neither, for no figure of a run has so many and no float holds it."""
+    if type(value) is int and kind in (int, float):
+        return value.bit_length() <= 64
+    return type(value) is kind
 
 
 def dataclass_from_json(kind: Any, document: dict[str, Any], name: str) -> Any:

@@ -15,6 +15,7 @@ from fasttune.export.artifact import require_unchanged
 from fasttune.export.llama import Sampling, open_gguf, stream
 from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.schema import ModelRecipe
+from fasttune.recipe.values import UNDECODED
 from fasttune.runs import documents, store
 from fasttune.runs.store import Run
 from fasttune.training import model as models
@@ -30,6 +31,10 @@ def chat(
     prompt.
     Raises FasttuneError where the run, its GGUF file or its tokenizer is missing.
     """
+    for option, text in (("--prompt", prompt), ("--system", system)):
+        if text and UNDECODED.search(text):
+            what, fix = _("this holds bytes that are not UTF-8 text"), _("type it in UTF-8")
+            raise usage_error("not-utf-8", what, where=option, fix=fix)
     run, gguf = find_gguf(name, root)
     require_unchanged(gguf)
     trained = documents.read_provenance(run)
@@ -38,7 +43,7 @@ def chat(
     tokenizer = models.load_tokenizer(provenance.locate_base(run, base))
     say(_("{file} of {run}; an empty line or Ctrl-D ends the chat", file=gguf.name, run=run.id))
     turns: list[Message] = []
-    num_ctx = int(documents.read_plan(run).values["export.num_ctx"])  # as the Modelfile has it for Ollama
+    num_ctx = documents.read_setting(run, "export.num_ctx", int)  # as the Modelfile has it for Ollama
     sampling = Sampling(max_new_tokens, temperature, seed=random.randrange(2**31))
     with open_gguf(gguf, num_ctx) as loaded:
         while question := prompt if prompt is not None else ask():

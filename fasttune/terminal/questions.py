@@ -43,8 +43,10 @@ class Parent:
 
 
 def read_parent(run: Run) -> Parent:
-    """The parent that a finished run is, from its files."""
+    """The parent that a finished run is, from its files. Raises FasttuneError where one of them is damaged."""
     plan = documents.read_plan(run)
+    for key, kind in (("train.learning_rate", float), ("lora.r", int), ("lora.alpha", int)):  # what is asked about
+        documents.read_setting(run, key, kind)
     return Parent(run, plan.values, summary.read_figures(run), plan.epochs, plan.train_samples)
 
 

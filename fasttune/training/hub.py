@@ -95,10 +95,15 @@ def require_model_folder(folder: Path) -> Path:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raises FasttuneError where a folder holds a LoRA adapter and no model, with the base that the adapter names."""
+    """Raises FasttuneError where a folder holds a LoRA adapter, with the base that the adapter names; also beside a
+    model, in whose place transformers would load that other base."""
     file = folder / "adapter_config.json"
-    if not file.is_file() or (folder / "config.json").is_file():
+    if not file.is_file():
         return
+    if (folder / "config.json").is_file():
+        what = _("{folder} holds a LoRA adapter beside the model", folder=folder)
+        why = _("transformers would load the base that the adapter names, and not this model")
+        raise error("base-is-adapter", what, where="model.base", why=why, fix=_("move adapter_config.json away"))
     name = read_field(file, "base_model_name_or_path")
     fix = _("name the base it was trained on")
     if isinstance(name, str) and name:

@@ -38,6 +38,7 @@ from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArgum
 
 from fasttune.training import engine, prefix_check
 from fasttune.training.callbacks import RunCallback
+from fasttune.training.checkpoint_state import require_trainer_state, unloadable_as_error
 
 Loss = TypeVar("Loss")
 Hits = TypeVar("Hits")
@@ -329,16 +330,25 @@ class StepTrainer(Trainer):
         if not self.has_ended:
             super()._run_epoch(**epoch)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As the Trainer does: the weights. Raises FasttuneError where they, or the Trainer's state beside them, can't
+        be loaded."""
+        require_trainer_state(Path(resume_from_checkpoint))
+        with unloadable_as_error(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As the Trainer does, then set the learning rate that this run's schedule has at this step: the stored one is
         a step old, and of the parent's schedule where a run continues with more steps.
 
-        Raises FasttuneError where the check batch does not score as it did.
+        Raises FasttuneError where a state can't be loaded, or the check batch does not score as it did.
         """
-        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
+            super()._load_optimizer_and_scheduler(None)
             return
-        self._load_rng_state(checkpoint)  # the Trainer does so again right before the first step
+        with unloadable_as_error(Path(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            self._load_rng_state(checkpoint)  # the Trainer does so again right before the first step
         schedule = self.lr_scheduler
         schedule.base_lrs = [self.args.learning_rate] * len(schedule.base_lrs)
         learning_rates = [self.args.learning_rate * rule(schedule.last_epoch) for rule in schedule.lr_lambdas]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import cpu_limit
 from recipe_files import FULL, MINIMAL, tomllib
 
 from fasttune.console import UsageError
@@ -77,3 +78,43 @@ def test_a_file_that_is_missing_a_folder_or_unreadable(tmp_path: Path) -> None:
 )
 def test_one_value_of_toml(text: str, value: object) -> None:
     assert toml_value(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("x = " + "[" * 100_000 + "]" * 100_000, "lists or tables are nested too deeply"),
+        ("x = " + "{a = " * 5000 + "1" + "}" * 5000, "lists or tables are nested too deeply"),
+        ("[lora]\nr = " + "9" * 6000, "a number has too many digits"),
+        ("a." * 100_000 + "b = 1", "a key has more than 50 parts"),
+        ("[" + "a." * 60 + "b]", "a key has more than 50 parts"),
+        ('"a" . ' * 60 + "b = 1", "a key has more than 50 parts"),
+    ],
+    ids=["lists", "tables", "digits", "dotted", "header", "quoted"],
+)
+def test_toml_beyond_what_a_recipe_is_has_one_message(text: str, what: str, tmp_path: Path) -> None:
+    """tomllib ends with a RecursionError or a ValueError of its own, or takes quadratic time."""
+    path = tmp_path / "a.toml"
+    path.write_text(f"{MINIMAL}{text}\n", encoding="utf-8")
+    with cpu_limit(30), pytest.raises(UsageError) as caught:
+        read_toml(path)
+    (finding,) = caught.value.findings
+    assert (finding.code, finding.where, finding.what) == ("recipe-beyond-limits", str(path), what)
+    assert toml_value(text.partition("=")[2].strip()) in (REFUSED, 1)
+
+
+def test_prose_with_many_points_is_no_key(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(f'{MINIMAL}data.system = """{"One. " * 200}"""  # {"a.b." * 200}\n', encoding="utf-8")
+    assert read_toml(path)[0]["data"]["system"] == "One. " * 200
+
+
+def test_a_file_of_megabytes_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before it is parsed, which takes seconds a megabyte."""
+    path = tmp_path / "a.toml"
+    path.write_text(f'{MINIMAL}data.system = "{"a" * 1_000_000}"\n', encoding="utf-8")
+    monkeypatch.setattr(tomllib, "loads", pytest.fail)
+    with pytest.raises(UsageError) as caught:
+        read_toml(path)
+    (finding,) = caught.value.findings
+    assert finding.code == "recipe-too-large" and finding.what.startswith("1,000,0")

@@ -133,3 +133,32 @@ def test_the_most_similar_name() -> None:
 def test_an_example_is_the_default_or_a_valid_line() -> None:
     assert example_line(key(int, 8)) == "the default is size = 8"
     assert example_line(key(str, MISSING, example="x")) == 'for example size = "x"'
+
+
+LONG = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "shown"),
+    [
+        (int, 16**100_000, "a number of about 120412 digits"),
+        (str, 16**100_000, "a number of about 120412 digits"),
+        (int, LONG, f'"{LONG[:99]}…'),
+        (Sizes, ["small"] * 5000, '["small", "small"'),
+        (Sizes, {"a": 1}, "a table"),
+        (int, 1e41, "1e+41"),
+    ],
+    ids=["whole", "text", "digits", "list", "table", "float"],  # pytest writes numbers too
+)
+def test_a_huge_value_is_named_in_short(hint: Any, value: Any, shown: str) -> None:
+    """Python refuses to write a number of more than 4,300 digits, and a message is no place for megabytes."""
+    setting = key(hint, "small" if hint is Sizes else 1, bounds={"≤": 1024} if hint is int else {})
+    finding = refusal(Entry("train.size", value, "a.toml", "recipe"), setting)
+    assert finding is not None and shown in finding.what
+    assert len(finding.what) < 250 and len(finding.fix) < 250 and "1000000" not in finding.fix
+
+
+def test_bytes_of_another_encoding_on_the_command_line_are_refused() -> None:
+    for hint, value in ((str, "caf\udce9"), (tuple[str, ...], ["a", "\udcff"])):
+        finding = refusal(Entry("train.size", value, "--set", "override"), key(hint, "", prose=True))
+        assert finding is not None and finding.code == "not-utf-8"

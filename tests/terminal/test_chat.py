@@ -8,7 +8,7 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import Quickstart
+from conftest import Quickstart, call_here
 
 from fasttune.data.dataset import Message
 from fasttune.runs import documents, store
@@ -85,3 +85,10 @@ def test_a_long_conversation_drops_its_oldest_turns() -> None:
     assert len(ids) <= 300
     assert text.startswith("<|im_start|>system\nYou are Lumen.<|im_end|>\n<|im_start|>user\n")
     assert "user 0 " not in text and "the last question" in text
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--system"])
+def test_an_option_in_another_encoding_is_refused(tmp_path: Path, option: str) -> None:
+    """Bytes of the command line that are not UTF-8 are lone surrogates in Python, which no tokenizer takes."""
+    done = call_here(tmp_path, "chat", "quickstart", option, "caf\udce9")
+    assert done.returncode == 2 and f"{option}: this holds bytes that are not UTF-8 text" in done.stderr

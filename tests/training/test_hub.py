@@ -77,6 +77,16 @@ def test_an_adapter_in_place_of_a_base_names_its_base(tmp_path: Path, config: st
     assert finding.code == "base-is-adapter" and fix in finding.fix
 
 
+def test_an_adapter_beside_a_base_is_refused(tmp_path: Path) -> None:
+    """transformers would load whatever base the adapter names, in place of the model that was checked."""
+    base = shutil.copytree(hub.TINY, tmp_path / "base")
+    (base / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}', encoding="utf-8")
+    with pytest.raises(FasttuneError) as caught:
+        hub.locate(ModelRecipe(base=str(base)))
+    (finding,) = caught.value.findings
+    assert finding.code == "base-is-adapter" and finding.fix == "move adapter_config.json away"
+
+
 class Hostile:
     """Pickled, an object that writes a file when it is read."""
 

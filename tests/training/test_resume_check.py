@@ -249,7 +249,6 @@ def test_other_package_versions_are_a_warning(stopped: Series) -> None:
 
 def test_loading_never_unpickles(stopped: Series) -> None:
     """A checkpoint whose optimizer file would run a command when unpickled is refused, and the command not run."""
-    import pickle
 
     class Command:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -257,11 +256,46 @@ def test_loading_never_unpickles(stopped: Series) -> None:
 
     import torch
 
-    torch.save({"state": Command()}, newest(stopped) / "optimizer.pt")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"):
+        whole = newest(stopped).joinpath(name).read_bytes() if (newest(stopped) / name).exists() else None
+        torch.save({"state": Command()}, newest(stopped) / name)
+        whole_again(newest(stopped))
+        done = stopped.train("train.max_steps=6", code=1)
+        assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+        assert "holds more than tensors and plain values" in done.stderr and "weights_only" not in done.stderr
+        assert not (stopped.folder / "run by a checkpoint").exists()
+        (newest(stopped) / name).unlink() if whole is None else (newest(stopped) / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("optimizer.pt", b""),
+        ("optimizer.pt", {"x": 1}),
+        ("scheduler.pt", {"x": 1}),
+        ("rng_state.pth", {"x": 1}),
+        ("adapter_model.safetensors", b"no weights"),
+        ("trainer_state.json", b"[]"),
+        ("trainer_state.json", b"{}"),
+        ("trainer_state.json", b'{"global_step": 2, "log_history": [], "other": 1}'),
+    ],
+)
+def test_a_checkpoint_that_can_not_be_loaded_is_one_message(
+    stopped: Series, name: str, content: bytes | dict[str, int]
+) -> None:
+    """Its manifest agrees with it: it was written so, or somebody made both."""
+    import torch
+
+    if isinstance(content, bytes):
+        (newest(stopped) / name).write_bytes(content)
+    else:
+        torch.save(content, newest(stopped) / name)
     whole_again(newest(stopped))
-    with pytest.raises(pickle.UnpicklingError):
-        stopped.train("train.max_steps=6", code=1)
-    assert not (stopped.folder / "run by a checkpoint").exists()
+    before = contents(stopped.folder / "runs")
+    done = stopped.train("train.max_steps=6", code=1)
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    assert str(newest(stopped).relative_to(stopped.folder)) in done.stderr
+    assert contents(stopped.folder / "runs") == before
 
 
 def test_a_resumed_run_shows_both_losses_and_equals_the_straight_one(stopped: Series, tmp_path: Path) -> None:
