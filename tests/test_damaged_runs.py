@@ -65,7 +65,8 @@ DAMAGES: dict[str, Damage] = {
     "long": lambda raw: re.sub(rb'": "[^"]*"', b'": "' + b"a" * 5000 + b'"', raw),
     "NUL": lambda raw: re.sub(rb'": "[^"]*"', rb'": "\\u0000"', raw),
 }
-UNTRUE = ("long", "NUL")  # texts are texts still: what they name is said not to be there
+# Texts are texts still, and a digest that of something else: what they name is said not to be there, or not to fit.
+UNTRUE = ("flipped", "long", "NUL")
 
 
 @pytest.fixture(scope="module")
