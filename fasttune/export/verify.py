@@ -2,9 +2,10 @@
 
 1. Token ids: llama.cpp must give TEXTS and the rendered check conversation the ids of the training tokenizer.
 2. Logits at the last POSITIONS of the check conversation. An F16 file must be within THRESHOLDS: KL(trained ‖ file) and
-   the share of equal top-1 tokens; nothing but a fault in writing it makes it differ. Of every file, KL(base ‖ file)
-   must be at least LOST * KL(trained ‖ file), or the adapter is not in it. A quantized file beyond its THRESHOLDS is
-   written all the same, with a warning: that loss is the type's own on this base, and the user asked for the type.
+   the share of equal top-1 tokens; nothing but a fault in writing it makes it differ. Of a file in one of
+   the FINE types, KL(base ‖ file) must be at least LOST * KL(trained ‖ file), or the adapter is not in it. A file in a
+   coarser type that is beyond its THRESHOLDS, or nearer to the base, is written all the same, with a warning: that
+   loss is the type's own on this base, and the user asked for the type.
 
 The trained model's logits are those of reference.py, float32 from base and adapter; a bfloat16 reference would be as
 far from the trained model as a Q4_K_M file is.
@@ -14,6 +15,7 @@ Where llama_cpp can't be used nothing is measured, and the artifact's checks say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from fasttune.console import Finding, _, error
+from fasttune.console import FasttuneError, Finding, _, error
 from fasttune.data import rendering
 from fasttune.export import chatml, llama
 from fasttune.export.reference import forward, log_softmax
@@ -47,6 +49,7 @@ THRESHOLDS = {
     "q3_k_s": (3e-1, 0.70),
     "q2_k": (5e-1, 0.60),
 }
+FINE = ("f16", "q8_0")  # too fine to round an adapter away
 LOST = 0.5  # of a training that changed next to nothing, file, base and trained model are equally far apart
 BROKEN = 1.0  # nats: no type loses so much (Q2_K: 0.07); the file is damaged
 # All in Unicode's composed form (NFC): the Hugging Face tokenizer normalizes to it, llama.cpp does not.
@@ -157,7 +160,9 @@ def check_logits(path: Path, quantization: str, reference: Reference) -> dict[st
     if not np.isfinite(logits).all():
         raise error("gguf-not-finite", _("its logits are not finite"), where=path.name, fix=_("train again"))
     measured = divergence(reference.logits, logits)
-    require_adapter(path, reference, logits, measured)
+    from_base = kl_from_base(reference, logits)
+    if quantization in FINE and from_base < LOST * measured.kl_mean:
+        raise adapter_missing(path, from_base, measured.kl_mean)
     kl_limit, top1_limit = THRESHOLDS[quantization]
     is_far = measured.kl_mean > kl_limit or measured.top1 < top1_limit
     if is_far and (quantization == "f16" or measured.kl_mean > BROKEN):
@@ -173,30 +178,39 @@ def check_logits(path: Path, quantization: str, reference: Reference) -> dict[st
         )
         fix = _("export a larger type (q8_0, f16); if f16 fails too, please report it")
         raise error("gguf-too-far", what, where=path.name, why=_("it would not answer as trained"), fix=fix)
-    return {**asdict(measured), "kl_limit": kl_limit, "top1_limit": top1_limit}
+    figures = {**asdict(measured), "kl_limit": kl_limit, "top1_limit": top1_limit}
+    return figures if math.isinf(from_base) else {**figures, "kl_from_base": from_base}
 
 
-def require_adapter(path: Path, reference: Reference, logits: FloatArray, measured: Divergence) -> None:
-    """Raises FasttuneError where a file predicts what the base predicts, rather than what the trained model does."""
-    if reference.base_logits is None:
-        return
-    from_base = divergence(reference.base_logits, logits)
-    if from_base.kl_mean < LOST * measured.kl_mean:
-        what = _("the adapter is not in the file: KL {base:.2g} from the base, {trained:.2g} from the trained model",
-                 base=from_base.kl_mean, trained=measured.kl_mean)  # fmt: skip
-        fix = _("please report this with the run's provenance.json")
-        raise error("adapter-not-in-file", what, where=path.name, why=_("it would answer as the base does"), fix=fix)
+def kl_from_base(reference: Reference, logits: FloatArray) -> float:
+    """The mean KL(base ‖ file) in nats; infinite where there is no adapter."""
+    return math.inf if reference.base_logits is None else divergence(reference.base_logits, logits).kl_mean
+
+
+def adapter_missing(path: Path, from_base: float, from_trained: float) -> FasttuneError:
+    """The error for a file that predicts what the base predicts, rather than what the trained model does."""
+    what = _("the adapter is not in the file: KL {base:.2g} from the base, {trained:.2g} from the trained model",
+             base=from_base, trained=from_trained)  # fmt: skip
+    fix = _("please report this with the run's provenance.json")
+    return error("adapter-not-in-file", what, where=path.name, why=_("it would answer as the base does"), fix=fix)
 
 
 def type_loss(name: str, quantization: str, figures: Mapping[str, Any]) -> Finding | None:
-    """The warning that a quantized file is beyond its THRESHOLDS."""
-    if figures["kl_mean"] <= figures["kl_limit"] and figures["top1"] >= figures["top1_limit"]:
+    """The warning that a quantized file is beyond its THRESHOLDS, or has lost what was learned."""
+    is_near = figures["kl_mean"] <= figures["kl_limit"] and figures["top1"] >= figures["top1_limit"]
+    from_base = figures.get("kl_from_base", math.inf)
+    why = _("a base whose weights were quantized to this type before loses the adapter when they are rounded again")
+    fix = _("compare its answers; a larger type keeps more: export.gguf = q6_k or q8_0")
+    if from_base < LOST * figures["kl_mean"] and not is_near:
+        what = _("{quantization} rounds the training away, the file answers nearly as the base does: KL {base:.2g} "
+                 "from the base, {trained:.2g} from the trained model", quantization=quantization, base=from_base,
+                 trained=figures["kl_mean"])  # fmt: skip
+        return Finding("gguf-loses-training", "warning", name, what, why, fix)
+    if is_near:
         return None
     what = _("{quantization} loses much of this model: KL {kl:.2g} (usually below {kl_limit:.2g}), same top-1 token "
              "{top1:.1%}", quantization=quantization, kl=figures["kl_mean"], kl_limit=figures["kl_limit"],
              top1=figures["top1"])  # fmt: skip
-    why = _("a base whose weights were quantized to this type before loses the adapter when they are rounded again")
-    fix = _("compare its answers; a larger type keeps more: export.gguf = q6_k or q8_0")
     return Finding("gguf-loses-much", "warning", name, what, why, fix)
 
 

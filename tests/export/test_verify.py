@@ -71,3 +71,17 @@ def test_long_system_prompt_leaves_the_end_of_the_conversation() -> None:
     ids = verify.check_ids(base, tokenizer, SYSTEM * 100)
     assert len(ids) == verify.MAX_TOKENS
     assert ids[-20:] == verify.check_ids(base, tokenizer, None)[-20:]
+
+
+def test_a_coarse_type_that_rounds_the_training_away_is_said_and_not_refused(
+    exported: dict[str, Artifact], trained: verify.Reference, tmp_path: Path
+) -> None:
+    """As a base on the type's own grid makes it: the file of the base stands for one whose adapter was rounded away."""
+    (base,) = export(request(tmp_path, types=("q4_k_m",)), silent)
+    figures = verify.check_logits(base.path, "q4_k_m", trained)
+    assert figures["kl_from_base"] < verify.LOST * figures["kl_mean"]
+    figures["kl_limit"] = figures["kl_mean"] / 2
+    lost = verify.type_loss("x.gguf", "q4_k_m", figures)
+    assert lost is not None and lost.code == "gguf-loses-training" and "q4_k_m rounds the training away" in lost.what
+    kept = verify.check_logits(exported["q4_k_m"].path, "q4_k_m", trained)
+    assert verify.type_loss("x.gguf", "q4_k_m", kept) is None
