@@ -95,12 +95,12 @@ def connect(host: str | None, requests: list[Request], **settings: float) -> Cli
 
     Raises FasttuneError for an address that is none.
     """
-    import ollama
-
     from fasttune.export import ollama_connection
 
     options = ollama_connection.options(requests.append, **settings)
     try:
+        import ollama  # makes a client of OLLAMA_HOST, whoever asks for which server
+
         return ollama.Client(host, headers={"Accept-Encoding": "identity"}, **options)
     except ValueError as failure:
         what = _("this is not the address of a server: {problem}", problem=failure)

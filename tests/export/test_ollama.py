@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -315,3 +318,11 @@ def test_a_flood_of_messages_is_cut(server: Server, artifact: Artifact) -> None:
     server.statuses = [f"x{number}" for number in range(1000)] + ["success"]
     import_into_ollama(artifact, "linzhi", num_ctx=64, report=lines.append, host=server.host)
     assert len(lines) < 110 and "Ollama: success" in lines
+
+
+def test_an_ollama_host_that_is_no_address_is_one_message() -> None:
+    """The package reads the variable when it is imported, so that only a process of its own shows it."""
+    code = "from fasttune.export import ollama\nollama.warn_if_silent('linzhi')"
+    variables = {**os.environ, "OLLAMA_HOST": "garbage:://"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    assert "FasttuneError: OLLAMA_HOST=garbage:://: this is not the address of a server" in done.stderr
