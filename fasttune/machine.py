@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -244,3 +245,13 @@ def default_gateway(routes: Path = PROC_ROUTE) -> str:
 def total_ram_gib() -> float:
     """GiB of RAM that this Linux has; under WSL2 its share of the PC's."""
     return float(psutil.virtual_memory().total) / GIB
+
+
+def cache_folder() -> Path:
+    """The folder of all that fasttune keeps to save work: $XDG_CACHE_HOME/fasttune, or ~/.cache/fasttune. Raises
+    FileNotFoundError for a user who has no home folder."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as problem:
+        raise FileNotFoundError(str(problem)) from problem
+    return home / "fasttune"

@@ -43,6 +43,7 @@ from fasttune.data import chat_template, tokenize
 from fasttune.data.chat_template import ChatTemplate
 from fasttune.data.dataset import Sample
 from fasttune.data.tokenize import Example, Learn, encode_all
+from fasttune.machine import cache_folder
 
 LIMIT = 512 * 1024 * 1024  # bytes of the database, some 500,000 samples of 217 tokens
 SHARE = 10  # the database takes at most this part of the disk's free space: checkpoints need it more
@@ -268,11 +269,7 @@ def remove(connection: sqlite3.Connection, names: Iterable[int]) -> None:
 
 def location() -> Path:
     """Where the database lies; FileNotFoundError where there is no place for it."""
-    try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as problem:  # a user who has no home folder
-        raise FileNotFoundError(str(problem)) from problem
-    return home / "fasttune" / "tokens" / "examples.sqlite3"
+    return cache_folder() / "tokens" / "examples.sqlite3"
 
 
 @contextlib.contextmanager

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from fasttune.machine import cache_folder
 
 MOST_ROWS = 100_000  # some 30 MB
 BUSY = 2.0  # seconds to wait for another process
@@ -61,11 +62,7 @@ def is_whole(name: bytes, content: object) -> bool:
 
 def location() -> Path:
     """Where the database lies; FileNotFoundError where there is no place for it."""
-    try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as problem:  # a user who has no home folder
-        raise FileNotFoundError(str(problem)) from problem
-    return home / "fasttune" / "answers" / "answers.sqlite3"
+    return cache_folder() / "answers" / "answers.sqlite3"
 
 
 @contextlib.contextmanager
