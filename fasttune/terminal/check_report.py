@@ -39,8 +39,18 @@ def show(report: Report, *, as_json: bool) -> int:
     for line in figure_lines(report.figures, stdout_console.encoding):
         stdout_console.print(line, markup=False, soft_wrap=True)
     counts = [sum(one.level == level for one in findings) for level in ("error", "warning", "info")]
-    say(_("{errors} errors, {warnings} warnings, {infos} notes", errors=counts[0], warnings=counts[1], infos=counts[2]))
+    say(count_line(*counts))
     return exit_code(findings)
+
+
+def count_line(errors: int, warnings: int, infos: int) -> str:
+    """`0 errors, 1 warning, 3 notes`"""
+    counts = [
+        ngettext("{n} error", "{n} errors", errors),
+        ngettext("{n} warning", "{n} warnings", warnings),
+        ngettext("{n} note", "{n} notes", infos),
+    ]
+    return ", ".join(counts)
 
 
 def show_mended(out: Path, done: Sequence[Finding], *, as_json: bool) -> int:

@@ -72,3 +72,8 @@ def test_a_histogram_counts_every_value() -> None:
     lines = histogram([1, 1, 2, 40, 100], "#")
     assert sum(int(line.rpartition(" ")[2]) for line in lines) == 5 and len(lines) <= check_report.BINS
     assert lines[0].startswith("  1–") and "#" * check_report.WIDTH in lines[0]
+
+
+def test_counts_follow_their_numbers() -> None:
+    assert check_report.count_line(0, 1, 3) == "0 errors, 1 warning, 3 notes"
+    assert check_report.count_line(1, 2, 1) == "1 error, 2 warnings, 1 note"
