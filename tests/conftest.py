@@ -17,9 +17,12 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import one_layer
 import pytest
+
+from fasttune.training import hub
 
 os.environ["FASTTUNE_LANG"] = "en"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as cli.main does, before torch is loaded here
@@ -129,7 +132,7 @@ def quickstart(shared: Shared) -> Quickstart:
     """The quick start as the README runs it, once for all tests that look at its result."""
 
     def train(runs: Path) -> None:
-        done = call_fasttune(runs, "run", "recipes/quickstart.toml", "--json")
+        done = call_here(runs, "run", "recipes/quickstart.toml", "--json")
         assert done.returncode == 0, done.stderr
         (runs / "result.json").write_text(done.stdout, encoding="utf-8")
 
@@ -143,6 +146,19 @@ def small_base(shared: Shared) -> Path:
     """The folder of the base that a series trains (series.py): made once."""
     one_layer.FOLDER = shared("one layer", one_layer.write)
     return one_layer.FOLDER
+
+
+@pytest.fixture(scope="module")
+def one_layer_base(small_base: Path) -> Iterator[None]:
+    """`builtin:tiny` has one layer in the tests of a module: for what a training leaves, whatever it has computed."""
+    with patch.object(hub, "TINY", small_base):
+        yield
+
+
+@pytest.fixture
+def one_layer_here(small_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in one test."""
+    monkeypatch.setattr(hub, "TINY", small_base)
 
 
 @contextmanager

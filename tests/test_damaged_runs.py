@@ -37,6 +37,7 @@ READERS = {
     "exports/quickstart-Q8_0.json": "export chat",
 }
 Damage = Callable[[bytes], bytes | None]
+pytestmark = pytest.mark.usefixtures("one_layer_base")
 
 
 def flipped(raw: bytes) -> bytes:

@@ -8,6 +8,7 @@ smaller ones (row_budget.py, oom.py). A checkpoint is complete or absent, and ev
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +100,8 @@ class StepTrainer(Trainer):
     def training_step(self, model: Any, inputs: tuple[int, ...], num_items_in_batch: Any = None) -> torch.Tensor:
         """Compute all rows of a step, leaving the gradient of its mean loss (nats a supervised token) in the model;
         returns that mean, detached."""
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         first = self.state.global_step == 0
         free, before = (device.free_memory(), device.reset_peak()) if first else (0, 0)
         step, loss, hits = self.run_with_oom_retry(
@@ -172,11 +174,10 @@ class StepTrainer(Trainer):
         """Sum a step's loss, hits and gradients over all ranks, in one collective call (E4)."""
         if distributed.world_size() == 1:
             return loss, hits
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        for parameter in trained:
+        for parameter in self.trained_parameters:
             if parameter.grad is None:  # this rank had none of the step's samples
                 parameter.grad = torch.zeros_like(parameter)
-        distributed.all_reduce_sum([loss, hits, *(parameter.grad for parameter in trained)])
+        distributed.all_reduce_sum([loss, hits, *(parameter.grad for parameter in self.trained_parameters)])
         return loss, hits
 
     def row_loss(self, examples: Sequence[Example], row: Row) -> tuple[torch.Tensor, torch.Tensor]:
@@ -299,8 +300,24 @@ class StepTrainer(Trainer):
         if self.last_step is None:
             return 0
         head = models.lm_head_weight(self.model).numel()
-        body = self.model.num_parameters() - head
+        body = self.parameter_count - head
         return 6 * (body * self.last_step.computed_tokens + head * self.last_step.supervised)
+
+    # A model of 24 layers has 1,500 modules: walking through them takes longer than some of the work that a step does.
+
+    @functools.cached_property
+    def parameter_count(self) -> int:
+        """The parameters of base and adapter."""
+        return int(self.model.num_parameters())
+
+    @functools.cached_property
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters that have a gradient: the adapter's."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        """As the Trainer does, of the trained parameters alone; returns the norm before clipping."""
+        return self.accelerator.clip_grad_norm_(self.trained_parameters, self.args.max_grad_norm)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write Hugging Face's files into a partial folder that is renamed when it is complete; then delete the oldest

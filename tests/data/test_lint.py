@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -72,12 +73,18 @@ ENGLISH_FAULTS = {
 }
 
 
+@functools.cache
+def found_in(good: tuple[Sample, ...], held_out: tuple[Sample, ...]) -> frozenset[tuple[str, str]]:
+    """(code, where) of the findings about samples; these are asked about once for all faults."""
+    return frozenset((one.code, one.where) for one in lint(good, held_out, ""))
+
+
 def planted(good: list[Sample], bad: Sample, held_out: tuple[Sample, ...] = ()) -> set[tuple[str, str]]:
     """(code, where) of the findings that one more sample brings, each of which must be there once."""
-    before = [(one.code, one.where) for one in lint(good, held_out, "")]
+    before = found_in(tuple(good), held_out)
     after = [(one.code, one.where) for one in lint([*good, replace(bad, id="planted:1")], held_out, "")]
     assert len(set(after)) == len(after)
-    return set(after) - set(before)
+    return set(after) - before
 
 
 @pytest.mark.parametrize("code", FAULTS)

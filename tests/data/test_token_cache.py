@@ -400,6 +400,7 @@ def test_users_of_the_machine_cannot_read_the_samples(tokenizer: Any, cache: Pat
     assert path.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.usefixtures("one_layer_here")
 def test_the_command_line_renders_one_edited_line(fasttune: Cli, tmp_path: Path) -> None:
     """And says how long each start-up phase took, on the screen and in provenance.json."""
     lines = (REPOSITORY / "data" / "quickstart" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:12]

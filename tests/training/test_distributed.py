@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import one_layer
 import pytest
 from conftest import Cli
 from series import Series, checkpoints, history, largest_difference, losses, untimed
@@ -19,6 +20,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def start(series: Series, *settings: str, program: tuple[str, ...] = ("-m", "fasttune")) -> subprocess.Popen[str]:
     """`torchrun --nproc_per_node 2 -m fasttune run persona.toml --set …` in the series' folder."""
+    settings = (*settings, f"model.base={one_layer.FOLDER}")  # that of a series in this process
     changes = [word for setting in settings for word in ("--set", setting)]
     return subprocess.Popen(
         [*TORCHRUN, *program, "run", "persona.toml", *changes],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def set_free(monkeypatch: pytest.MonkeyPatch, *, ram: float, gpu: float | None =
     monkeypatch.setattr(machine, "torch_cuda", lambda: "13.0" if gpu else "")
 
 
+@functools.cache
 def planned(*overrides: str, recipe: Path = LINZHI) -> Plan:
     return Planner().plan(RunRequest(recipe, overrides))
 

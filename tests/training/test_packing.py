@@ -7,7 +7,9 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 from samples import random_examples, random_forest, random_tree
 
@@ -72,15 +74,22 @@ def test_sharing_computes_as_few_tokens_as_any_partition(seed: int, make: Callab
     assert sum(packing.group_tokens(examples, group) for group in groups) == cheapest(examples, tuple(range(7)))
 
 
-def contexts(examples: list[Example], rows: Iterable[Row]) -> Counter[tuple[tuple[int, ...], int]]:
+def context(tokens: Any) -> bytes:
+    """Tokens to compare with others."""
+    return np.asarray(tokens, dtype=np.int64).tobytes()
+
+
+def contexts(examples: list[Example], rows: Iterable[Row]) -> Counter[tuple[bytes, int]]:
     """What is predicted from what: (all tokens a position may attend to, label), by the plain mask of the layout."""
-    found: Counter[tuple[tuple[int, ...], int]] = Counter()
+    found: Counter[tuple[bytes, int]] = Counter()
     for row in rows:
         batch = engine.collate(row, examples)
-        seen = engine.dense_mask(batch.spans, row.tokens)[0, 0]
+        seen = engine.dense_mask(batch.spans, row.tokens)[0, 0].numpy()
+        tokens, positions = batch.input_ids[0].numpy(), batch.position_ids[0].numpy()
         for position, label in zip(batch.label_positions.tolist(), batch.labels.tolist(), strict=True):
-            assert batch.position_ids[0, seen[position]].tolist() == list(range(int(seen[position].sum())))
-            found[tuple(batch.input_ids[0, seen[position]].tolist()), label] += 1
+            sees = np.flatnonzero(seen[position])
+            assert (positions[sees] == np.arange(len(sees))).all()
+            found[context(tokens[sees]), label] += 1
     return found
 
 
@@ -93,7 +102,7 @@ def test_every_supervised_token_counts_once_in_its_own_context(
     examples = make(seed, chance.randint(1, 24))
     samples = chance.sample(range(len(examples)), chance.randint(1, len(examples)))
     expected = Counter(
-        (examples[i].tokens[:at], examples[i].tokens[at])
+        (context(examples[i].tokens[:at]), examples[i].tokens[at])
         for i in samples for start, end in examples[i].supervised for at in range(start, end)
     )  # fmt: skip
     for budget in (0, 1, chance.randint(2, 40), chance.randint(40, 200), 4096):

@@ -192,6 +192,7 @@ def interrupted(arguments: list[str], after: int, run: Path, number: int) -> int
     return send(child, number)
 
 
+@pytest.mark.usefixtures("one_layer_here")
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)],  # test_crash.py kills forks
@@ -232,6 +233,7 @@ def test_until_ends_a_run_that_is_good_enough(recipe: Path, fasttune: Cli, tmp_p
     assert (run / "adapter").is_dir()
 
 
+@pytest.mark.usefixtures("one_layer_here")
 def test_early_stopping_keeps_the_best_checkpoint(recipe: Path, fasttune: Cli, tmp_path: Path) -> None:
     done = fasttune(
         "run", recipe, "--allow-overfit", "--set", "train.max_steps=200", "--set", "train.early_stopping_patience=2",
@@ -246,6 +248,7 @@ def test_early_stopping_keeps_the_best_checkpoint(recipe: Path, fasttune: Cli, t
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == kept.read_bytes()
 
 
+@pytest.mark.usefixtures("one_layer_here")
 def test_the_learning_rate_follows_the_schedule(recipe: Path, fasttune: Cli, tmp_path: Path) -> None:
     done = fasttune("run", recipe, "--set", "train.lr_scheduler_type=cosine", "--set", "train.warmup_steps=3")
     assert done.returncode == 0, done.stderr
@@ -266,6 +269,7 @@ def test_a_users_mistake_leaves_no_run_folder(recipe: Path, fasttune: Cli, tmp_p
     assert not (tmp_path / "runs" / "persona").exists()
 
 
+@pytest.mark.usefixtures("one_layer_here")
 @pytest.mark.parametrize(("change", "shares"), [("lora.dropout=0.1", False), ("lora.dropout=0.0", True)])
 def test_dropout_ends_sharing(recipe: Path, fasttune: Cli, tmp_path: Path, change: str, shares: bool) -> None:
     """A shared prefix would be dropped alike for every sample that begins with it."""
