@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import one_layer
 import pytest
 from series import RECIPE, Series, assert_same_run, contents, document, losses, steps
 
@@ -19,7 +20,6 @@ from fasttune.files import file_sha256
 from fasttune.runs import checkpoints, documents, store
 from fasttune.runs.store import Run
 from fasttune.training import provenance, resume_check
-from fasttune.training.hub import TINY
 
 MORE = "continue.add_epochs=1"
 
@@ -28,7 +28,7 @@ MORE = "continue.add_epochs=1"
 def parents(tmp_path_factory: pytest.TempPathFactory) -> Series:
     """001-fresh: 6 steps, on a copy of the base that a test may change."""
     series = Series.new(tmp_path_factory.mktemp("parent"), RECIPE.replace("builtin:tiny", "./base"))
-    shutil.copytree(TINY, series.folder / "base")
+    shutil.copytree(one_layer.FOLDER, series.folder / "base")
     series.train("train.epochs=2")
     return series
 

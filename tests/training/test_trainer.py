@@ -106,6 +106,26 @@ def test_gradient_checkpointing_comes_before_giving_up(tmp_path: Path, undisturb
     assert document(series.run(1) / "provenance.json")["gradient_checkpointing"] is True
 
 
+@pytest.mark.parametrize("limit", [0.05, 0])
+def test_gradients_are_clipped_to_a_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float) -> None:
+    """The history has the norm from before; 0 clips nothing."""
+    import torch
+
+    from fasttune.training.callbacks import RunCallback
+
+    norms: list[float] = []
+
+    def measure(_self: Any, *_args: Any, model: Any, **_more: Any) -> None:
+        gradients = [one.grad.flatten() for one in model.parameters() if one.grad is not None]
+        norms.append(float(torch.cat(gradients).norm()))
+
+    monkeypatch.setattr(RunCallback, "on_pre_optimizer_step", measure)
+    series = Series.new(tmp_path)
+    series.train("train.max_steps=2", f"train.max_grad_norm={limit}")
+    before = [line["grad_norm"] for line in history(series.run(1)) if "loss" in line]
+    assert min(before) > 0.05 and norms == pytest.approx([limit or norm for norm in before], rel=1e-4)
+
+
 # Resuming and continuing --------------------------------------------------------------------------------------------
 
 
