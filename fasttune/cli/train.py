@@ -155,6 +155,7 @@ def ask_what_is_open(request: RunRequest, planner: Planner) -> RunRequest:
 @runs_option
 @click.pass_context
 def menu(context: click.Context, overrides: tuple[str, ...], root: Path) -> int:
+    from fasttune import files
     from fasttune.recipe.load import check_overrides
     from fasttune.terminal.entry_menu import Commands, ask_for_command
 
@@ -167,7 +168,8 @@ def menu(context: click.Context, overrides: tuple[str, ...], root: Path) -> int:
     }
     while arguments := ask_for_command(Commands(root, overrides, options)):
         try:
-            code = commands.main(arguments, prog_name="fasttune", standalone_mode=False)
+            with files.condition_as_error():
+                code = commands.main(arguments, prog_name="fasttune", standalone_mode=False)
         except FasttuneError as problem:
             show_findings(problem.findings)
             continue
