@@ -16,12 +16,14 @@ import functools
 import io
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttune.console import _, error
+from fasttune.machine import cache_folder
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
 from fasttune.training import device, hub, memory, row_budget
 
@@ -111,10 +113,9 @@ def load_adapter(model: Any, folder: Path) -> None:
 def import_unsloth() -> Any:
     """Unsloth's FastLanguageModel. Unsloth patches transformers' Trainer, so modules that import the Trainer call this
     first."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fasttune" / "unsloth"
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache))
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", unsloth_cache())
     for name in ("bitsandbytes.backends.cpu.ops", "unsloth"):  # a filter, since the import sets levels anew
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     with quiet():
@@ -124,6 +125,15 @@ def import_unsloth() -> Any:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     return FastLanguageModel
+
+
+def unsloth_cache() -> str:
+    """Where Unsloth writes the code that it compiles; a new folder for a user who has no home folder, since code is not
+    read from where others may write."""
+    try:
+        return str(cache_folder() / "unsloth")
+    except FileNotFoundError:
+        return tempfile.mkdtemp(prefix="fasttune-unsloth-")
 
 
 @contextlib.contextmanager
