@@ -263,8 +263,9 @@ def replace_unencodable(failure: UnicodeError) -> tuple[str, int]:
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr replace what they can't encode, and stdin what it can't decode (a line from a terminal with
-    another encoding); a closed one (`>&-`) takes what it is given in silence, a closed stdin is empty."""
+    """Let stdout and stderr replace what they can't encode, and stdin keep what it can't decode as lone surrogates, as
+    Python does for the command line (chat.py reads them); a closed one (`>&-`) takes what it is given in silence, a
+    closed stdin is empty."""
     codecs.register_error("fasttune", replace_unencodable)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -275,7 +276,7 @@ def prepare_streams() -> None:
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     elif isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def language() -> str:
