@@ -30,6 +30,7 @@ from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import ModelRecipe, Recipe
 from fasttune.training import hub, packing
 from fasttune.training import model as models
+from fasttune.training.plan_check import length_beyond_base
 
 MEASURED = 5_000  # samples that are tokenized for the figures; of more an even choice
 TEMPLATE_BYTES = 16  # that a chat template adds to a message in tokens, at most
@@ -109,7 +110,7 @@ def check(path: Path, overrides: Sequence[str] = ()) -> Report:
     recipe = source.recipe
     template = template_of(recipe.model) if recipe else None
     default = template.default_system(("user", "assistant")) if template else QWEN_DEFAULT
-    findings = [*source.findings]
+    findings = [*source.findings, *(length_beyond_base(recipe, hub.local_tokenizer(recipe.model)) if recipe else ())]
     if source.train:
         findings += lint(source.train, source.held_out, default)
         findings += too_long(source, template)

@@ -13,6 +13,7 @@ from fasttune.data.dataset import Message
 from fasttune.data.tokenize import chat_tokens
 from fasttune.export.artifact import require_unchanged
 from fasttune.export.llama import Sampling, open_gguf, stream
+from fasttune.files import UndecodableText, decode_text
 from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.schema import ModelRecipe
 from fasttune.recipe.values import UNDECODED
@@ -31,10 +32,7 @@ def chat(
     prompt.
     Raises FasttuneError where the run, its GGUF file or its tokenizer is missing.
     """
-    for option, text in (("--prompt", prompt), ("--system", system)):
-        if text and UNDECODED.search(text):
-            what, fix = _("this holds bytes that are not UTF-8 text"), _("type it in UTF-8")
-            raise usage_error("not-utf-8", what, where=option, fix=fix)
+    prompt, system = (option_text(option, text) for option, text in (("--prompt", prompt), ("--system", system)))
     run, gguf = find_gguf(name, root)
     require_unchanged(gguf)
     trained = documents.read_provenance(run)
@@ -88,10 +86,30 @@ def how_to_get_one(run: Run) -> str:
 
 
 def ask() -> str:
-    """The user's next line; empty at the end of the chat."""
-    if sys.stdin.isatty():
-        stderr_console.print("> ", end="")
-    return sys.stdin.readline().strip()
+    """The user's next line; empty at the end of the chat. One that is no text in UTF-8 or GB18030 is named and left
+    out."""
+    while True:
+        if sys.stdin.isatty():
+            stderr_console.print("> ", end="")
+        try:
+            return decoded(sys.stdin.readline(), sys.stdin.encoding or "utf-8").strip()
+        except UndecodableText:
+            say(_("this line is no text in UTF-8 or GBK, so it was not asked; set the terminal to UTF-8"))
+
+
+def decoded(text: str, encoding: str) -> str:
+    """Text that Python read in an encoding, with lone surrogates for the bytes that are not in it: where there are any,
+    its bytes read as UTF-8 or GB18030. Raises UndecodableText where they are neither."""
+    return decode_text(text.encode(encoding, "surrogateescape"))[0] if UNDECODED.search(text) else text
+
+
+def option_text(option: str, text: str | None) -> str | None:
+    """The text of an option. Raises UsageError where it is no text in UTF-8 or GB18030."""
+    try:
+        return decoded(text, sys.getfilesystemencoding()) if text else text
+    except UndecodableText:
+        what, fix = _("this holds bytes that are not UTF-8 text"), _("type it in UTF-8")
+        raise usage_error("not-utf-8", what, where=option, fix=fix) from None
 
 
 def truncate_history(

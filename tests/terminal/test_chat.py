@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
 import types
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Quickstart, call_here
 
+from fasttune import console
 from fasttune.data.dataset import Message
 from fasttune.runs import documents, store
 from fasttune.runs.documents import BaseRecord
@@ -85,6 +87,21 @@ def test_a_long_conversation_drops_its_oldest_turns() -> None:
     assert len(ids) <= 300
     assert text.startswith("<|im_start|>system\nYou are Lumen.<|im_end|>\n<|im_start|>user\n")
     assert "user 0 " not in text and "the last question" in text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_a_line_is_read_in_the_two_encodings_of_chinese_terminals(
+    encoding: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line in neither is named and left out, and never asked with replacement characters."""
+    typed = b"caf\xe9 na\xefve\n" + "你好，你是谁？\n".encode(encoding) + b"\n"
+    stdin = io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8", errors="strict")
+    monkeypatch.setattr("sys.stdin", stdin)
+    console.prepare_streams()
+    assert [chat.ask(), chat.ask()] == ["你好，你是谁？", ""]
+    assert capsys.readouterr().err.count("no text in UTF-8 or GBK") == 1
+    escaped = "你是谁？".encode(encoding).decode("utf-8", "surrogateescape")
+    assert chat.option_text("--prompt", escaped) == "你是谁？"
 
 
 @pytest.mark.parametrize("option", ["--prompt", "--system"])
