@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from fasttune.console import Finding, _
 from fasttune.data.dataset import Message, Sample, conversation_key
-from fasttune.data.near_duplicates import Grams, jaccard, near_pairs, trigrams
+from fasttune.data.near_duplicates import Said, jaccard, near_pairs, trigrams
 
 PARTICLES = re.compile("[吗呢呀啊吧哦嘛了]+$")
 # Questions with one right answer: who, what name, how many, where, when, which colour.
@@ -72,7 +72,7 @@ def near_duplicates(train: Sequence[Sample], held_out: Sequence[Sample]) -> tupl
     samples = [*train, *held_out]
     leaks: set[str] = set()
     found = []
-    for pair in near_pairs([grams_of(sample) for sample in samples], len(held_out)):
+    for pair in near_pairs([said_in(sample) for sample in samples], len(held_out)):
         one, other = samples[pair.later], samples[pair.earlier]
         if pair.later >= len(train):
             leaks.add(one.id)
@@ -88,14 +88,16 @@ def near_duplicates(train: Sequence[Sample], held_out: Sequence[Sample]) -> tupl
     return leaks, found
 
 
-def grams_of(sample: Sample) -> Grams:
-    """The trigrams of a sample's two sides."""
-    sides = {role: "\n".join(m.content for m in sample.messages if m.role == role) for role in ("user", "assistant")}
-    return Grams(trigrams(sides["user"]), trigrams(sides["assistant"]))
+def said_in(sample: Sample) -> Said:
+    """What the two sides say in a sample."""
+    sides = ("\n".join(m.content for m in sample.messages if m.role == role) for role in ("user", "assistant"))
+    return Said(*sides)
 
 
 def leaks(train: Sequence[Sample], held_out: Sequence[Sample]) -> tuple[list[Sample], list[Finding]]:
     """The held-out samples whose conversation is not trained on, and an error for each of the others."""
+    if not held_out:
+        return [], []
     first = {conversation_key(sample): sample.id for sample in reversed(train)}
     found, kept = [], []
     for sample in held_out:
@@ -111,6 +113,8 @@ def leaks(train: Sequence[Sample], held_out: Sequence[Sample]) -> tuple[list[Sam
 
 def shared_turns(train: Sequence[Sample], held_out: Sequence[Sample]) -> Iterator[Finding]:
     """A held-out sample with a first question, or an answer, that stands in a training sample too."""
+    if not held_out:
+        return
     questions = {normal(first_question(sample)): sample.id for sample in reversed(train)}
     answers = {
         normal(m.content): sample.id for sample in reversed(train) for m in sample.messages if m.role == "assistant"

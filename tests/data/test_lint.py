@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
 
+from fasttune.console import Finding
+from fasttune.data import lint as lint_module
 from fasttune.data import lint_pairs, near_duplicates
 from fasttune.data.dataset import Message, Sample, read_samples
 from fasttune.data.lint import lint, quick
-from fasttune.data.near_duplicates import Grams, near_pairs, trigrams
+from fasttune.data.near_duplicates import Grams, Said, near_pairs
+from fasttune.data.side_by_side import side_by_side
 
 LINZHI = REPOSITORY / "data" / "linzhi"
 TRAIN = read_samples(str(LINZHI / "train.jsonl")).samples
@@ -126,14 +131,15 @@ def test_near_pairs_are_those_of_all_pairs(up_to: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(near_duplicates, "EXACT_UP_TO", up_to)
     texts = [one.messages[-1].content for one in TRAIN[:150]]
     texts += [text[:-6] + "好了。" for text in texts[:100] if len(text) > 30]
-    sets = [Grams(trigrams("问"), trigrams(text)) for text in texts]
+    said = [Said("问", text) for text in texts]
+    sets = [Grams(one) for one in said]
     expected = {
         later: min(others)
         for later, one in enumerate(sets)
         if (others := [n for n in range(later) if near_duplicates.similarity(one, sets[n]) >= near_duplicates.SIMILAR])
     }
     assert len(expected) > 20
-    assert {pair.later: pair.earlier for pair in near_pairs(sets)} == expected
+    assert {pair.later: pair.earlier for pair in near_pairs(said)} == expected
 
 
 @pytest.mark.parametrize(
@@ -148,3 +154,22 @@ def test_near_pairs_are_those_of_all_pairs(up_to: int, monkeypatch: pytest.Monke
 )
 def test_contradictions(question: str, one: str, other: str, is_contradiction: bool) -> None:
     assert lint_pairs.contradict(question, one, other) == is_contradiction
+
+
+def test_a_second_process_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every planted fault at once, compared in this process and in a second one."""
+    planted_samples = [replace(one, id=f"planted:{n}") for n, one in enumerate(FAULTS.values())]
+    samples = [*TRAIN, *planted_samples]
+    forked = []
+
+    def counted(beside: Callable[[], list[Finding]], here: Callable[[], list[Finding]]) -> tuple[Any, Any]:
+        forked.append(beside)
+        return side_by_side(beside, here)
+
+    expected = lint(samples, VAL, "")
+    monkeypatch.setattr(lint_module, "FORKED_FROM", 1)
+    monkeypatch.setattr(lint_module, "can_fork", lambda: True)
+    monkeypatch.setattr(lint_module, "side_by_side", counted)
+    assert lint(samples, VAL, "") == expected and len(forked) == 1
+    codes = {one.code for one in expected}
+    assert len(codes) > 15 and {"near-duplicate-sample", "val-in-train"} <= codes, "both parts have something to find"
