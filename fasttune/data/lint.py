@@ -43,8 +43,7 @@ def by_pairs(train: Sequence[Sample], held_out: Sequence[Sample]) -> list[Findin
     near, pairs = lint_pairs.near_duplicates(train, held_out)
     rest = [sample for sample in held_out if sample.id not in near]
     close = {finding.where for finding in pairs}
-    apart = [sample for sample in train if sample.id not in close]
-    return [*pairs, *lint_pairs.shared_turns(train, rest), *lint_pairs.contradictions(apart)]
+    return [*pairs, *lint_pairs.shared_turns(train, rest), *lint_pairs.contradictions(train, close)]
 
 
 def by_sample(samples: Sequence[Sample], default_system: str) -> list[Finding]:
