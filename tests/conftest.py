@@ -80,7 +80,7 @@ def call_here(
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["fasttune", *map(str, arguments)])
         if stdin is not None:
-            patch.setattr(sys, "stdin", io.StringIO(stdin))
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
         for name, value in {**own, **variables}.items():
             patch.setenv(name, value)
         with pytest.raises(SystemExit) as ended:

@@ -17,12 +17,14 @@ import functools
 import io
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttune.console import _, error
+from fasttune.machine import cache_folder
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
 from fasttune.training import device, hub, memory, row_budget
 
@@ -130,10 +132,9 @@ def import_unsloth() -> Any:
     first."""
     import torch
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fasttune" / "unsloth"
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache))
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", unsloth_cache())
     if not torch.cuda.is_available():  # on a CPU nothing is compiled, and importing the compiler takes 2 s of 10
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     for name in ("bitsandbytes.backends.cpu.ops", "unsloth"):  # a filter, since the import sets levels anew
@@ -145,6 +146,15 @@ def import_unsloth() -> Any:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     return FastLanguageModel
+
+
+def unsloth_cache() -> str:
+    """Where Unsloth writes the code that it compiles; a new folder for a user who has no home folder, since code is not
+    read from where others may write."""
+    try:
+        return str(cache_folder() / "unsloth")
+    except FileNotFoundError:
+        return tempfile.mkdtemp(prefix="fasttune-unsloth-")
 
 
 @contextlib.contextmanager

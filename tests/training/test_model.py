@@ -173,3 +173,30 @@ def test_an_adapter_that_learned_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FasttuneError, match="changed nothing"):
         models.save_trained_adapter(model, tmp_path / "untrained")
     assert not (tmp_path / "untrained").exists()
+
+
+@pytest.mark.parametrize("variable", [None, ""])
+def test_what_unsloth_compiles_lies_in_the_folder_of_caches(
+    variable: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty XDG_CACHE_HOME stands for none, and not for the current folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", variable) if variable is not None else monkeypatch.delenv(
+        "XDG_CACHE_HOME", raising=False
+    )
+    assert models.unsloth_cache() == str(tmp_path / ".cache" / "fasttune" / "unsloth")
+
+
+def test_a_user_without_a_home_folder_gets_a_new_one_for_what_unsloth_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "cache_folder", raising(FileNotFoundError))
+    first, second = Path(models.unsloth_cache()), Path(models.unsloth_cache())
+    assert first != second and first.stat().st_mode & 0o077 == 0
+    first.rmdir()
+    second.rmdir()
+
+
+def raising(problem: type[Exception]) -> Any:
+    def fail() -> None:
+        raise problem
+
+    return fail
