@@ -30,6 +30,7 @@ from fasttune.runs.curves import Curve
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.store import Run
 
+OURS = "fasttune"  # the trainer of our own runs
 # What is mended first: template and system prompt, mask, data, learning rate and epochs, size of the base.
 CAUSES = (
     ("template-mismatch", "system-prompt-mismatch"),
@@ -169,7 +170,7 @@ def of_run(run: Run) -> Diagnosis:
             "it was stopped at step {step} of {total}", step=training.curve.points[-1].step, total=plan.total_steps
         )
         findings.append(Finding("unfinished", "warning", run.id, what, "", f"`{resume_command(run)}`"))
-    return diagnosed(training, "fasttune", findings, training.curve)
+    return diagnosed(training, OURS, findings, training.curve)
 
 
 def training_of_run(run: Run, plan: PlanDocument, curve: Curve) -> Training:
