@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from run_folders import write_run
-from terminal import ENTER, answer
+from terminal import CTRL_C, ENTER, answer
 
 from fasttune.analysis.compare import Answered
 from fasttune.runs import documents
@@ -58,6 +58,30 @@ def test_who_stops_keeps_what_was_picked(run: Run) -> None:
     sit(run, "1", "4")
     sit(run, "2", "2", "4")
     assert [len(one.choices) for one in kept(run).comparisons] == [1, 2]
+
+
+def test_ctrl_c_keeps_what_was_picked(run: Run) -> None:
+    steps = [("Which answer is better?", "1" + ENTER), ("Which answer is better?", CTRL_C)]
+
+    def sitting() -> str:
+        with pytest.raises(KeyboardInterrupt):
+            blind.compare_blind(QUESTIONS, run, as_json=False)
+        return "interrupted"
+
+    ended, screen = answer(steps, sitting)
+    (found,) = kept(run).comparisons
+    assert ended == "interrupted" and len(found.choices) == 1 and sum(found.picks.values()) == 1
+    assert "kept in" in screen and "blind.json" in screen
+
+
+def test_ctrl_c_before_the_first_pick_writes_nothing(run: Run) -> None:
+    def sitting() -> str:
+        with pytest.raises(KeyboardInterrupt):
+            blind.compare_blind(QUESTIONS, run, as_json=False)
+        return "interrupted"
+
+    answer([("Which answer is better?", CTRL_C)], sitting)
+    assert not run.blind.exists()
 
 
 def test_nothing_picked_writes_nothing(run: Run) -> None:
