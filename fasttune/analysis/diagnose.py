@@ -35,10 +35,11 @@ OURS = "fasttune"  # the trainer of our own runs
 CAUSES = (
     ("template-mismatch", "system-prompt-mismatch"),
     ("not-a-number", "zero-gradient"),
-    ("too-little-data", "parrots-training-data"),
+    ("parrots-training-data",),
     ("restarted-instead-of-continued", "diverged", "learning-rate-too-high", "learning-rate-too-low", "over-fitting",
      "best-checkpoint-was-earlier", "memorised", "under-trained", "plateau", "gradient-spikes", "schedule-jump",
      "babble", "out-of-character", "rank-too-high", "rank-too-low"),
+    ("too-little-data",),  # mended by writing more, which nobody can type: what its curves say to type comes before
     ("base-too-small",),
     ("unfinished", "export-missing", "export-far-off"),
 )  # fmt: skip

@@ -156,7 +156,7 @@ def test_the_trainer_makes_no_difference(
 def test_the_verdict_is_that_of_runs(tmp_path: Path) -> None:
     losses = [3.0, 1.5, 0.9, 0.5, 0.3, 0.2, 0.1, 0.08, 0.06, 0.05]
     held_out = [2.0, 1.8, 1.7, 1.75, 1.8, 1.9, 2.0, 2.1, 2.2, 2.3]
-    run = write_run(tmp_path, losses=losses, held_out=held_out, samples=450)
+    run = write_run(tmp_path, losses=losses, held_out=held_out)
     run.recipe.write_text('name = "persona"\n', encoding="utf-8")
     found = diagnose(tmp_path, "persona")
     assert codes(found)[0] == "over-fitting"
