@@ -268,7 +268,8 @@ def too_few_rows(training: Training) -> Found:
     """Too short a log to judge its curves."""
     what = ngettext("{n} logged step: there is no curve to judge", "{n} logged steps: there is no curve to judge",
                     training.rows)  # fmt: skip
-    return [finding(training, "not-enough-evidence", "info", what, _("train longer, or log more often"))]
+    why, remedy = _("train longer, or log more often"), training.remedies.more_epochs
+    return [finding(training, "not-enough-evidence", "info", what, why, remedy)]
 
 
 def not_enough_evidence(training: Training) -> Found:
@@ -286,7 +287,8 @@ def not_enough_evidence(training: Training) -> Found:
         return []
     what = _("not enough evidence: the held-out loss was computed once ({loss:.3f} at step {step})",
              loss=evaluated[0].loss, step=evaluated[0].step)  # fmt: skip
-    return [finding(training, "not-enough-evidence", "info", what, _("whether it falls or rises is unknown"))]
+    why, remedy = _("whether it falls or rises is unknown"), training.remedies.more_epochs
+    return [finding(training, "not-enough-evidence", "info", what, why, remedy)]
 
 
 def no_held_out(training: Training) -> Found:
@@ -295,7 +297,7 @@ def no_held_out(training: Training) -> Found:
         return []
     if training.held_out_samples:
         what = _("not enough evidence: it was not evaluated yet")
-        return [finding(training, "not-enough-evidence", "info", what)]
+        return [finding(training, "not-enough-evidence", "info", what, "", training.remedies.more_epochs)]
     what = _("nothing is held out: whether it over-fits can't be told from its training loss")
     return [finding(training, "no-held-out-data", "info", what, "", training.remedies.hold_out)]
 
@@ -312,4 +314,4 @@ def healthy(training: Training, found: Sequence[Finding]) -> Found:
              first=evaluated[0].loss,
              first_step=evaluated[0].step, best=best.loss, best_step=best.step, last=evaluated[-1].loss,
              last_step=evaluated[-1].step)  # fmt: skip
-    return [finding(training, "healthy", "info", what)]
+    return [finding(training, "healthy", "info", what, "", training.remedies.talk)]

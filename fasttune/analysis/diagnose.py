@@ -30,14 +30,16 @@ from fasttune.runs.curves import Curve
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.store import Run
 
+OURS = "fasttune"  # the trainer of our own runs
 # What is mended first: template and system prompt, mask, data, learning rate and epochs, size of the base.
 CAUSES = (
     ("template-mismatch", "system-prompt-mismatch"),
     ("not-a-number", "zero-gradient"),
-    ("too-little-data", "parrots-training-data"),
+    ("parrots-training-data",),
     ("restarted-instead-of-continued", "diverged", "learning-rate-too-high", "learning-rate-too-low", "over-fitting",
      "best-checkpoint-was-earlier", "memorised", "under-trained", "plateau", "gradient-spikes", "schedule-jump",
      "babble", "out-of-character", "rank-too-high", "rank-too-low"),
+    ("too-little-data",),  # mended by writing more, which nobody can type: what its curves say to type comes before
     ("base-too-small",),
     ("unfinished", "export-missing", "export-far-off"),
 )  # fmt: skip
@@ -169,7 +171,7 @@ def of_run(run: Run) -> Diagnosis:
             "it was stopped at step {step} of {total}", step=training.curve.points[-1].step, total=plan.total_steps
         )
         findings.append(Finding("unfinished", "warning", run.id, what, "", f"`{resume_command(run)}`"))
-    return diagnosed(training, "fasttune", findings, training.curve)
+    return diagnosed(training, OURS, findings, training.curve)
 
 
 def training_of_run(run: Run, plan: PlanDocument, curve: Curve) -> Training:

@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass
 
 from fasttune.analysis.trainer_logs import TrainerLog
-from fasttune.command import command_line, run_arguments
+from fasttune.command import command_line, run_arguments, runs_option
 from fasttune.planning.parents import OF_THE_CONTINUATION, OVERFIT_EPOCHS, began_with, resume_command, typed_value
 from fasttune.runs import documents, judgement, store
 from fasttune.runs.documents import PlanDocument
@@ -35,6 +35,7 @@ class Remedies:
     lower_rank: str
     higher_rank: str
     larger_base: str = ""
+    talk: str = ""
 
 
 def of_run(run: Run, plan: PlanDocument, best_epochs: float | None) -> Remedies:
@@ -58,6 +59,7 @@ def of_run(run: Run, plan: PlanDocument, best_epochs: float | None) -> Remedies:
         lower_rank=continuing(run, plan, "retune", f"lora.r={max(4, lora // 2)}"),
         higher_rank=continuing(run, plan, "retune", "lora.r=8"),
         larger_base=anew(run, plan, "model.base=Qwen/Qwen2.5-1.5B-Instruct"),
+        talk=command_line(["chat", run.id, *runs_option(run.root)]),
     )
 
 
@@ -74,19 +76,20 @@ def overrides(run: Run, replaced: tuple[str, ...]) -> list[str]:
 
 
 def continuing(run: Run, plan: PlanDocument, strategy: str, override: str) -> str:
-    """`fasttune run` of the run's recipe that continues from it with one override.
+    """`fasttune run` of the run's recipe that continues from it with one override, or with none where it is "".
 
     A run that was not finished can't be continued from: it is resumed, or trained anew with the override.
     """
     if run.status != "finished":
-        return resume_command(run) if strategy == "incremental" else anew(run, plan, override)
+        return resume_command(run) if strategy != "retune" else anew(run, plan, override)
     key = override.partition("=")[0]
-    kept = overrides(run, (*OF_THE_CONTINUATION, key))
+    kept = overrides(run, (*OF_THE_CONTINUATION, *([key] if key else [])))
     if store.current(run.root, run.series) != run:
         kept.append(f"continue.parent={run.id}")
     long = strategy == "incremental" and plan.epochs + MORE > OVERFIT_EPOCHS
     long = long or (strategy == "retune" and key != "train.epochs" and plan.epochs > OVERFIT_EPOCHS)
-    return command_line(run_arguments(run.recipe, run.root, [*kept, override], strategy=strategy, allow_overfit=long))
+    kept += [override] if override else []
+    return command_line(run_arguments(run.recipe, run.root, kept, strategy=strategy, allow_overfit=long))
 
 
 def anew(run: Run, plan: PlanDocument, override: str) -> str:
@@ -97,6 +100,22 @@ def anew(run: Run, plan: PlanDocument, override: str) -> str:
         run_arguments(run.recipe, run.root, [*kept, *strategy, override], on_existing="new",
                       allow_overfit=plan.epochs > OVERFIT_EPOCHS and "train.epochs" not in override)
     )  # fmt: skip
+
+
+def augmenting(run: Run, plan: PlanDocument) -> str:
+    """`fasttune run` of the run's recipe that continues from it by `augment`, whose epochs suit the samples' number."""
+    return continuing(run, plan, "augment", "")
+
+
+def check_command(run: Run) -> str:
+    """`fasttune check` of the run's recipe."""
+    given = [word for override in overrides(run, OF_THE_CONTINUATION) for word in ("--set", override)]
+    return command_line(["check", str(run.recipe), *given])
+
+
+def export_command(run: Run) -> str:
+    """`fasttune export` of the run."""
+    return command_line(["export", run.id, *runs_option(run.root)])
 
 
 def look_at_mask(run: Run) -> str:

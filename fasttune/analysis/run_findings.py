@@ -11,10 +11,13 @@ from dataclasses import replace
 from itertools import pairwise
 
 from fasttune.analysis import answer_faults
+from fasttune.analysis.remedies import augmenting, check_command, export_command
+from fasttune.analysis.template_findings import modelfile, template_findings
 from fasttune.analysis.training_facts import Training
-from fasttune.command import command_line, run_arguments, runs_option
+from fasttune.command import command_line, run_arguments
 from fasttune.console import FasttuneError, Finding, _, ngettext
 from fasttune.data.dataset import Dataset, load_dataset
+from fasttune.planning.parents import OVERFIT_EPOCHS
 from fasttune.planning.strategy import BANDS
 from fasttune.recipe.load import load_recipe
 from fasttune.runs import documents, judgement, store, summary
@@ -27,8 +30,6 @@ FAR = 0.5  # of the KL limit of an export: a file beyond this share of it is far
 LARGE_RANK, SMALL_RANK = 32, 4  # a rank from which on few samples over-fit, and one below which little can be learned
 SMALL_BASE = re.compile(r"(\d+(?:\.\d+)?)b\b", re.IGNORECASE)
 SYSTEM = re.compile(r'^SYSTEM """(.*?)"""$', re.MULTILINE | re.DOTALL)
-TEMPLATE = re.compile(r'^TEMPLATE """(.*?)"""$', re.MULTILINE | re.DOTALL)
-ANSWER_BEGINS = "<|im_start|>assistant\n"  # what every ChatML prompt ends with, and so the template of every export
 NOT_TO_CONTINUE = (judgement.OVER_FITTING, judgement.DIVERGED, judgement.NOTHING_LEARNED)
 MOST_SHOWN = 3  # answers that a finding quotes
 
@@ -38,7 +39,7 @@ def findings(run: Run, plan: PlanDocument, training: Training) -> list[Finding]:
     dataset, about_data = read_data(run, plan)
     found = [
         *about_data,
-        *template(run),
+        *template_findings(run, plan),
         *prompts(run, plan, dataset),
         *exports(run, plan, training),
         *few_samples(run, plan, training),
@@ -80,26 +81,6 @@ def prompts(run: Run, plan: PlanDocument, dataset: Dataset | None) -> list[Findi
     in_exports = any(name.startswith("exports/") for name in mismatched)
     command = export_command(run) if in_exports else retrain_command(run)
     return [Finding("system-prompt-mismatch", "error", run.id, what, why, f"`{command}`")]
-
-
-def template(run: Run) -> list[Finding]:
-    """A Modelfile whose TEMPLATE is not the chat template of training, ChatML, or that has none."""
-    if not (text := modelfile(run)):
-        return []
-    match = TEMPLATE.search(text)
-    if match and "<|im_start|>{{ .Role }}" in match[1] and match[1].endswith(ANSWER_BEGINS):
-        return []
-    what = _("exports/Modelfile has another TEMPLATE than the chat template that it was trained with")
-    why = _(
-        "Ollama sends it prompts of a form that it has never seen; nothing else can be judged before this is mended"
-    )
-    return [Finding("template-mismatch", "error", run.id, what, why, f"`{export_command(run)}`")]
-
-
-def modelfile(run: Run) -> str:
-    """The text of a run's Modelfile; empty where it has none."""
-    path = run.exports / "Modelfile"
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def exported_systems(run: Run) -> list[tuple[str, str | None]]:
@@ -153,11 +134,6 @@ def far_off(run: Run, name: str, document: ArtifactDocument) -> list[Finding]:
     return [Finding("export-far-off", "warning", where, what, _("its answers differ from those of the run"), fix)]
 
 
-def export_command(run: Run) -> str:
-    """`fasttune export` of the run."""
-    return command_line(["export", run.id, *runs_option(run.root)])
-
-
 def retrain_command(run: Run) -> str:
     """`fasttune run` of the run's recipe from the base, with the data as it is now."""
     return command_line(run_arguments(run.recipe, run.root, ["strategy=fresh"], on_existing="new"))
@@ -167,13 +143,22 @@ def retrain_command(run: Run) -> str:
 
 
 def few_samples(run: Run, plan: PlanDocument, training: Training) -> list[Finding]:
-    """Too little data for a persona; a remark only where training went well."""
-    is_bad = training.judged is not None and training.judged.verdict not in ("excellent", "good", "fair")
+    """Too little data for a persona; a remark only where training went well.
+
+    Where it has not learned enough, `augment` trains on as long as suits so few samples; where it knows them by heart,
+    only more samples help, and `check` says what is missing in them.
+    """
+    verdict = training.judged.verdict if training.judged else None
+    is_bad = verdict not in (None, "excellent", "good", "fair")
     if plan.train_samples >= FEW_SAMPLES:
         return []
     what = ngettext("{n} training sample is too little", "{n} training samples are too few", plan.train_samples)
     why = _("more epochs make such a set known by heart; a hundred or more varied conversations teach a persona")
-    return [Finding("too-little-data", "warning" if is_bad else "info", run.id, what, why)]
+    means = training.means
+    by_bands = verdict == judgement.CANNOT_TELL and means is not None and judgement.is_under_trained(means)
+    can_train_on = verdict in (judgement.NOT_ENOUGH, judgement.NOTHING_LEARNED) or by_bands
+    remedy = augmenting(run, plan) if can_train_on and plan.epochs < OVERFIT_EPOCHS else check_command(run)
+    return [Finding("too-little-data", "warning" if is_bad else "info", run.id, what, why, f"`{remedy}`")]
 
 
 def about_answers(run: Run, dataset: Dataset | None, training: Training) -> list[Finding]:

@@ -161,7 +161,7 @@ def questions_of(sample: Sample) -> Iterator[Asked]:
 
 
 def contradictions(samples: Sequence[Sample], close: AbstractSet[str] = frozenset()) -> Iterator[Finding]:
-    """The same question after the same turns, answered otherwise; at most one finding a sample.
+    """The same question after the same turns, answered otherwise.
 
     Of the samples whose ids are in `close`, which are nearly the same as others, only contradictions are named.
     """
@@ -174,7 +174,6 @@ def contradictions(samples: Sequence[Sample], close: AbstractSet[str] = frozense
             found = judged(sample.id, asked, other, before)
             if found.level == "warning" or sample.id not in close:
                 yield found
-            break  # after another answer no later question is the same
 
 
 def alike(one: str, other: str) -> bool:

@@ -6,7 +6,7 @@ It gives the ids that transformers' fast tokenizer gives (a test compares them);
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,34 @@ def plain_examples(base: Path, samples: Sequence[Sample], recipe: DataRecipe) ->
         return None
 
 
+class PlainTemplate:
+    """A chat template alone, in the sandbox and with the helpers that transformers gives it; `special` are the special
+    tokens by their names."""
+
+    def __init__(self, chat_template: Any, name_or_path: str, special: Mapping[str, str] | None = None) -> None:
+        self.chat_template, self.name_or_path, self.special = chat_template, name_or_path, special or {}
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
+        """The conversation as text. Raises TemplateError where the template refuses it."""
+        assert not tokenize
+        return self.compiled.render(
+            messages=conversation,
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **self.special,
+        )
+
+    @cached_property
+    def compiled(self) -> Template:
+        """The chat template, compiled once."""
+        sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        sandbox.filters["tojson"] = as_json
+        sandbox.globals["raise_exception"] = refuse
+        sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        return sandbox.from_string(self.chat_template)
+
+
 class PlainTokenizer:
     """The part of transformers' PreTrainedTokenizerFast that tokenizing samples uses."""
 
@@ -49,27 +77,8 @@ class PlainTokenizer:
         own = base / "chat_template.jinja"
         self.chat_template = own.read_text(encoding="utf-8") if own.is_file() else settings.get("chat_template")
         named = {name: value for name, value in settings.items() if name.endswith("_token") and value}
-        self.special = {name: value["content"] if isinstance(value, dict) else value for name, value in named.items()}
-
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
-        """The conversation as text. Raises TemplateError where the template refuses it."""
-        assert not tokenize
-        return self.compiled.render(
-            messages=conversation,
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **self.special,
-        )
-
-    @cached_property
-    def compiled(self) -> Template:
-        """The chat template in the sandbox and with the helpers that transformers gives it."""
-        sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        sandbox.filters["tojson"] = as_json
-        sandbox.globals["raise_exception"] = refuse
-        sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        return sandbox.from_string(self.chat_template)
+        special = {name: value["content"] if isinstance(value, dict) else value for name, value in named.items()}
+        self.apply_chat_template = PlainTemplate(self.chat_template, self.name_or_path, special).apply_chat_template
 
 
 def as_json(value: Any, **settings: Any) -> str:

@@ -32,11 +32,8 @@ def require_terminal() -> None:
 def compare_blind(questions: Sequence[Answered], run: Run | None, *, as_json: bool) -> int:
     """Let the person pick between both models' answers, keep the sitting in the run's folder and show what came of it.
 
-    Where the person stops, what was picked before is kept; Ctrl-C keeps nothing.
+    Where the person stops, also by Ctrl-C, what was picked before is kept; Ctrl-C then ends the command.
     """
-    from fasttune.terminal import prompts
-
-    picked: list[BlindChoice] = []
     pairs = shuffled(questions)
     equal = sum(len(set(pair.answers.values())) == 1 for pair in pairs)
     pairs = [pair for pair in pairs if len(set(pair.answers.values())) > 1]
@@ -48,19 +45,33 @@ def compare_blind(questions: Sequence[Answered], run: Run | None, *, as_json: bo
                 equal,
             )
         )
+    picked: list[BlindChoice] = []
+    try:
+        pick(pairs, picked)
+    except KeyboardInterrupt:
+        if run is not None and picked:
+            keep(run, sitting(questions, picked))
+            say(_("kept in {file}", file=run.blind))
+        raise
+    found = sitting(questions, picked)
+    if run is not None and picked:
+        keep(run, found)
+    show(found, run, as_json=as_json)
+    return 0
+
+
+def pick(pairs: Sequence[BlindChoice], picked: list[BlindChoice]) -> None:
+    """Show one pair after the other and add what the person picks to `picked`, until none is left or they stop."""
+    from fasttune.terminal import prompts
+
     for number, pair in enumerate(pairs, 1):
         show_pair(pair, number, len(pairs))
         choices = {name: str(at) for at, name in enumerate(pair.order, 1)}
         choices |= {"": _("no difference"), STOP: _("stop here")}
         choice = prompts.choose(_("Which answer is better?"), choices)
         if choice == STOP:
-            break
+            return
         picked.append(BlindChoice(pair.question, pair.seed, pair.order, pair.answers, choice or None))
-    found = sitting(questions, picked)
-    if run is not None and picked:
-        keep(run, found)
-    show(found, run, as_json=as_json)
-    return 0
 
 
 def shuffled(questions: Sequence[Answered]) -> list[BlindChoice]:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.cells import cell_len
 
 from fasttune.analysis.checklist import Item
-from fasttune.analysis.diagnose import Diagnosis, diagnose
+from fasttune.analysis.diagnose import OURS, Diagnosis, diagnose
 from fasttune.analysis.evidence import label
 from fasttune.analysis.training_facts import history_of
 from fasttune.console import STYLES, Finding, _, exit_code, print_json, stdout_console
@@ -84,11 +84,14 @@ def besides(finding: Finding, found: Diagnosis) -> list[tuple[str, str]]:
 
 def next_lines(found: Diagnosis) -> list[tuple[str, str]]:
     """What to type or to change next."""
-    if not found.command:
-        return [("", ""), (_("nothing to mend: talk to it, that is what counts"), "green")] * is_healthy(found.findings)
-    is_typed = found.command.startswith("fasttune ")
-    heading = _("type this next:") if is_typed else _("change this setting of {trainer} next:", trainer=found.trainer)
-    return [("", ""), (heading, "bold"), (f"  {found.command}", "green")]
+    is_ours = found.trainer == OURS
+    heading = _("type this next:") if is_ours else _("change this setting of {trainer} next:", trainer=found.trainer)
+    if is_healthy(found.findings):
+        heading = _("nothing to mend: talk to it, that is what counts")
+    elif not found.command:
+        return []
+    command = [(f"  {found.command}", "green")] if found.command else []
+    return [("", ""), (heading, "green" if is_healthy(found.findings) else "bold"), *command]
 
 
 def checklist_lines(items: tuple[Item, ...]) -> list[str]:

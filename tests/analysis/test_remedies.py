@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,10 +14,14 @@ import written_runs
 from series import RECIPE, Series
 from trainings import write_factory, write_state, write_swift
 
-from fasttune.analysis import remedies
+from fasttune.analysis import remedies, run_findings
+from fasttune.analysis.diagnose import Diagnosis, diagnose, training_of_run
 from fasttune.analysis.trainer_logs import read_log
+from fasttune.analysis.training_facts import Training
+from fasttune.cli import entry
+from fasttune.console import Finding
 from fasttune.pipeline import Planner, RunRequest
-from fasttune.runs import documents, store
+from fasttune.runs import curves, documents, store, summary
 from fasttune.runs.store import Run
 
 
@@ -24,6 +30,22 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     Series.new(tmp_path / "series", RECIPE)
     monkeypatch.chdir(tmp_path / "series")
     return written_runs.write_run(written_runs.request("train.epochs=2", "data.val=val.jsonl"))
+
+
+def carried_out(command: str) -> None:
+    """Read a printed command line as the command line does, and plan what it trains; raises where it is refused."""
+    *removing, last = command.split(" && ")
+    assert all(Path(shlex.split(one)[1]).is_file() for one in removing if shlex.split(one)[0] == "rm")
+    words = shlex.split(last)
+    assert words[0] == "fasttune" and not {"RUN", "RECIPE", "FILE", "OUT", "NAME", "…"} & set(words), command
+    with entry.commands.commands[words[1]].make_context(words[1], words[2:]) as context:
+        assert not context.args
+    if words[1] in ("check", "run"):
+        assert Path(words[2]).is_file()
+    if words[1] in ("chat", "export"):
+        store.find(Path(words[words.index("--runs") + 1] if "--runs" in words else "runs"), words[2])
+    if words[1] == "run":
+        planned(last)
 
 
 def planned(command: str) -> None:
@@ -42,9 +64,8 @@ def test_every_command_for_a_run_can_be_carried_out(run: Run) -> None:
     given = remedies.of_run(run, documents.read_plan(run), 1.0)
     commands = {field.name: getattr(given, field.name) for field in fields(given)}
     assert commands["look_at_mask"] == "fasttune show train.jsonl:1 --recipe runs/persona/001-fresh/recipe.toml"
-    for name, command in commands.items():
-        if name != "look_at_mask":
-            planned(command)
+    for command in commands.values():
+        carried_out(command)
     assert 'data.val="val.jsonl"' in commands["more_epochs"], "what it began with is kept"
     assert commands["fewer_epochs"].endswith("--set train.epochs=1")
 
@@ -87,3 +108,93 @@ def test_each_trainer_has_its_own_spelling(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("samples", "share"), [(1000, 0.1), (200, 0.1), (100, 0.2), (58, 0.33), (1, 0.33)])
 def test_enough_is_held_out_where_there_is_enough(samples: int, share: float) -> None:
     assert remedies.share_to_hold_out(samples) == share
+
+
+ILLNESSES: dict[str, Callable[[int], trainings.Rows]] = {  # each code of the contract, and a training that gets it
+    "healthy": trainings.good,
+    "over-fitting": trainings.over_fitting,
+    "under-trained": trainings.under_trained,
+    "memorised": trainings.memorised,
+    "restarted-instead-of-continued": lambda seed: trainings.restarted(seed, step_counter_falls=False),
+    "resumed-cleanly": trainings.continued,
+    "diverged": trainings.diverged,
+    "not-a-number": trainings.not_a_number,
+    "zero-gradient": trainings.zero_gradient,
+    "gradient-spikes": trainings.spikes,
+    "plateau": trainings.plateau,
+    "learning-rate-too-high": trainings.too_high,
+    "learning-rate-too-low": trainings.too_low,
+    "schedule-jump": trainings.lengthened,
+    "no-held-out-data": trainings.memorised,
+    "not-enough-evidence": trainings.good,
+    "best-checkpoint-was-earlier": trainings.over_fitting,
+}
+
+
+def trained(run: Run, rows: trainings.Rows, samples: int = 450, held_out: int = 50) -> Diagnosis:
+    """The diagnosis of the run with these rows as its history, as if it had so many samples."""
+    evaluated = any("eval_loss" in row for row in rows)
+    own = documents.read_plan(run)
+    plan = replace(
+        own, steps_per_epoch=trainings.PER_EPOCH, total_steps=rows[-1]["step"],
+        epochs=rows[-1]["step"] / trainings.PER_EPOCH, train_samples=samples, val_samples=held_out if evaluated else 0,
+    )  # fmt: skip
+    documents.write(run.plan, plan)
+    lines = [row | ({"mean_token_accuracy": 0.6} if "loss" in row else {}) for row in rows]
+    run.history.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found = diagnose(run.root, run.id)
+    documents.write(run.plan, own)  # what is typed next is planned by the samples that there are
+    return found
+
+
+@pytest.mark.parametrize("code", ILLNESSES)
+def test_every_verdict_ends_in_one_complete_command(code: str, run: Run) -> None:
+    found = trained(run, ILLNESSES[code](1), held_out=8 if code == "not-enough-evidence" else 50)
+    (of_code,) = [one for one in found.findings if one.code == code]
+    assert found.command and "`" not in found.command
+    carried_out(found.command)
+    for one in found.findings:
+        assert one.fix or one.level == "info", f"{one.code} says what is wrong and not what to type"
+        if one.fix:
+            carried_out(one.fix.strip("`"))
+    if code not in ("resumed-cleanly", "gradient-spikes"):  # nothing to mend
+        assert of_code.fix
+
+
+def test_the_contract_has_seventeen_codes() -> None:
+    assert len(ILLNESSES) == 17
+
+
+def little_data(found: Diagnosis) -> Finding:
+    return next(one for one in found.findings if one.code == "too-little-data")
+
+
+@pytest.mark.parametrize("samples", [12, 40])
+def test_little_data_is_trained_on_where_it_is_not_learned_yet(run: Run, samples: int) -> None:
+    found = trained(run, trainings.under_trained(1), samples=samples)
+    command = little_data(found).fix.strip("`")
+    assert "--continue augment" in command and "epochs" not in command
+    carried_out(command)
+    assert "--continue incremental" in found.command, "what the held-out loss says to do comes first"
+
+
+def test_little_data_that_is_known_by_heart_is_looked_at(run: Run) -> None:
+    found = trained(run, trainings.over_fitting(1), samples=40)
+    command = little_data(found).fix.strip("`")
+    assert command == "fasttune check runs/persona/001-fresh/recipe.toml --set 'data.val=\"val.jsonl\"'"
+    carried_out(command)
+    assert "--continue retune" in found.command, "what the held-out loss says to do comes first"
+
+
+def test_more_than_ten_epochs_of_little_data_are_not_lengthened(run: Run) -> None:
+    rows = [row | {"epoch": row["epoch"] * 4} for row in trainings.under_trained(1)]
+    plan = replace(documents.read_plan(run), epochs=12.0, train_samples=12)
+    training = replace(trained_facts(run, rows), samples=12)
+    (found,) = run_findings.few_samples(run, plan, training)
+    assert found.fix.startswith("`fasttune check ")
+
+
+def trained_facts(run: Run, rows: trainings.Rows) -> Training:
+    """What is known of the run with these rows."""
+    trained(run, rows)
+    return training_of_run(run, documents.read_plan(run), curves.curve_of(summary.full_history(run)))

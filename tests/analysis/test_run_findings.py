@@ -72,7 +72,7 @@ def test_a_good_run_has_nothing_against_it(run: Run) -> None:
     (run.exports / "Modelfile").write_text(MODELFILE + f'SYSTEM """{SYSTEM}"""\n', encoding="utf-8")
     found = diagnosed(run)
     assert [finding.code for finding in found.findings] == ["healthy", "too-little-data"], found.findings
-    assert found.command == ""
+    assert found.command == "fasttune chat persona/001-fresh"
 
 
 def test_another_template_or_none_in_the_modelfile(run: Run) -> None:

@@ -189,6 +189,11 @@ def talk(where: str, *said: str, learn: bool = True) -> Sample:
 
 
 CAT = ("下雨了", "那你进来坐会儿，伞搁门口就行。", "你的猫叫什么名字？")
+LONG = (
+    CAT[0],
+    "那你进来坐会儿，伞搁门口就行。外公出门收船去了，要到晚饭才回来，炉子上有热水，你自己倒一碗暖暖手。",
+    CAT[2],
+)
 
 
 def test_a_later_question_after_the_same_turns_contradicts() -> None:
@@ -196,7 +201,20 @@ def test_a_later_question_after_the_same_turns_contradicts() -> None:
     (found,) = lint_pairs.contradictions(samples)
     assert (found.code, found.where) == ("contradicting-answers", "a:2")
     assert "its question 2 is asked after the same turns as in a:1" in found.what and "定影" in found.what
-    assert found in lint(samples, (), ""), "also where the two samples are nearly the same"
+
+
+def test_another_first_answer_hides_no_later_contradiction() -> None:
+    """The second and the third sample take the same way after the first question, which the first answers otherwise."""
+    other = talk("a:1", CAT[0], "又下，裤脚都湿了。")
+    samples = [other, talk("a:2", *CAT, "定影，三花的。"), talk("a:3", *CAT, "小黑，纯黑的公猫，睡在米缸上头。")]
+    found = [(one.code, one.where) for one in lint_pairs.contradictions(samples)]
+    assert ("contradicting-answers", "a:3") in found
+
+
+def test_two_samples_that_are_nearly_the_same_may_contradict_too() -> None:
+    samples = [talk("a:1", *LONG, "定影，三花的。"), talk("a:2", *LONG, "小黑，纯黑的公猫，睡在米缸上头。")]
+    found = {one.code for one in lint(samples, (), "") if one.level == "warning"}
+    assert {"near-duplicate-sample", "contradicting-answers"} <= found
 
 
 def test_a_later_question_after_other_turns_contradicts_nothing() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from run_folders import write_run
-from terminal import ENTER, answer
+from terminal import CTRL_C, ENTER, answer, type_here
 
+from fasttune.analysis import compare
 from fasttune.analysis.compare import Answered
 from fasttune.runs import documents
 from fasttune.runs.outcomes import BlindComparisons
@@ -60,6 +61,30 @@ def test_who_stops_keeps_what_was_picked(run: Run) -> None:
     assert [len(one.choices) for one in kept(run).comparisons] == [1, 2]
 
 
+def test_ctrl_c_keeps_what_was_picked(run: Run) -> None:
+    steps = [("Which answer is better?", "1" + ENTER), ("Which answer is better?", CTRL_C)]
+
+    def sitting() -> str:
+        with pytest.raises(KeyboardInterrupt):
+            blind.compare_blind(QUESTIONS, run, as_json=False)
+        return "interrupted"
+
+    ended, screen = answer(steps, sitting)
+    (found,) = kept(run).comparisons
+    assert ended == "interrupted" and len(found.choices) == 1 and sum(found.picks.values()) == 1
+    assert "kept in" in screen and "blind.json" in screen
+
+
+def test_ctrl_c_before_the_first_pick_writes_nothing(run: Run) -> None:
+    def sitting() -> str:
+        with pytest.raises(KeyboardInterrupt):
+            blind.compare_blind(QUESTIONS, run, as_json=False)
+        return "interrupted"
+
+    answer([("Which answer is better?", CTRL_C)], sitting)
+    assert not run.blind.exists()
+
+
 def test_nothing_picked_writes_nothing(run: Run) -> None:
     sit(run, "4")
     assert not run.blind.exists()
@@ -75,3 +100,17 @@ def test_the_document_on_stdout(run: Run, capsys: pytest.CaptureFixture[str]) ->
     found = blind.sitting(QUESTIONS, [])
     blind.show(found, run, as_json=True)
     assert json.loads(capsys.readouterr().out)["picks"] == {"base": 0, "linzhi": 0}
+
+
+def test_by_the_command_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fasttune compare --blind` at a terminal, its models' answers given: interrupted after one pick, then to the end."""
+    monkeypatch.setattr(compare, "ask_only", lambda request: (QUESTIONS, run))
+    asked, words = "Which answer is better?", ("compare", run.id, "--blind")
+    seen = type_here([(asked, "1" + ENTER), (asked, CTRL_C)], *words, runs=run.root)
+    assert seen.returncode == 130 and "kept in" in seen.screen
+    seen = type_here([(asked, "1" + ENTER), (asked, "2" + ENTER), (asked, "3" + ENTER)], *words, runs=run.root)
+    before_the_end, _asked, end = seen.screen.rpartition(asked)
+    assert seen.returncode == 0 and "linzhi" not in before_the_end and "linzhi: " in end
+    first, second = kept(run).comparisons
+    assert len(first.choices) == 1 and len(second.choices) == 3 and second.no_difference == 1
+    assert [one.picked for one in second.choices[:2]] == [second.choices[0].order[0], second.choices[1].order[1]]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trainings
 from trainings import write_factory, write_state
 
-from fasttune.analysis.diagnose import diagnose
+from fasttune.analysis.diagnose import OURS, diagnose
 from fasttune.terminal import diagnosis
 
 
@@ -67,3 +68,12 @@ def test_an_output_without_block_characters_has_no_curves(tmp_path: Path) -> Non
     shown = [line for line, _style in diagnosis.lines(found, 80, "ascii")]
     assert not any("█" in line for line in shown)
     assert any("█" in line for line, _style in diagnosis.lines(found, 80, "utf-8"))
+
+
+def test_a_command_of_ours_is_typed_whatever_it_begins_with(tmp_path: Path) -> None:
+    """Where PATH has no fasttune, a printed command begins with the path of one."""
+    write_state(tmp_path, trainings.over_fitting(1))
+    found = replace(diagnose(tmp_path, str(tmp_path)), trainer=OURS, command="./.venv/bin/fasttune run r.toml")
+    assert [line for line, _style in diagnosis.next_lines(found)] == [
+        "", "type this next:", "  ./.venv/bin/fasttune run r.toml",
+    ]  # fmt: skip
