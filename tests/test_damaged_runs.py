@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -20,10 +21,11 @@ import pytest
 from conftest import REPOSITORY, Cli, Shared, call_here
 
 from fasttune.console import FasttuneError, Finding
+from fasttune.export import llama
 from fasttune.runs import store
 from fasttune.runs.documents import PlanDocument, Provenance, TrainerStateFigures
 from fasttune.runs.store import Run
-from fasttune.terminal import chat, command_line, entry_menu, questions
+from fasttune.terminal import command_line, entry_menu, questions
 
 SHORT = ["--set", "train.max_steps=4", "--set", "train.save_steps=2", "--set", "probe.questions=['你是谁？']"]
 CONTINUE = ["plan", "recipes/quickstart.toml", "--continue", "incremental", "--set", "continue.add_epochs=1"]
@@ -295,8 +297,10 @@ def test_reading_needs_no_right_to_write(runs: Path, monkeypatch: pytest.MonkeyP
         path.chmod(0o555 if path.is_dir() else 0o444)
     monkeypatch.setattr(os, "mkdir", pytest.fail)
     monkeypatch.setattr(os, "replace", pytest.fail)
-    monkeypatch.setattr(chat, "open_gguf", lambda path, num_ctx: contextlib.nullcontext())
-    monkeypatch.setattr(chat, "stream", lambda model, ids, sampling: iter(["hello"]))
+    monkeypatch.setattr(
+        llama, "open_gguf", lambda path, num_ctx: contextlib.nullcontext(SimpleNamespace(num_ctx=num_ctx))
+    )
+    monkeypatch.setattr(llama, "token_texts", lambda model, ids, sampling: iter(["hello"]))
     assert "quickstart/001-fresh" in call_here(runs, "runs").stdout
     assert call_here(runs, "chat", "quickstart", "--prompt", "hi").stdout == "hello\n"
     for path in (runs, *runs.rglob("*")):
