@@ -23,15 +23,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
+from rich.text import Text
 
 LOCALE = Path(__file__).parent / "locale"
-Text = TypeVar("Text", bound=str)
+Words = TypeVar("Words", bound=str)
 
 
-def N_(message: Text) -> Text:
+def N_(message: Words) -> Words:
     """The message unchanged: marks a constant for Babel, so that `_()` can translate it where it is shown."""
     return message
 
@@ -59,6 +61,7 @@ CONTROLS = {
 JSON_CONTROLS = {code: f"\\u{code:04x}" for code in CONTROLS}
 UNSAFE = re.compile("[" + "".join(map(chr, CONTROLS)) + "]")
 INDENTED = 1_000_000  # characters
+PIECES = re.compile(r"[\u2e80-\uffff][，。；：、）」！？]*\s*|[^\s\u2e80-\uffff]+\s*|\s+")  # a line may end after each
 
 
 def visible(text: str) -> str:
@@ -192,7 +195,7 @@ def show_alike(group: Sequence[Finding]) -> None:
     first, hint = group[0], _("hint")
     label = _(first.level)
     where = f"[bold]{escape(first.where)}[/]: " if first.where else ""
-    stderr_console.print(f"[{STYLES[first.level]}]{label}:[/] {where}{escape(first.what)}", soft_wrap=True)
+    print_line(Text.from_markup(visible(f"[{STYLES[first.level]}]{label}:[/] {where}{escape(first.what)}")))
     if others := group[1:]:
         places = ", ".join(finding.where for finding in others[:MOST_ALIKE])
         say(
@@ -200,9 +203,9 @@ def show_alike(group: Sequence[Finding]) -> None:
             + _("and {n} more times, at {places}", n=len(others), places=places + ", …" * (len(others) > MOST_ALIKE))
         )
     if first.why:
-        stderr_console.print(f"  {escape(first.why)}", soft_wrap=True)
+        say(f"  {first.why}")
     if first.fix:
-        stderr_console.print(f"  [green]{hint}:[/] {escape(first.fix)}", soft_wrap=True)
+        print_line(Text.from_markup(visible(f"  [green]{hint}:[/] {escape(first.fix)}")))
 
 
 def can_ask() -> bool:
@@ -223,8 +226,31 @@ def silence() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print a line to stderr as it is: no markup, no wrapping."""
-    stderr_console.print(text, markup=False, soft_wrap=True)
+    """Print a line to stderr without markup, broken as `print_line` does."""
+    print_line(Text(visible(text)))
+
+
+def print_line(text: Text) -> None:
+    """Print a line to stderr. On a terminal it is broken at words, the later lines as far to the right as the first; a
+    line with a command in it is not, since commands are copied, and so is what a script reads."""
+    width = stderr_console.width
+    if not stderr_console.is_terminal or "`" in text.plain or "\n" in text.plain or cell_len(text.plain) <= width:
+        stderr_console.print(text, soft_wrap=True)
+        return
+    indent = len(text.plain) - len(text.plain.lstrip(" "))
+    for number, part in enumerate(text.divide(line_starts(text.plain, width - indent)[1:])):
+        part.rstrip()
+        stderr_console.print(Text(" " * indent * bool(number)) + part, soft_wrap=True)
+
+
+def line_starts(text: str, width: int) -> list[int]:
+    """Where the lines of a text begin that are at most `width` columns long: after spaces, and beside Chinese
+    characters but before their punctuation. A longer word, such as a path, stays whole."""
+    starts = [0]
+    for piece in PIECES.finditer(text):
+        if cell_len(text[starts[-1] : piece.end()].rstrip()) > width and piece.start() > starts[-1]:
+            starts.append(piece.start())
+    return starts
 
 
 def print_json(document: Any) -> None:

@@ -28,6 +28,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Something else lies where a file or a folder belongs, or the disk itself fails.
 NOT_USABLE = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE)
+LARGEST_READ = 2**30  # bytes of a file of samples, of a recipe or a fact sheet: 100,000 samples are some 50 MB
 RUN_LOCK_SECONDS = 1.0  # a run's lock is held for hours; others look at it for a moment only
 SERIES_LOCK_SECONDS = 60.0  # a series' lock is held for a moment only, which on a busy machine can be a long one
 WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE's begins with UTF-16-LE's
@@ -292,6 +293,22 @@ def file_sha256(path: Path) -> str:
 
 
 # Decoding -----------------------------------------------------------------------------------------------------------
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file that a user named.
+
+    Raises OSError, with the reason, for a pipe or a device, which may never end, and for a file beyond LARGEST_READ.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise OSError(errno.EINVAL, _("it is a pipe or a device; write what it gives into a file"), str(path))
+    if found.st_size > LARGEST_READ:
+        size, most = found.st_size / 2**30, LARGEST_READ / 2**30
+        raise OSError(
+            errno.EINVAL, _("{size:.1f} GiB are too many; {most:.0f} are read", size=size, most=most), str(path)
+        )
+    return path.read_bytes()
 
 
 class UndecodableText(Exception):

@@ -6,13 +6,15 @@ Standard library and psutil only, so that planning, `fasttune init` and `fasttun
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -255,3 +257,23 @@ def cache_folder() -> Path:
     except RuntimeError as problem:
         raise FileNotFoundError(str(problem)) from problem
     return home / "fasttune"
+
+
+@contextlib.contextmanager
+def without_cache_errors(location: Callable[[], Path]) -> Iterator[None]:
+    """End a block that uses a SQLite database of the cache folder without an exception where the database or the disk
+    does not allow what it does; `location` says where the database lies.
+
+    One that is damaged or not ours is removed, so that the next one is whole. (Another process may still write into the
+    removed one: nobody reads that again.)
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error, OverflowError) as problem:
+        # Operational: no space, no permission, no such folder, locked for too long; and damage of one header field, by
+        # which SQLite can't read the file, or takes one that may be written for one that may not.
+        operational = isinstance(problem, (OSError, sqlite3.OperationalError))
+        with contextlib.suppress(OSError):
+            unwritable = "readonly database" in str(problem) and os.access(location(), os.W_OK)
+            if not operational or unwritable or "unsupported file format" in str(problem):
+                location().unlink()

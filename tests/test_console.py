@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -271,3 +272,29 @@ def test_what_stdin_can_not_decode_is_kept_as_surrogates_and_a_closed_one_is_emp
     assert got.stdout.startswith(b"'hello \\udcff")
     closed = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *words], capture_output=True, check=True)
     assert closed.stdout == b"''"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "  001-fresh finished, 2 epochs, loss 0.900, held-out 1.000: not enough",
+        "  提示：这么多样本通常适合四到六轮；轮数太少，人设不清晰",
+    ],
+)
+def test_a_long_line_is_broken_at_words_on_a_terminal_alone(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a command, or what a script reads, never is."""
+    for is_terminal in (True, False):
+        shown = io.StringIO()
+        monkeypatch.setattr(
+            console, "stderr_console", console.SafeConsole(file=shown, width=30, force_terminal=is_terminal)
+        )
+        console.say(text)
+        lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in shown.getvalue().splitlines()]
+        assert "".join("".join(lines).split()) == text.replace(" ", "")
+        if is_terminal:
+            assert len(lines) > 1 and all(line.startswith("  ") and cell_len(line) <= 30 for line in lines)
+            assert all(line[2] not in "，；。" for line in lines)
+            console.say(f"{text} `fasttune run recipes/a.toml`")
+            assert shown.getvalue().splitlines()[len(lines) :] == [f"{text} `fasttune run recipes/a.toml`"]
+        else:
+            assert lines == [text]

@@ -10,14 +10,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from fasttune.analysis import text_figures
+from fasttune.data.lint_persona import AI_PHRASE, BASE_NAMES
 
 PARROT = 0.9  # an answer this similar to a training answer is that answer
 SHORTEST = 8  # characters: shorter answers (yes, hello) are alike by nature
 # An answer babbles where this share of its 4-grams stand in it before: ordinary Chinese and English prose of a hundred
 # characters comes to less than 0.1.
 REPEATED, LONG_ENOUGH = 0.4, 24
+# What is wrong in data (lint_persona.py), and words that a sample may use but that no answer about the character needs.
 OUT_OF_CHARACTER = re.compile(
-    r"qwen|通义|千问|阿里云|alibaba cloud|as an ai\b|an ai (?:language )?model|i(?:'| a)m an ai\b|language model|"
+    rf"{BASE_NAMES.pattern}|{AI_PHRASE.pattern}|通义|an ai (?:language )?model|language model|"
     r"作为一?[个名位]?(?:ai|人工智能)|(?:人工智能|ai|语言)(?:语言)?(?:模型|助手)|大模型",
     re.IGNORECASE,
 )

@@ -18,12 +18,12 @@ from typing import Any
 
 from fasttune.command import command_line
 from fasttune.console import FasttuneError, Finding, _, usage_error
-from fasttune.data import batches, mend
+from fasttune.data import batches, mend, tokenize
 from fasttune.data.chat_template import ChatTemplate
 from fasttune.data.dataset import Sample, read_samples, split, with_system
 from fasttune.data.lint import lint
 from fasttune.data.lint_persona import QWEN_DEFAULT
-from fasttune.data.tokenize import Example, encode_all, estimate_tokens
+from fasttune.data.tokenize import Example, encode_all
 from fasttune.planning import data_advice
 from fasttune.planning.auto_values import batch_size
 from fasttune.planning.strategy import band, band_epochs
@@ -208,25 +208,17 @@ def too_long(source: Source, template: ChatTemplate | None) -> list[Finding]:
     limit = source.recipe.model.max_seq_length if source.recipe else ESTIMATED_LIMIT
     samples = [*source.train, *source.held_out]
     long = [one for one in samples if sum(len(m.content.encode()) + TEMPLATE_BYTES for m in one.messages) > limit]
-    why, fix = (
-        _("truncated, it would teach an answer without its end"),
-        _("raise model.max_seq_length or split the sample"),
-    )
-    found = []
-    for sample, tokens in zip(long, counted(long, source, template), strict=True):
-        if tokens > limit and template:
-            what = _("{tokens} tokens, but max_seq_length is {limit}", tokens=tokens, limit=limit)
-            found.append(Finding("too-long", "error", sample.id, what, why, fix))
-        elif tokens > limit:
-            what = _("about {tokens} tokens; the default of max_seq_length is {limit}", tokens=tokens, limit=limit)
-            found.append(Finding("too-long", "warning", sample.id, what, why, fix))
-    return found
+    return [
+        tokenize.too_long(sample.id, tokens, limit, estimated=template is None)
+        for sample, tokens in zip(long, counted(long, source, template), strict=True)
+        if tokens > limit
+    ]
 
 
 def counted(samples: Sequence[Sample], source: Source, template: ChatTemplate | None) -> list[int]:
     """The tokens of each sample, exact with a template; 0 for one that the template refuses."""
     if template is None:
-        return [round(sum(estimate_tokens(m.content) for m in sample.messages)) for sample in samples]
+        return [round(tokenize.estimate_sample(sample)) for sample in samples]
     learn = source.recipe.data.learn if source.recipe else "assistant"
     return [len(one.tokens) if isinstance(one, Example) else 0 for one in encode_all(samples, template, learn)]
 

@@ -22,12 +22,16 @@ A, AI = (
 )
 AI_PHRASE = re.compile(
     rf"作为{A}{AI}|(?<![不非])(?:我|本人)(?:只|就|其实|不过)?是{A}{AI}(?![吗么？?])"
-    r"|\bas an? (?:AI|artificial intelligence|(?:large )?language model)\b"
-    r"|\bI(?:'|’| a)m (?:just |only |merely )?an? (?:AI|artificial intelligence|(?:large )?language model|chatbot)\b",
+    r"|(?<![a-z])as an? (?:AI|artificial intelligence|(?:large )?language model)(?![a-z])"
+    r"|(?<![a-z])I(?:'|’| a)m (?:just |only |merely )?an? "
+    r"(?:AI|artificial intelligence|(?:large )?language model|chatbot)(?![a-z])",
     re.IGNORECASE,
 )
-# What Qwen2.5 calls itself; and the assistants that texts of the web say they are.
-BASE_NAMES = re.compile(r"\bQwen\w*\b|通义千问|千问|通义实验室|阿里云|阿里巴巴|\bAlibaba\b|\bTongyi\b", re.IGNORECASE)
+# What Qwen2.5 calls itself; and the assistants that texts of the web say they are. Python takes Chinese characters for
+# letters, so that \b does not stand between 是 and Qwen.
+BASE_NAMES = re.compile(
+    r"(?<![a-z])(?:Qwen[a-z0-9.]*|Alibaba|Tongyi)(?![a-z])|通义千问|千问|通义实验室|阿里云|阿里巴巴", re.IGNORECASE
+)
 MAKERS = (
     "OpenAI|ChatGPT|GPT-?[34]\\w*|Anthropic|Claude|DeepSeek|Gemini|Llama|文心一言|百度|豆包|Kimi|讯飞星火|智谱|ChatGLM"
 )

@@ -22,7 +22,7 @@ from typing import Any
 
 from fasttune.console import N_, Finding, _
 from fasttune.data.json_errors import extra_text, is_cut_off, spread_over_lines, syntax_error
-from fasttune.files import UndecodableText, decode_text
+from fasttune.files import UndecodableText, decode_text, read_file
 
 BINARY_FORMATS = {
     b"PAR1": "Parquet",
@@ -87,7 +87,7 @@ def _read_bytes(path: str) -> tuple[bytes | None, list[Finding]]:
         fix = _("name the file: {files}", files=", ".join(inside)) if inside else _("name a JSONL or JSON file")
         return None, [Finding("is-a-directory", "error", path, _("this is a directory, not a file"), fix=fix)]
     try:
-        return file.read_bytes(), []
+        return read_file(file), []
     except FileNotFoundError:
         return None, [_missing(path)]
     except OSError as error:
@@ -116,6 +116,8 @@ def _looks_like(path: str) -> str:
     network = re.match(r"[\\/]{2}wsl(?:\$|\.localhost)[\\/]+[^\\/]+", path)
     if network:
         return _("in this Linux it is {path}", path=path[network.end() :].replace("\\", "/"))
+    if expanded(path).is_symlink():
+        return _("it is a link to a file that is not there")
     folder = expanded(path).parent
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     name = Path(path).name

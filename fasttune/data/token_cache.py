@@ -43,7 +43,7 @@ from fasttune.data import chat_template, tokenize
 from fasttune.data.chat_template import ChatTemplate
 from fasttune.data.dataset import Sample
 from fasttune.data.tokenize import Example, Learn, encode_all
-from fasttune.machine import cache_folder
+from fasttune.machine import cache_folder, without_cache_errors
 
 LIMIT = 512 * 1024 * 1024  # bytes of the database, some 500,000 samples of 217 tokens
 SHARE = 10  # the database takes at most this part of the disk's free space: checkpoints need it more
@@ -154,7 +154,7 @@ def unpacked(content: bytes, sample_id: str) -> Example:
 def read(names: Collection[bytes]) -> dict[bytes, tuple[int, bytes]]:
     """The day of last use and the content of each of these samples that is in the database, by its digest."""
     found: dict[bytes, tuple[int, bytes]] = {}
-    with without_errors(), database(create=False) as connection:
+    with without_cache_errors(location), database(create=False) as connection:
         for batch in batches(names):
             by_short = {short(name): name for name in batch}
             query = (
@@ -178,7 +178,7 @@ def write(new: Mapping[bytes, bytes], known: Mapping[bytes, int]) -> None:
     marked = sorted((today, short(name)) for name, used in known.items() if used != today)
     if not new and not marked:
         return
-    with without_errors(), database(create=bool(new)) as connection:
+    with without_cache_errors(location), database(create=bool(new)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         if not schema(connection):
             for statement in SCHEMA:
@@ -270,23 +270,6 @@ def remove(connection: sqlite3.Connection, names: Iterable[int]) -> None:
 def location() -> Path:
     """Where the database lies; FileNotFoundError where there is no place for it."""
     return cache_folder() / "tokens" / "examples.sqlite3"
-
-
-@contextlib.contextmanager
-def without_errors() -> Iterator[None]:
-    """End the block without an exception where the database or the disk does not allow what it does.
-
-    A database that is damaged or not ours is removed, so that the next one is whole. (Another process may still write
-    into the removed one: nobody reads that again.)
-    """
-    try:
-        yield
-    except (OSError, sqlite3.Error, OverflowError) as problem:
-        # Operational: no space, no permission, no such folder, locked for too long; and damage of one header field.
-        operational = isinstance(problem, (OSError, sqlite3.OperationalError))
-        if not operational or "unsupported file format" in str(problem):
-            with contextlib.suppress(OSError):
-                location().unlink()
 
 
 @contextlib.contextmanager

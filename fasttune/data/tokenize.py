@@ -97,7 +97,7 @@ def tokenize_samples(
         if isinstance(outcome, Finding):
             problems.append(outcome)
         elif len(outcome.tokens) > max_seq_length:
-            problems.append(too_long(outcome, max_seq_length))
+            problems.append(too_long(outcome.sample_id, len(outcome.tokens), max_seq_length))
         else:
             examples.append(outcome)
     findings = _default_system(samples, template) + _control_text(samples, template)
@@ -202,12 +202,19 @@ def _example(sample: Sample, outline: list[tuple[str, Segment]], ids: dict[str, 
     return Example(sample.id, tuple(tokens), tuple(spans))
 
 
-def too_long(example: Example, limit: int) -> Finding:
-    """The finding for an example of more than `limit` tokens."""
-    what = _("{tokens} tokens, but max_seq_length is {limit}", tokens=len(example.tokens), limit=limit)
+def too_long(sample_id: str, tokens: int, limit: int, *, estimated: bool = False) -> Finding:
+    """The finding for a sample of more than `limit` tokens; a warning where they are `estimated`."""
+    what = _("{tokens} tokens, but max_seq_length is {limit}", tokens=tokens, limit=limit)
+    if estimated:
+        what = _("about {tokens} tokens; the default of max_seq_length is {limit}", tokens=tokens, limit=limit)
     why = _("truncated, it would teach an answer without its end")
     fix = _("raise model.max_seq_length or split the sample")
-    return Finding("too-long", "error", example.sample_id, what, why, fix)
+    return Finding("too-long", "warning" if estimated else "error", sample_id, what, why, fix)
+
+
+def estimate_sample(sample: Sample) -> float:
+    """The estimate of a sample's tokens, without those of the chat template."""
+    return sum(estimate_tokens(message.content) for message in sample.messages)
 
 
 def _merged(problems: list[Finding]) -> list[Finding]:

@@ -9,7 +9,7 @@ from statistics import median
 from fasttune.console import Finding, _, ngettext
 from fasttune.data.dataset import Sample
 from fasttune.data.lint import quick
-from fasttune.data.tokenize import estimate_tokens
+from fasttune.data.tokenize import estimate_sample, estimate_tokens
 from fasttune.planning.strategy import Plan
 from fasttune.runs.judgement import FEW_HELD_OUT
 
@@ -56,7 +56,7 @@ def outweighing_sample(samples: Sequence[Sample], learn: str) -> list[Finding]:
 
 def probably_too_long(samples: Sequence[Sample], limit: int, fix: str) -> list[Finding]:
     """Samples that are estimated to have more than `limit` tokens, the longest named; for who has no tokenizer yet."""
-    tokens = {sample.id: sum(estimate_tokens(message.content) for message in sample.messages) for sample in samples}
+    tokens = {sample.id: estimate_sample(sample) for sample in samples}
     longest = max(tokens, key=tokens.__getitem__)
     long = sum(count > limit for count in tokens.values())
     if not long:

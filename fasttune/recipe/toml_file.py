@@ -15,7 +15,7 @@ from typing import Any
 
 from fasttune.command import command_line
 from fasttune.console import UsageError, _, usage_error
-from fasttune.files import UndecodableText, decode_text
+from fasttune.files import UndecodableText, decode_text, read_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -91,7 +91,7 @@ def read_text(path: Path) -> str:
     Raises UsageError where the file is missing, can't be read or has another encoding.
     """
     try:
-        text, _encoding = decode_text(path.read_bytes())
+        text, _encoding = decode_text(read_file(path))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise not_found(path) from None
     except OSError as failure:

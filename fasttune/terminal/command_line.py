@@ -90,6 +90,7 @@ GROUPS = (
         "doctor": N_("Find out what is wrong with this machine"),
     }),
 )  # fmt: skip
+TEXT_COLUMNS = 30  # that a text beside an example takes at least
 EXAMPLES = (
     ("init --example quickstart", N_("two minutes to a model that answers")),
     ("init mine --data mine.jsonl", N_("a recipe for your own conversations")),
@@ -125,7 +126,13 @@ class Verbs(click.Group):
                     formatter.write_dl(rows)
         with formatter.section(_("Examples")):
             rows = [(command_line(line.split()), _(example)) for line, example in EXAMPLES]
-            formatter.write_dl(rows, col_max=max(len(line) for line, _example in rows) + 2)
+            widest = max(len(line) for line, _example in rows) + 2
+            if widest + TEXT_COLUMNS <= formatter.width:
+                formatter.write_dl(rows, col_max=widest)
+                return
+            space = " " * formatter.current_indent
+            for line, example in rows:  # a command is copied, so that no line break may come into it
+                formatter.write(f"{space}{line}\n{space}  {example}\n")
 
 
 # Mistakes on the command line ---------------------------------------------------------------------------------------

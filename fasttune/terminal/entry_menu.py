@@ -64,10 +64,16 @@ def ask_for_command(commands: Commands) -> list[str] | None:
         )
     while True:
         kind, _colon, name = ask_for_subject(commands).partition(":")
-        actions = {"series": of_series, "recipe": of_recipe, "data": of_data, "file": of_file, "doctor": of_machine}
+        actions = {
+            "series": of_series, "recipe": of_recipe, "data": of_data, "file": of_file, "example": of_example,
+            "doctor": of_machine,
+        }  # fmt: skip
         if kind not in actions:
             return None
-        arguments = actions[kind](name, commands)
+        try:
+            arguments = actions[kind](name, commands)
+        except prompts.WentBack:
+            continue
         if arguments:
             say(command_line(arguments))
             return arguments
@@ -122,7 +128,10 @@ def subjects(root: Path, unlisted: list[Finding] | None = None) -> tuple[dict[st
     files = sorted({path for pattern in DATA_FILES for path in Path().glob(pattern)})
     unused = [path for path in files if path.resolve() not in used]
     found |= {f"data:{path}": _("a new recipe for {file}", file=path) for path in unused[:SHOWN_FILES]}
-    return found | {"file:": _("a new recipe for another file"), "quit": _("quit")}, broken
+    if not found:  # a folder in which nobody has begun yet
+        found["example:"] = _("the quick start: its recipe and data, written into this folder")
+    other = _("a new recipe for another file") if unused else _("a new recipe for a data file")
+    return found | {"file:": other, "quit": _("quit")}, broken
 
 
 def can_train(recipe: Recipe, root: Path) -> bool:
@@ -142,8 +151,8 @@ def newest_state(root: Path, name: str) -> str:
     run = store.list_runs(root, name)[-1]
     try:
         return runs_tree.state_line(summary.read_figures(run))
-    except FasttuneError as problem:
-        return _("{run} is damaged: {what}", run=run.id, what=problem.findings[0].what)
+    except FasttuneError:  # whoever asks for it is told what is damaged
+        return _("{run} is damaged", run=run.id.partition("/")[2])
 
 
 def recipes() -> dict[Path, Recipe | None]:
@@ -160,9 +169,11 @@ def recipes() -> dict[Path, Recipe | None]:
 def of_series(name: str, commands: Commands) -> list[str] | None:
     """What to do with a series."""
     root = commands.root
-    current = store.current(root, name)
+    current, is_stopped = store.current(root, name), store.list_runs(root, name)[-1].status == "stopped"
     choices = {
-        "train": _("🚀 train: continue, new run, overwrite"),
+        "train": _("🚀 train: resume, new run, overwrite")
+        if is_stopped
+        else _("🚀 train: continue, new run, overwrite"),
         "chat": _("💬 chat with it"),
         "runs": _("🌳 show its runs"),
         "plan": _("📋 show the plan of its recipe"),
@@ -176,6 +187,8 @@ def of_series(name: str, commands: Commands) -> list[str] | None:
     }
     if current is None or not current.exports.is_dir() or not any(current.exports.glob("*.gguf")):
         del choices["chat"]
+    if current is None or current.status != "finished":
+        choices.pop("compare", None)
     picked = prompts.choose(name, choices)
     if picked == BACK:
         return None
@@ -240,6 +253,11 @@ def of_file(_name: str, commands: Commands) -> list[str] | None:
         _("Which file?"), "", lambda entered: None if Path(entered).is_file() else _("there is no such file")
     )
     return of_data(path, commands)
+
+
+def of_example(_name: str, commands: Commands) -> list[str] | None:
+    """Write the quick start."""
+    return commands.line("init", "--example", "quickstart")
 
 
 def of_machine(_name: str, commands: Commands) -> list[str] | None:

@@ -1,7 +1,8 @@
 """Questions to the person at the terminal: one of several, a number, a text, yes or no.
 
-Asked on stderr, so that stdout stays data; Ctrl-C and Ctrl-D in a question raise KeyboardInterrupt, which ends the
-command as it does everywhere (exit 130). The only home of questionary.
+Asked on stderr, so that stdout stays data. Ctrl-C and Ctrl-D in a question raise KeyboardInterrupt, which ends the
+command as it does everywhere (exit 130). Esc goes back: it picks the choice that leads back where there is one, and
+raises WentBack elsewhere. The only home of questionary.
 """
 
 from __future__ import annotations
@@ -13,30 +14,75 @@ from typing import Any
 
 import questionary
 from prompt_toolkit.input import create_input
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.output import create_output
+from rich.cells import chop_cells
 
-from fasttune.console import _
+from fasttune.console import _, line_starts, say
 
 SHORTCUTS = string.digits[1:] + "0" + string.ascii_lowercase  # the keys that questionary numbers choices by
+LEADING_BACK = ("back", "cancel", "quit", "no")  # the keys of choices that Esc stands for
+INDENT = 6  # columns before a choice's title: ` » 1) `
 STYLE = questionary.Style([("highlighted", "bold"), ("selected", ""), ("answer", "bold")])
+
+
+class WentBack(KeyboardInterrupt):
+    """Esc in a question without a choice that leads back: a menu asks its last question again, all else ends."""
 
 
 def choose(question: str, choices: Mapping[str, str], first: str | None = None) -> str:
     """The key of the choice that was picked, titles by key; `first` is the key that Enter alone picks, by default the
-    first one."""
+    first one. A title that is longer than a line is wrapped."""
     numbers = len(choices) <= len(SHORTCUTS)
+    output = create_output(stdout=sys.stderr)
+    width = output.get_size().columns - INDENT - 1
     picked = questionary.select(
         question,
-        choices=[questionary.Choice(title, value=key) for key, title in choices.items()],
+        choices=[questionary.Choice(wrapped(title, width), value=key) for key, title in choices.items()],
         default=first or next(iter(choices)),
         style=STYLE,
         use_shortcuts=numbers,
         use_jk_keys=False,  # letters are the shortcuts after 9
-        instruction=_("(arrow keys or the number, then Enter)") if numbers else _("(arrow keys, then Enter)"),
+        instruction=_("(arrow keys or number, Enter; Esc: back)") if numbers else _("(arrow keys, Enter; Esc: back)"),
         input=create_input(sys.stdin),
-        output=create_output(stdout=sys.stderr),
+        output=output,
+        erase_when_done=True,  # the answer is printed below: questionary would cut one of several lines
     )
-    return str(answer(picked))
+    bound = picked.application.key_bindings
+    own = leaving(at_the_end=True)
+    picked.application.key_bindings = merge_key_bindings([bound, own]) if bound else own
+    try:
+        key = str(answer(picked))
+    except WentBack:
+        if not (back := [key for key in LEADING_BACK if key in choices]):
+            raise
+        key = back[0]
+    say(f"? {question} {choices[key]}")
+    return key
+
+
+def wrapped(title: str, width: int) -> str:
+    """A title in lines of at most `width` columns, the later ones as far to the right as the first."""
+    starts = line_starts(title, max(width, 10))
+    lines = [title[start:end].rstrip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    return ("\n" + " " * INDENT).join(part for line in lines for part in chop_cells(line, max(width, 10)))
+
+
+def leaving(*, at_the_end: bool) -> KeyBindings:
+    """Esc, and for a list, where questionary gives it no meaning, Ctrl-D."""
+    keys = KeyBindings()
+
+    @keys.add("escape")
+    def go_back(event: KeyPressEvent) -> None:
+        event.app.exit(exception=WentBack())
+
+    if at_the_end:
+
+        @keys.add("c-d")
+        def end(event: KeyPressEvent) -> None:
+            event.app.exit(exception=EOFError())
+
+    return keys
 
 
 def number(question: str, default: float, *, most: float | None = None, whole: bool = False) -> float:
@@ -58,11 +104,14 @@ def text(question: str, default: str, problem: Callable[[str], str | None]) -> s
 
     `problem` gives a sentence about a text that can't be accepted, None for one that can.
     """
-    shown = _("{question} (Enter: {default})", question=question, default=default) if default else question
+    shown = _("{question} (Esc: back)", question=question)
+    if default:
+        shown = _("{question} (Enter: {default}; Esc: back)", question=question, default=default)
     line = questionary.text(
         shown,
         style=STYLE,
         validate=lambda entered: problem(entered.strip() or default) or True,
+        key_bindings=leaving(at_the_end=False),
         input=create_input(sys.stdin),
         output=create_output(stdout=sys.stderr),
     )

@@ -72,8 +72,14 @@ def ask_about_existing(request: RunRequest, planner: Planner) -> RunRequest:
     for one in figures[-SHOWN_RUNS:]:
         say(f"  {'→' if one.current else ' '} {runs_tree.state_line(one)}")
     while True:
-        chosen = pick(series, planner)
-        settled = settle(chosen, planner) if chosen else None
+        try:
+            chosen = pick(series, planner)
+            settled = settle(chosen, planner) if chosen else None
+        except prompts.WentBack:
+            continue
+        except FasttuneError as problem:  # of one choice; another may do
+            show_findings(problem.findings)
+            continue
         if settled:
             say(_("the same without questions: `{command}`", command=settled.command))
             return settled

@@ -112,7 +112,7 @@ def show_sample(where: str, base: str, recipe_file: Path | None, overrides: Sequ
     (example,) = tokenized.examples
     findings = list(tokenized.findings)
     if len(example.tokens) > model.max_seq_length:  # shown all the same: here one looks for the place to split it
-        findings.append(replace(too_long(example, model.max_seq_length), level="warning"))
+        findings.append(replace(too_long(sample.id, len(example.tokens), model.max_seq_length), level="warning"))
     shown = pieces(example, tokenizer)
     supervised = sum(end - start for start, end in example.supervised)
     if as_json:

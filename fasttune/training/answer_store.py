@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fasttune.machine import cache_folder
+from fasttune.machine import cache_folder, without_cache_errors
 
 MOST_ROWS = 100_000  # some 30 MB
 BUSY = 2.0  # seconds to wait for another process
@@ -29,7 +29,7 @@ TABLE = "CREATE TABLE IF NOT EXISTS answers (name BLOB PRIMARY KEY, used INTEGER
 def read(names: Sequence[bytes]) -> dict[bytes, str]:
     """The answers of these names that are kept, and whole; they count as used now."""
     found: dict[bytes, str] = {}
-    with without_errors(), database() as connection:
+    with without_cache_errors(location), database() as connection:
         for name in dict.fromkeys(names):
             row = connection.execute("SELECT content FROM answers WHERE name = ?", (name,)).fetchone()
             if row and is_whole(name, row[0]):
@@ -43,7 +43,7 @@ def write(answers: Mapping[bytes, str]) -> None:
     """Keep answers by their names; beyond MOST_ROWS those that were not used for longest are removed."""
     now = int(time.time())
     rows = [(name, now, checksum(name, text.encode()) + text.encode()) for name, text in answers.items()]
-    with without_errors(), database() as connection:
+    with without_cache_errors(location), database() as connection:
         connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
         (count,) = connection.execute("SELECT count(*) FROM answers").fetchone()
         oldest = "DELETE FROM answers WHERE name IN (SELECT name FROM answers ORDER BY used LIMIT ?)"
@@ -75,16 +75,3 @@ def database() -> Iterator[sqlite3.Connection]:
         connection.execute("PRAGMA synchronous = OFF")  # a database that a power failure damages is made anew
         connection.execute(TABLE)
         yield connection
-
-
-@contextlib.contextmanager
-def without_errors() -> Iterator[None]:
-    """End the block without an exception where database or disk don't allow what it does; a damaged database, or one
-    that is not ours, is removed."""
-    try:
-        yield
-    except (OSError, sqlite3.OperationalError):
-        return
-    except sqlite3.Error:
-        with contextlib.suppress(OSError):
-            location().unlink()

@@ -174,16 +174,22 @@ def needed(
     trained = size.adapter_weights(lora)
     shape = activation_shape(kind, size.hidden, size.intermediate, size.layers)
     token = shape.checkpointed_token_bytes() if checkpointing else shape.token_bytes()
-    linear = NF4_BYTES if model.load_in_4bit and kind == "cuda" else width
     tile = min(TILE_ELEMENTS[kind], max(1, row.supervised) * size.vocabulary)
     return Memory(
-        weights=int(size.linear_weights * linear + size.other_weights * width),
+        weights=weight_bytes(size, model, kind),
         adapter=trained * 4 * 2,
         optimizer=trained * OPTIMIZER_BYTES[train.optim],
         activations=int(row.tokens * token * (CPU_BFLOAT16 if kind == "cpu" and width == 2 else 1)),
         logits=tile * 4 * TILE_COPIES + 2 * 4 * row.supervised * size.hidden,
         runtime=RUNTIME_BYTES[kind] + (size.vocabulary * VOCABULARY_BYTES if kind == "cpu" else 0),
     )
+
+
+def weight_bytes(size: ModelSize, model: ModelRecipe, kind: DeviceKind) -> int:
+    """Bytes of the base's weights: the linear layers in NF4 where they are held so, all else as it is computed in."""
+    width = value_bytes(model, kind)
+    linear = NF4_BYTES if model.load_in_4bit and kind == "cuda" else width
+    return int(size.linear_weights * linear + size.other_weights * width)
 
 
 def value_bytes(model: ModelRecipe, kind: DeviceKind) -> int:

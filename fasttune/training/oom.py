@@ -4,7 +4,6 @@ trainer can plan the step again."""
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,9 @@ from pathlib import Path
 from fasttune.console import FasttuneError, _, error
 from fasttune.data.tokenize import Example
 from fasttune.recipe.schema import ModelRecipe, Recipe
-from fasttune.training import device
+from fasttune.training import device, memory
 from fasttune.training.packing import Row
 from fasttune.training.row_budget import GIB, row_samples
-
-NF4_BYTES = 0.6  # a parameter in NF4, its scales and the 16-bit embedding included
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def raise_on_oom(row: Row, examples: Sequence[Example]) -> Iterator[None]:
 def base_too_large(base: Path, recipe: ModelRecipe) -> Iterator[None]:
     """Raises FasttuneError where the base in a local folder needs more memory than is free, before the block that loads
     it is entered, and where memory runs out in the block all the same."""
-    needed, free = base_bytes(base, recipe), device.free_memory()
+    needed, free = memory.weight_bytes(memory.read_size(base), recipe, device.device_type()), device.free_memory()
     if needed > free:
         raise base_error(recipe, needed, free)
     try:
@@ -59,16 +56,6 @@ def base_too_large(base: Path, recipe: ModelRecipe) -> Iterator[None]:
         if not device.is_out_of_memory(problem):
             raise
         raise base_error(recipe, needed, free) from None
-
-
-def base_bytes(base: Path, recipe: ModelRecipe) -> int:
-    """The bytes that a base's weights take in memory: those of its files, in the number type that is computed in."""
-    stored = sum(file.stat().st_size for file in base.glob("*.safetensors"))
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    width = 4 if "float32" in str(config.get("dtype", config.get("torch_dtype", ""))) else 2
-    if recipe.load_in_4bit:
-        return int(stored / width * NF4_BYTES)
-    return stored // width * device.compute_dtype(recipe).itemsize
 
 
 def base_error(recipe: ModelRecipe, needed: int, free: int) -> FasttuneError:

@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 
 from fasttune.console import Finding
 from fasttune.data import lint as lint_module
-from fasttune.data import lint_pairs, near_duplicates, topics
+from fasttune.data import lint_pairs, lint_persona, near_duplicates, topics
 from fasttune.data.dataset import Message, Sample, read_samples
 from fasttune.data.lint import lint, quick
 from fasttune.data.near_duplicates import Grams, Said, near_pairs
@@ -262,3 +262,22 @@ def test_several_system_prompts_are_a_note_where_none_is_usual() -> None:
     found = [one for one in lint(samples, (), "") if "system-prompt" in one.code]
     assert [(one.code, one.level, one.where) for one in found] == [("many-system-prompts", "info", "a:1")]
     assert "2 different system prompts" in found[0].what and "林栀" in found[0].what and "of 2 samples" in found[0].what
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("我是Qwen，很高兴", "Qwen"),
+        ("I am Qwen2.5.", "Qwen2.5."),
+        ("我由Alibaba的人做出", "Alibaba"),
+        ("Aqwen是人名", ""),
+    ],
+)
+def test_the_bases_name_is_found_beside_chinese_characters(text: str, found: str) -> None:
+    r"""Which Python takes for letters, so that \b finds no name there."""
+    match = lint_persona.BASE_NAMES.search(text)
+    assert (match[0] if match else "") == found
+
+
+def test_a_phrase_in_english_is_found_beside_chinese_characters() -> None:
+    assert lint_persona.AI_PHRASE.search("嗯，as an AI我不能") and lint_persona.AI_PHRASE.search("我说I'm a chatbot呀")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from conftest import cpu_limit
 from data_files import FORMATS, pair, refusal, turns, write
 
+from fasttune.console import UsageError
 from fasttune.data import reader
 from fasttune.data.dataset import read_samples
 from fasttune.data.reader import read_records
+from fasttune.recipe.toml_file import read_text
 
 
 def test_missing_file_names_the_near_one_and_a_directory_its_files(tmp_path: Path) -> None:
@@ -21,6 +24,26 @@ def test_missing_file_names_the_near_one_and_a_directory_its_files(tmp_path: Pat
     assert missing.code == "file-not-found" and missing.fix.endswith("train.jsonl?")
     (directory,) = refusal(str(tmp_path))
     assert directory.code == "is-a-directory" and "train.jsonl" in directory.fix
+
+
+def test_what_is_no_file_or_has_no_end_is_named_before_it_is_read(tmp_path: Path) -> None:
+    """A pipe that nobody writes into would be waited for, and a device read until the memory is full."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "device.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "link.jsonl").symlink_to("nowhere")
+    with open(tmp_path / "huge.jsonl", "wb") as file:
+        file.truncate(2**31)  # sparse: takes no space
+    for name, words in (
+        ("pipe", "it is a pipe or a device"),
+        ("device", "it is a pipe or a device"),
+        ("huge", "2.0 GiB are too many"),
+    ):
+        (finding,) = refusal(str(tmp_path / f"{name}.jsonl"))
+        assert finding.code == "unreadable-file" and words in finding.what
+        with pytest.raises(UsageError, match=words):
+            read_text(tmp_path / f"{name}.jsonl")
+    (finding,) = refusal(str(tmp_path / "link.jsonl"))
+    assert finding.code == "file-not-found" and "a link to a file that is not there" in finding.fix
 
 
 def test_json_of_any_depth_and_any_number_is_no_crash(tmp_path: Path) -> None:

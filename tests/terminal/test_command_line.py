@@ -93,3 +93,17 @@ def test_a_shell_completes_runs_and_settings(tmp_path: Path) -> None:
     variables["COMP_CWORD"] = "4"
     shown = call_fasttune(tmp_path / "runs", COMP_WORDS="fasttune run x.toml --set train.ep", **variables).stdout
     assert "train.epochs=" in shown
+
+
+@pytest.mark.parametrize(("columns", "beside"), [("120", True), ("50", False)])
+def test_an_example_is_one_line_at_any_width(
+    columns: str, beside: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the text does not fit beside a long command, it stands below."""
+    monkeypatch.setattr("sys.argv", ["/a/long/path/to/fasttune", "--help"])
+    monkeypatch.setenv("COLUMNS", columns)
+    cli.commands.main(["--help"], standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if "init --example quickstart" in line]
+    assert ("two minutes" in line) == beside
+    assert all(len(line) <= 100 for line in lines)

@@ -9,7 +9,7 @@ import pytest
 from conftest import Cli
 from run_folders import write_run
 from series import Series
-from terminal import CTRL_C, ENTER, UP, answer, type_at
+from terminal import CTRL_C, ENTER, ESC, UP, answer, type_at
 from written_runs import write_run as begin
 
 from fasttune.pipeline import RunRequest
@@ -170,3 +170,24 @@ def test_the_machine_and_a_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_override_that_no_recipe_takes_is_named_at_once(fasttune: Cli) -> None:
     done = fasttune("menu", "--set", "train.learning_rat=1")
     assert done.returncode == 2 and "learning_rate" in done.stderr and "needs a terminal" not in done.stderr
+
+
+def test_an_empty_folder_is_offered_the_quick_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list(entry_menu.subjects(tmp_path / "runs")[0]) == ["example:", "file:", "quit"]
+    assert entry_menu.of_example("", Commands(tmp_path / "runs", (), {"init": ("--example",)})) == [
+        "init",
+        "--example",
+        "quickstart",
+    ]
+
+
+def test_a_stopped_series_is_resumed_and_esc_leads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no adapter to compare; Esc in the question of a name leads back to the first question."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").touch()
+    write_run(tmp_path / "runs", finished=False)
+    steps = [(SUBJECT, "2" + ENTER), ("What is the name", ESC), (SUBJECT, "1" + ENTER), ("train: resume", "1" + ENTER)]
+    commands = Commands(tmp_path / "runs", (), {"compare": (), "diagnose": ()})
+    arguments, screen = answer(steps, lambda: entry_menu.ask_for_command(commands))
+    assert arguments[0] == "run" and "what is wrong with it" in screen and "compare" not in screen

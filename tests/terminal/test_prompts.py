@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from terminal import CTRL_C, DOWN, ENTER, answer
+from rich.cells import cell_len
+from terminal import CTRL_C, DOWN, ENTER, ESC, answer
 
 from fasttune.terminal import prompts
 
@@ -27,7 +30,7 @@ def test_every_shortcut_is_a_key_of_its_own_and_more_choices_have_none() -> None
         assert answer([("Which?", keys)], lambda: prompts.choose("Which?", titles))[0] == f"key{index}"
     more = titles | {"one": "more"}
     picked, screen = answer([("Which?", "\x1b[A" + ENTER)], lambda: prompts.choose("Which?", more))
-    assert picked == "one" and "(arrow keys, then Enter)" in screen
+    assert picked == "one" and "(arrow keys, Enter; Esc: back)" in screen
 
 
 @pytest.mark.parametrize("entered", ["2.5", "2,5", " 2.5 ", "２.５"])
@@ -37,7 +40,7 @@ def test_a_number(entered: str) -> None:
 
 def test_the_default_of_a_number_is_shown_and_taken() -> None:
     value, screen = answer([("How many?", ENTER)], lambda: prompts.number("How many?", 1.5))
-    assert value == 1.5 and "(Enter: 1.5)" in screen
+    assert value == 1.5 and "(Enter: 1.5; Esc: back)" in screen
 
 
 @pytest.mark.parametrize("entered", ["0", "-1", "nan", "inf", "x", "3"])
@@ -56,11 +59,41 @@ def test_yes_or_no(keys: str, agreed: bool) -> None:
     assert answer([("Sure?", keys)], lambda: prompts.agree("Sure?"))[0] is agreed
 
 
-@pytest.mark.parametrize("key", [CTRL_C, CTRL_D])
-def test_the_end_of_the_input_is_an_interrupt(key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "raised"), [(CTRL_C, KeyboardInterrupt), (CTRL_D, KeyboardInterrupt), (ESC, prompts.WentBack)]
+)
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda: prompts.text("Name?", "", lambda entered: None),
+        lambda: prompts.choose("Name?", {"a": "one", "b": "two"}),
+    ],
+    ids=["a text", "a list"],
+)
+def test_the_end_of_the_input_is_an_interrupt_and_esc_goes_back(
+    question: Callable[[], str], key: str, raised: type[BaseException]
+) -> None:
     def ask() -> bool:
-        with pytest.raises(KeyboardInterrupt):
-            prompts.text("Name?", "", lambda entered: None)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            question()
+        assert caught.type is raised
         return True
 
     assert answer([("Name?", key)], ask)[0]
+
+
+def test_esc_is_the_choice_that_leads_back() -> None:
+    titles = {"a": "one", "back": "two"}
+    assert answer([("Which?", ESC)], lambda: prompts.choose("Which?", titles))[0] == "back"
+    assert answer([("Sure?", ESC)], lambda: prompts.agree("Sure?"))[0] is False
+
+
+@pytest.mark.parametrize(
+    "title", ["more epochs; answers fit but are short", "再训练几轮；适合回答对味但偏短、缺少细节"]
+)
+def test_a_long_title_is_wrapped(title: str) -> None:
+    """prompt_toolkit cuts a line at the edge without a sign, in the middle of a Chinese character too."""
+    lines = prompts.wrapped(title, 20).split("\n")
+    assert len(lines) > 1 and all(cell_len(line.strip()) <= 20 for line in lines)
+    assert all(line.startswith(" " * prompts.INDENT) for line in lines[1:])
+    assert "".join("".join(lines).split()) == title.replace(" ", "")

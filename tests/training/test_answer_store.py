@@ -40,6 +40,19 @@ def test_a_damaged_database_is_made_anew(cache: Path) -> None:
     assert answer_store.read([ONE]) == {ONE: "second"}
 
 
+@pytest.mark.parametrize("offset", [18, 19, 44, 100])
+def test_a_database_with_a_damaged_header_is_made_anew(cache: Path, offset: int) -> None:
+    """One field of the header is damaged: SQLite calls that an operational error, as it does a full disk."""
+    answer_store.write({ONE: "first"})
+    content = bytearray(cache.read_bytes())
+    content[offset : offset + 1] = b"\xff"
+    cache.write_bytes(content)
+    answer_store.read([ONE])
+    answer_store.write({ONE: "second"})
+    answer_store.write({ONE: "third"})
+    assert answer_store.read([ONE]) == {ONE: "third"}
+
+
 def test_where_nothing_can_be_written_nothing_is_kept(cache: Path) -> None:
     cache.parent.parent.mkdir()
     cache.parent.write_text("a file in its place")

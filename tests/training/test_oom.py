@@ -18,7 +18,7 @@ from fasttune.console import FasttuneError
 from fasttune.data.tokenize import Example
 from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import ModelRecipe
-from fasttune.training import device, hub, oom
+from fasttune.training import device, hub, memory, oom
 from fasttune.training.packing import Group, Row
 
 CPU_MESSAGE = (
@@ -118,7 +118,8 @@ def test_memory_that_runs_out_while_a_base_is_loaded_is_one_message(problem: Exc
 def test_a_base_takes_its_parameters_in_the_number_type_that_is_computed_in() -> None:
     parameters = sum(tensor.numel() for tensor in load_file(hub.TINY / "model.safetensors").values())
     for dtype, width in (("float32", 4), ("bfloat16", 2)):
-        needed = oom.base_bytes(hub.TINY, ModelRecipe(base="builtin:tiny", dtype=dtype))  # type: ignore[arg-type]
+        recipe = ModelRecipe(base="builtin:tiny", dtype=dtype)  # type: ignore[arg-type]
+        needed = memory.weight_bytes(memory.read_size(hub.TINY), recipe, "cpu")
         assert needed == pytest.approx(width * parameters, rel=0.01)
 
 
