@@ -25,6 +25,7 @@ from fasttune.data.fact_sheet import FactSheet, read_fact_sheet
 from fasttune.export.llama import Sampling
 from fasttune.recipe.toml_file import read_text
 from fasttune.runs import documents
+from fasttune.runs.outcomes import Answered
 from fasttune.runs.store import Run
 from fasttune.training.generation import SampleScore
 
@@ -47,14 +48,6 @@ class Request:
     held_out: int = 64
     with_facts: bool = False
     sheet: Path | None = None
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A question with the answers of each model, by its name: the greedy one, then one a seed."""
-
-    question: str
-    answers: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)

@@ -43,3 +43,14 @@ def list_runs(name: str | None, root: Path, as_json: bool) -> int:
     from fasttune.terminal import runs_tree
 
     return runs_tree.show_runs(root, name, as_json=as_json)
+
+
+@click.command(help=_("Show all runs in a browser, live, on this machine alone: curves, stop, blind comparison, chat."))
+@click.option(
+    "--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help=_("Its port; 0 for any free one.")
+)
+@runs_option
+def board(port: int, root: Path) -> None:
+    from fasttune.web import server
+
+    server.serve(root, port)

@@ -1,5 +1,5 @@
 """What a run came to when it was asked, as documents hold it: the facts of a sheet in scores.json, and what a person
-picked in blind comparisons, in blind.json."""
+picked in blind comparisons, in blind.json; and the answers that are compared."""
 
 from __future__ import annotations
 
@@ -54,6 +54,14 @@ class FactScores:
     arms: Mapping[str, ArmFacts]
     facts: tuple[FactResult, ...]
     rules: tuple[RuleResult, ...]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question with the answers of each model, by its name: the greedy one, then one a seed."""
+
+    question: str
+    answers: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)

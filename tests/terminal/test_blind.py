@@ -9,9 +9,8 @@ import pytest
 from run_folders import write_run
 from terminal import ENTER, answer
 
-from fasttune.analysis.compare import Answered
 from fasttune.runs import documents
-from fasttune.runs.outcomes import BlindComparisons
+from fasttune.runs.outcomes import Answered, BlindComparisons
 from fasttune.runs.store import Run
 from fasttune.terminal import blind
 
