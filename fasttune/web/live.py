@@ -19,12 +19,12 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from fasttune.analysis.words import status_word
 from fasttune.console import FasttuneError, _
 from fasttune.files import is_locked
 from fasttune.runs import summary
 from fasttune.runs.store import Run
 from fasttune.terminal.estimates import duration
-from fasttune.terminal.runs_tree import status_word
 from fasttune.web import history_tail
 from fasttune.web.board import Board
 from fasttune.web.history_tail import FIELDS, Place, Point

@@ -9,11 +9,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from fasttune.analysis import words
 from fasttune.command import command_line
 from fasttune.console import _, ngettext
 from fasttune.runs.store import Run
 from fasttune.terminal import runs_tree
-from fasttune.terminal.verdicts import verdict_word
 from fasttune.web import curves, history_tail, live
 from fasttune.web.board import Board, board_of
 from fasttune.web.figures import Read
@@ -94,8 +94,8 @@ def row(read: Read, depth: int) -> Row:
         return Row(run, depth, badge, "bad" if lines else "quiet", False, "", lines, None)
     one = read.figures
     status = run.status
-    badge = runs_tree.status_word(status) if status != "finished" else verdict_word(one.verdict)
-    changed = runs_tree.changed_line(one.changes) if one.parent else ""
+    badge = words.status_word(status) if status != "finished" else words.verdict_word(one.verdict)
+    changed = words.changed_line(one.changes) if one.parent else ""
     lines = (runs_tree.figures_line(one), changed, runs_tree.files_line(one))
     now = standing(run, history_tail.latest(run.history)) if status == "running" else None
     return Row(run, depth, badge, tone(status, one.verdict), one.current, one.date, tuple(filter(None, lines)), now)

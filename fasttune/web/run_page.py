@@ -7,10 +7,11 @@ import json
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
+from fasttune.analysis import words
 from fasttune.console import FasttuneError, _, finite
 from fasttune.runs import holder
 from fasttune.runs.store import Run
-from fasttune.terminal import runs_tree, verdicts
+from fasttune.terminal import runs_tree
 from fasttune.web import curves, history_tail, live
 from fasttune.web.board import board_of
 from fasttune.web.figures import Read
@@ -49,8 +50,8 @@ def badge(read: Read) -> str:
         return _("damaged")
     status = read.run.status
     if status != "finished":
-        return runs_tree.status_word(status)
-    return verdicts.verdict_word(read.figures.verdict) if read.figures else _("is being read")
+        return words.status_word(status)
+    return words.verdict_word(read.figures.verdict) if read.figures else _("is being read")
 
 
 def summary_lines(read: Read) -> list[str]:
@@ -58,9 +59,9 @@ def summary_lines(read: Read) -> list[str]:
     one = read.figures
     if one is None:
         return []
-    changed = runs_tree.changed_line(one.changes) if one.parent else ""
+    changed = words.changed_line(one.changes) if one.parent else ""
     parent = _("continues from {run}", run=one.parent) if one.parent else ""
-    lines = (verdicts.verdict_line(one), runs_tree.figures_line(one), verdicts.best_line(one), parent, changed,
+    lines = (words.verdict_line(one), runs_tree.figures_line(one), words.best_line(one), parent, changed,
              runs_tree.files_line(one))  # fmt: skip
     return [line for line in lines if line]
 

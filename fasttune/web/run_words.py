@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from fasttune.analysis.words import arm_heading
 from fasttune.command import command_line, runs_option
 from fasttune.console import FasttuneError, _
 from fasttune.runs import documents
 from fasttune.runs.judgement import DIVERGED, NOTHING_LEARNED, OVER_FITTING
 from fasttune.runs.outcomes import BlindComparisons, FactScores
 from fasttune.runs.store import Run
-from fasttune.terminal.fact_table import arm_heading
 
 Document = TypeVar("Document")
 TONES = {"excellent": "good", "good": "good", OVER_FITTING: "bad", DIVERGED: "bad", NOTHING_LEARNED: "bad"}
