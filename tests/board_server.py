@@ -30,7 +30,7 @@ class Served:
 
     @property
     def bare(self) -> httpx.Client:
-        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=30)
+        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, verify=False, timeout=30)
 
     def get(self, path: str, **query: Any) -> httpx.Response:
         """A page, as a browser asks for it that was given the address."""

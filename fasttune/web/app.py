@@ -19,7 +19,11 @@ from fasttune.web.guard import Guard
 from fasttune.web.pages import message
 
 STATIC = Path(__file__).parent / "static"
-TYPES = {"board.css": "text/css", "board.js": "text/javascript"}  # all static files there are
+TYPES = {
+    "board.css": "text/css",
+    "board.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}  # all static files there are
 ROUTES = (
     ("/", "GET", overview.overview),
     ("/events", "GET", overview.overview_events),

@@ -53,6 +53,11 @@ def chat_models(runs: list[Run]) -> dict[str, ChatModel]:
     return {one.key: one for one in found}
 
 
+def child_command(model: ChatModel) -> list[str]:
+    """The command of the process in which a model lives."""
+    return [sys.executable, "-m", "fasttune.web.chat_child", model.run.id, model.file, str(model.run.root)]
+
+
 class Conversation:
     """The turns with the model that is talked to now, and its process."""
 
@@ -118,9 +123,8 @@ class Conversation:
     async def running(self, model: ChatModel) -> asyncio.subprocess.Process:
         """The child with the model, started where there is none."""
         if self.process is None or self.process.returncode is not None:
-            words = [model.run.id, model.file, str(model.run.root)]
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "fasttune.web.chat_child", *words,
+                *child_command(model),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
                 env=environment(), start_new_session=True, limit=LONGEST_LINE,
             )  # fmt: skip

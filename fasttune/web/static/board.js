@@ -167,7 +167,7 @@ class Curves {
   }
 }
 
-const live = document.querySelector("section.live[data-events]");
+const live = document.querySelector("section.watched[data-events]");
 if (live) {
   const curves = new Curves(document.querySelector(".charts[data-points]"));
   follow(live, { points: (points) => curves.add(points), state: (state) => show(live, state) });
