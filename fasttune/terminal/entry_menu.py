@@ -21,7 +21,7 @@ from fasttune.terminal import prompts, runs_tree
 DATA_FILES = ("*.jsonl", "*.json", "data/*.jsonl", "data/*.json", "data/*/*.jsonl", "data/*/*.json")
 SHOWN_FILES = 20  # at most, of the data files that no recipe names
 SHOWN_SUBJECTS = 7  # so many choices, and no more, before the list is folded
-BACK, MORE, DOCTOR = "back", "more", "doctor:"
+BACK, MORE, DOCTOR, BOARD = "back", "more", "doctor:", "board:"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def ask_for_command(commands: Commands) -> list[str] | None:
         )
     while True:
         kind, _colon, name = ask_for_subject(commands).partition(":")
-        actions = {"series": of_series, "recipe": of_recipe, "data": of_data, "file": of_file, "doctor": of_machine}
+        actions = {"series": of_series, "recipe": of_recipe, "data": of_data, "file": of_file, "doctor": of_machine,
+                   "board": of_board}  # fmt: skip
         if kind not in actions:
             return None
         arguments = actions[kind](name, commands)
@@ -76,9 +77,12 @@ def ask_for_command(commands: Commands) -> list[str] | None:
 def ask_for_subject(commands: Commands) -> str:
     """The `kind:name` that was picked. A long list is folded, so that what a command has shown stays on the screen."""
     found, broken = subjects(commands.root)
+    leaving = found.pop("quit")
+    if "board" in commands.options:
+        found[BOARD] = _("all runs in a browser, live")
     if "doctor" in commands.options:
-        leaving = found.pop("quit")
-        found |= {DOCTOR: _("what is wrong with this machine"), "quit": leaving}
+        found[DOCTOR] = _("what is wrong with this machine")
+    found["quit"] = leaving
     if broken:
         command = command_line(["plan", broken[0]])
         say(
@@ -95,10 +99,10 @@ def ask_for_subject(commands: Commands) -> str:
 
 def folded(subjects: Mapping[str, str]) -> dict[str, str]:
     """The first SHOWN_SUBJECTS of a longer list, and one choice for all of them."""
-    if len(subjects) <= SHOWN_SUBJECTS + 2:
+    if len(subjects) <= SHOWN_SUBJECTS + 3:
         return dict(subjects)
     shown = dict(list(subjects.items())[:SHOWN_SUBJECTS])
-    last = {subject: title for subject, title in subjects.items() if subject in (DOCTOR, "quit")}
+    last = {subject: title for subject, title in subjects.items() if subject in (BOARD, DOCTOR, "quit")}
     return shown | {MORE: _("all {n} choices", n=len(subjects))} | last
 
 
@@ -240,6 +244,11 @@ def of_file(_name: str, commands: Commands) -> list[str] | None:
 def of_machine(_name: str, commands: Commands) -> list[str] | None:
     """Examine the machine."""
     return commands.line("doctor")
+
+
+def of_board(_name: str, commands: Commands) -> list[str] | None:
+    """Show all runs in a browser."""
+    return commands.line("board")
 
 
 def unusable(name: str, root: Path) -> str | None:

@@ -38,7 +38,7 @@ class Board:
 
     def close(self) -> None:
         """End what would be of no use without the board: not the trainings that it has started."""
-        self.conversation.close()
+        self.conversation.free()
         self.sittings.close()
         self.figures.close()
 

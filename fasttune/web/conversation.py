@@ -7,20 +7,20 @@ An answer belongs to the board and not to a request: it is finished and kept als
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
 
 from fasttune.console import _
 from fasttune.runs.store import Run
 from fasttune.web.children import environment
 
 IDLE_SECONDS = 300.0
-LONGEST_LINE = 1 << 20  # bytes of a message of the child
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Conversation:
         self.idle_seconds = idle_seconds
         self.model: ChatModel | None = None
         self.turns: list[Turn] = []
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.work: asyncio.Task[None] | None = None
         self.news = asyncio.Condition()
         self.timer: asyncio.TimerHandle | None = None
@@ -97,12 +97,12 @@ class Conversation:
     async def answer(self, model: ChatModel, turn: Turn) -> None:
         """Let the child answer, piece by piece."""
         try:
-            process = await self.running(model)
+            process = self.running(model)
             asked = [text for one in self.turns[:-1] for text in (one.question, one.answer)]
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write(json.dumps({"turns": [*asked, turn.question]}).encode() + b"\n")
-            await process.stdin.drain()
-            while line := await process.stdout.readline():
+            process.stdin.flush()
+            while line := await run_in_threadpool(process.stdout.readline):
                 said = json.loads(line)
                 turn.answer += said.get("piece", "")
                 turn.problem = said.get("problem", "")
@@ -111,7 +111,7 @@ class Conversation:
                 await self.tell()
             else:
                 turn.problem = _("the model's process has ended")
-                self.process = None
+                self.free()
         except (OSError, ValueError) as problem:
             turn.problem = str(problem)
             self.free()
@@ -120,13 +120,12 @@ class Conversation:
             self.timer = asyncio.get_running_loop().call_later(self.idle_seconds, self.free)
             await self.tell()
 
-    async def running(self, model: ChatModel) -> asyncio.subprocess.Process:
+    def running(self, model: ChatModel) -> subprocess.Popen[bytes]:
         """The child with the model, started where there is none."""
-        if self.process is None or self.process.returncode is not None:
-            self.process = await asyncio.create_subprocess_exec(
-                *child_command(model),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-                env=environment(), start_new_session=True, limit=LONGEST_LINE,
+        if self.process is None or self.process.poll() is not None:
+            self.process = subprocess.Popen(
+                child_command(model), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                env=environment(), start_new_session=True,
             )  # fmt: skip
         return self.process
 
@@ -152,18 +151,11 @@ class Conversation:
     def stop(self) -> None:
         """End the answer that is under way after its next token."""
         if self.is_busy and self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(signal.SIGINT)
 
     def free(self) -> None:
         """End the child, whose memory is free then. The turns stay: the next question starts it again."""
         process, self.process = self.process, None
-        if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-
-    def close(self) -> None:
-        """End the child when the board ends, whose event loop has ended before."""
-        if self.process is not None and self.process.returncode is None:
-            with contextlib.suppress(OSError):
-                os.kill(self.process.pid, signal.SIGKILL)
+        if process is not None:
+            process.kill()
+            process.wait()
