@@ -79,13 +79,13 @@ class Chart:
     from_zero: bool = False
 
 
-def draw(chart: Chart) -> str:
-    """A chart as an SVG element; "" where no series has a finite value."""
+def draw(chart: Chart, room: int = COLUMNS) -> str:
+    """A chart as an SVG element; "" where no series has a finite value. Its series share `room` columns."""
     points = [point for one in chart.series for point in finite((*one.points, *one.raw))]
     frame = frame_of(points, chart.log, from_zero=chart.from_zero)
     if frame is None:
         return ""
-    columns = max(FEWEST_COLUMNS, COLUMNS // max(1, len(chart.series)))
+    columns = max(FEWEST_COLUMNS, room // max(1, len(chart.series)))
     curves = [curve(one, style_of(one, n), frame, columns) for n, one in enumerate(chart.series)]
     marks = [marks_of(one, style_of(one, n), frame) for n, one in enumerate(chart.series) if one.marked]
     plot = (

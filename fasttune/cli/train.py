@@ -116,7 +116,7 @@ def run(
         return 0
     from fasttune import pipeline
     from fasttune.runs import store
-    from fasttune.terminal import tables
+    from fasttune.terminal import report_page, tables
 
     request = pipeline.RunRequest(recipe_file, overrides, root, strategy, on_existing, overwrite, allow_overfit)
     planner = pipeline.Planner()
@@ -137,7 +137,8 @@ def run(
         command = request.resuming.command
         say(_("stopped at step {step}; to resume there: `{command}`", step=result.record.steps, command=command))
         return STOPPED
-    tables.show_result(result.record, result.artifacts, result.probes, as_json=as_json)
+    page = report_page.written_after(result.record.run)
+    tables.show_result(result.record, result.artifacts, result.probes, page, as_json=as_json)
     return 0
 
 

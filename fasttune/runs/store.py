@@ -113,6 +113,10 @@ class Run:
         return self.folder / "exports"
 
     @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
     def lock(self) -> Path:
         return self.folder / ".lock"
 
