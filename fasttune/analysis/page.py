@@ -110,9 +110,9 @@ def labels() -> dict[str, Any]:
         "curves": _("Curves"),
         "levels": {"error": _("error"), "warning": _("warning"), "info": _("info")},
         "footer": _(
-            "Made by `fasttune report` from the files of the run: no model was loaded, nothing was sent. The "
-            "figures stand in this file as JSON, in the element with the id figures."
-        ).replace("`", ""),
+            "Made from the files of the run: no model was loaded, nothing was sent. The figures stand in this file as "
+            "JSON, in the element with the id figures."
+        ),
     }
 
 

@@ -23,6 +23,7 @@ from fasttune.runs.store import Run
 from fasttune.runs.summary import Figures
 
 Read = TypeVar("Read")
+LOOKED_AT = 10_000  # characters of an answer that are searched for repetition and for what is out of character
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def answered_epochs(run: Run, report: RunReport, answers: Sequence[str]) -> tupl
             AnsweredEpoch(
                 epoch=epochs.epoch_word(one.epoch), step=one.step, eval_loss=one.eval_loss, answers=given,
                 repeating=sum(is_repeating(text) for text in given.values()),
-                out_of_character=sum(bool(answer_faults.out_of_character(text, answers)) for text in given.values()),
+                out_of_character=sum(bool(answer_faults.out_of_character(text[:LOOKED_AT], answers)) for text in given.values()),
                 as_base=sum(text.strip() == base.get(question, "").strip() for question, text in given.items()),
                 is_best=one == best, is_served=one == picked if picked else one == kept[-1],
                 pick=epochs.pick_command(run, "--epoch", epochs.epoch_word(one.epoch)),
@@ -248,5 +249,5 @@ def answered_epochs(run: Run, report: RunReport, answers: Sequence[str]) -> tupl
 
 
 def is_repeating(answer: str) -> bool:
-    """Whether an answer says the same again and again."""
-    return answer_faults.repeated_share(answer) >= answer_faults.REPEATED
+    """Whether an answer says the same again and again, by its first LOOKED_AT characters."""
+    return answer_faults.repeated_share(answer[:LOOKED_AT]) >= answer_faults.REPEATED
