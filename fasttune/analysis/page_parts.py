@@ -103,6 +103,8 @@ def proof(difference: float | None) -> str:
     """What the two losses of a check batch say."""
     if difference is None:
         return _("not comparable: other data, or a schedule of its own")
+    if difference == 0:
+        return "✓ " + _("continued: the same loss")
     if difference <= SAME_LOSS:
         return "✓ " + _("continued: they differ by {difference:.2g}", difference=difference)
     return "✗ " + _("they differ by {difference:.2g}", difference=difference)

@@ -176,7 +176,7 @@ def view(report: RunReport, number: int, room: Room) -> RunView:
     verdict = figures.verdict if figures else None
     tone = TONES.get(verdict or "", "fair")
     found = worst_first([*report.problems, *(diagnosis.findings if diagnosis else ())])
-    shown = [shortened(one) for one in found[:MOST_FINDINGS]]
+    shown = [shortened(without_repeats(one, report)) for one in found[:MOST_FINDINGS]]
     return RunView(
         id=report.id,
         name=report.name,
@@ -196,6 +196,13 @@ def view(report: RunReport, number: int, room: Room) -> RunView:
 def more_word(more: int) -> str:
     """How many findings are not shown."""
     return ngettext("and {n} more finding", "and {n} more findings", more) if more else ""
+
+
+def without_repeats(finding: Finding, report: RunReport) -> Finding:
+    """A finding without what stands beside it anyway: the name of its run, and the command that is to be typed next."""
+    command = report.diagnosis.command if report.diagnosis else ""
+    where = "" if finding.where == report.id else finding.where
+    return replace(finding, where=where, fix="" if finding.fix == f"`{command}`" else finding.fix)
 
 
 def nothing_yet(report: RunReport) -> str:

@@ -239,7 +239,7 @@ def answered_epochs(run: Run, report: RunReport, answers: Sequence[str]) -> tupl
             AnsweredEpoch(
                 epoch=epochs.epoch_word(one.epoch), step=one.step, eval_loss=one.eval_loss, answers=given,
                 repeating=sum(is_repeating(text) for text in given.values()),
-                out_of_character=sum(bool(answer_faults.out_of_character(text[:LOOKED_AT], answers)) for text in given.values()),
+                out_of_character=sum(is_out_of_character(text, answers) for text in given.values()),
                 as_base=sum(text.strip() == base.get(question, "").strip() for question, text in given.items()),
                 is_best=one == best, is_served=one == picked if picked else one == kept[-1],
                 pick=epochs.pick_command(run, "--epoch", epochs.epoch_word(one.epoch)),
@@ -251,3 +251,8 @@ def answered_epochs(run: Run, report: RunReport, answers: Sequence[str]) -> tupl
 def is_repeating(answer: str) -> bool:
     """Whether an answer says the same again and again, by its first LOOKED_AT characters."""
     return answer_faults.repeated_share(answer[:LOOKED_AT]) >= answer_faults.REPEATED
+
+
+def is_out_of_character(answer: str, training_answers: Sequence[str]) -> bool:
+    """Whether an answer names the base or says that it is a model, by its first LOOKED_AT characters."""
+    return bool(answer_faults.out_of_character(answer[:LOOKED_AT], training_answers))
