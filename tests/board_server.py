@@ -43,8 +43,11 @@ class Served:
             headers = {"Origin": origin or self.origin}
             return client.post(path, params={"token": self.board.token}, data=fields, headers=headers)
 
-    def events(self, path: str, seconds: float = 20, **query: Any) -> Iterator[tuple[str, Any, str]]:
-        """(name, data, id) of the events of a stream, as they come, for at most so many seconds."""
+    def events(
+        self, path: str, seconds: float = 20, beginning: str = "", **query: str
+    ) -> Iterator[tuple[str, Any, str]]:
+        """(name, data, id) of the events of a stream from a place on, as they come, for at most so many seconds."""
+        query |= {"from": beginning}
         deadline = time.monotonic() + seconds
         with self.bare as client, client.stream("GET", path, params={**query, "token": self.board.token}) as response:
             assert response.status_code == 200, response.status_code

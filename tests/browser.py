@@ -1,77 +1,78 @@
-"""A real browser for pages: Debian's chromium, headless, by playwright; tests that use it are slow and skipped without."""
+"""A real browser for the slow tests of pages: Debian's chromium, driven by playwright, with the rules of axe-core."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 WIDTHS = (390, 1280)
-SCHEMES = ("light", "dark")
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @dataclass
 class Seen:
-    """A page, and what went wrong on it: `errors` are of the console and of scripts, `requests` the addresses that it
-    asked for."""
+    """A page that is open: the browser's own, and all that it wrote to the console, requested, or failed at."""
 
     page: Any
-    errors: list[str] = field(default_factory=list)
+    console: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
     def overflow(self) -> list[str]:
-        """The elements that reach beyond the page's width, and are not in one that scrolls."""
+        """The elements that stand out of the page to the right; none where nothing can be scrolled sideways."""
         found: list[str] = self.page.evaluate(
-            """() => [...document.querySelectorAll('body *')].filter((one) => {
-                for (let up = one.parentElement; up; up = up.parentElement) {
-                    if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(up).overflowX)) return false;
-                }
-                const box = one.getBoundingClientRect();
-                return box.width > 0 && box.right > document.documentElement.clientWidth + 1 && box.left >= 0;
-            }).map((one) => one.outerHTML.slice(0, 120))"""
+            """() => document.documentElement.scrollWidth <= window.innerWidth ? [] :
+            [...document.querySelectorAll('body *')].filter(one => one.getBoundingClientRect().right > window.innerWidth + 1)
+            .map(one => one.tagName + '.' + (one.getAttribute('class') || ''))"""
         )
-        wide = self.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
-        return found + ["the page scrolls sideways"] * wide
+        return found
 
-    def serious(self) -> list[str]:
-        """What axe-core finds that is serious or critical."""
+    def violations(self) -> list[str]:
+        """What axe-core finds that is serious or critical: rule and the element."""
         from axe_playwright_python.sync_playwright import Axe
 
-        violations = Axe().run(self.page).response["violations"]
+        results = Axe().run(self.page).response["violations"]
         return [
-            f"{one['id']}: {[node['html'][:160] for node in one['nodes']][:3]}"
-            for one in violations if one["impact"] in ("serious", "critical")
-        ]  # fmt: skip
+            f"{one['id']}: {node['target']}"
+            for one in results
+            if one["impact"] in ("serious", "critical")
+            for node in one["nodes"]
+        ]
 
 
-@contextmanager
+@contextlib.contextmanager
 def browser() -> Iterator[Any]:
-    """A chromium that reaches no proxy."""
-    pytest.importorskip("playwright")
-    pytest.importorskip("axe_playwright_python")
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("no chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=["--no-proxy-server", "--no-sandbox"])
-        yield chromium
-        chromium.close()
+    """A headless chromium; the test is skipped where there is none."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            yield opened
+        finally:
+            opened.close()
 
 
-@contextmanager
-def page_in(chromium: Any, width: int = 1280, scheme: str = "light", **options: Any) -> Iterator[Seen]:
-    """A page of a width, 844 high, in a colour scheme."""
-    context = chromium.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, **options)
-    page = context.new_page()
-    seen = Seen(page)
-    page.on("console", lambda message: seen.errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda problem: seen.errors.append(str(problem)))
-    page.on("request", lambda request: seen.requests.append(request.url))
-    yield seen
-    context.close()
+@contextlib.contextmanager
+def opened_page(
+    chromium: Any, address: str, width: int, scheme: Literal["light", "dark"], *, scripts: bool = True
+) -> Iterator[Seen]:
+    """A page in a window of so many pixels; `scripts` are those of the page, which tests may switch off."""
+    context = chromium.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=scripts
+    )
+    seen = Seen(context.new_page())
+    seen.page.on("console", lambda message: seen.console.append(message.text))
+    seen.page.on("pageerror", lambda problem: seen.console.append(str(problem)))
+    seen.page.on("request", lambda request: seen.requests.append(request.url))
+    seen.page.goto(address)
+    try:
+        yield seen
+    finally:
+        context.close()

@@ -34,7 +34,7 @@ MARKS = (
     "M-4.5 0H4.5M0-4.5V4.5",
 )
 STYLE = """
-.chart{display:block;width:100%;box-sizing:border-box;padding:14px 10px 26px 54px;overflow:visible;font-size:12px}
+.chart{display:block;width:100%;box-sizing:border-box;padding:14px 10px 40px 54px;overflow:visible;font-size:12px}
 .chart text{fill:var(--muted);font-family:inherit;font-variant-numeric:tabular-nums}
 .chart .plot{overflow:visible}
 .chart path,.chart line{fill:none;vector-effect:non-scaling-stroke}
@@ -79,13 +79,13 @@ class Chart:
     from_zero: bool = False
 
 
-def draw(chart: Chart) -> str:
-    """A chart as an SVG element; "" where no series has a finite value."""
+def draw(chart: Chart, room: int = COLUMNS) -> str:
+    """A chart as an SVG element; "" where no series has a finite value. Its series share `room` columns."""
     points = [point for one in chart.series for point in finite((*one.points, *one.raw))]
     frame = frame_of(points, chart.log, from_zero=chart.from_zero)
     if frame is None:
         return ""
-    columns = max(FEWEST_COLUMNS, COLUMNS // max(1, len(chart.series)))
+    columns = max(FEWEST_COLUMNS, room // max(1, len(chart.series)))
     curves = [curve(one, style_of(one, n), frame, columns) for n, one in enumerate(chart.series)]
     marks = [marks_of(one, style_of(one, n), frame) for n, one in enumerate(chart.series) if one.marked]
     plot = (
@@ -99,7 +99,7 @@ def svg(name: str, title: str, description: str, inside: str) -> str:
     """The outer element of a chart, which says in words what it shows."""
     ids = f"{safe(name)}-title {safe(name)}-text"
     return (
-        f'<svg class="chart" role="img" aria-labelledby="{ids}" height="{HEIGHT + 40}">'
+        f'<svg class="chart" role="img" aria-labelledby="{ids}" height="{HEIGHT + 54}">'
         f'<title id="{safe(name)}-title">{safe(title)}</title><desc id="{safe(name)}-text">{safe(description)}</desc>'
         f"{inside}</svg>"
     )
@@ -216,9 +216,8 @@ def labels(chart: Chart, frame: Frame) -> Iterator[str]:
     for value in frame.y_ticks:
         yield f'<text x="-8" y="{frame.y(value):.1f}" dy="4" text-anchor="end">{number(value)}</text>'
     for value in frame.x_ticks:
-        if frame.x(value) < 0.9:
-            yield f'<text x="{100 * frame.x(value):.2f}%" y="{HEIGHT + 18}" text-anchor="middle">{number(value)}</text>'
-    yield f'<text x="100%" y="{HEIGHT + 18}" text-anchor="end">{safe(chart.x_label)}</text>'
+        yield f'<text x="{100 * frame.x(value):.2f}%" y="{HEIGHT + 18}" text-anchor="middle">{number(value)}</text>'
+    yield f'<text x="100%" y="{HEIGHT + 34}" text-anchor="end">{safe(chart.x_label)}</text>'
     for value, text in spaced(chart, frame):
         anchor = "end" if frame.x(value) > 0.7 else "start"
         shift = -4 if anchor == "end" else 4

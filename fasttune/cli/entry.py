@@ -36,7 +36,7 @@ def main() -> None:
     except click.ClickException as problem:
         sys.exit(show_problem(command_line.as_usage_error(problem, commands)))
     except OSError as problem:
-        known = files.condition_as_error(problem)
+        known = files.known_condition(problem)
         if known is None:
             raise
         sys.exit(show_problem(known))
@@ -68,7 +68,7 @@ def commands() -> None:
 
 VERBS = (
     train.init, train.plan, train.run, train.menu,
-    look.show_sample, look.list_runs, look.board,
+    look.show_sample, look.list_runs, look.report, look.board,
     understand.check, understand.diagnose, understand.facts, understand.compare,
     use.chat, use.export,
     measure.bench, measure.doctor,

@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar
 from fasttune.console import FasttuneError, _, error
 from fasttune.files import write_json
 from fasttune.recipe.schema import Setting
-from fasttune.runs.outcomes import EpochScores, FactScores
+from fasttune.runs.outcomes import EpochScores, FactScores, HeldOutLosses
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json, fits_plain, from_json
 
@@ -189,12 +189,14 @@ class Probe:
 class Scores:
     """scores.json. `answered_by` is the name of the GGUF file, "adapter", None where the recipe has no probe questions,
     and NOT_ASKED before they were asked: the last thing that a run does. `facts` is None before `fasttune facts`;
-    `epochs` are those whose adapters were kept, oldest first, also while the run trains."""
+    `epochs` are those whose adapters were kept, oldest first, also while the run trains; `held_out` is None before
+    `fasttune compare`."""
 
     probes: tuple[Probe, ...]
     answered_by: str | None = NOT_ASKED
     facts: FactScores | None = None
     epochs: tuple[EpochScores, ...] = ()
+    held_out: HeldOutLosses | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""What a run came to when it was asked, as documents hold it: the facts of a sheet and the answers after each epoch in
-scores.json, what a person picked in blind comparisons in blind.json, and which epoch was picked in picked.json. And the
-answers that are compared.
+"""What a run came to when it was asked, as documents hold it: the facts of a sheet, the answers after each epoch and
+the losses of single samples in scores.json, what a person picked in blind comparisons in blind.json, and which epoch
+was picked in picked.json. And the answers that are compared.
 """
 
 from __future__ import annotations
@@ -78,6 +78,25 @@ class EpochScores:
     questions: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     max_new_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class SampleLoss:
+    """A held-out sample, as `file:line`, with the trained model's loss and its base's, in nats a supervised token; the
+    base's is None where it was not asked."""
+
+    sample: str
+    loss: float
+    base_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class HeldOutLosses:
+    """The losses of single held-out samples, as `fasttune compare` computed them for an adapter; `adapter` is the
+    sha256 of its weights."""
+
+    adapter: str
+    samples: tuple[SampleLoss, ...]
 
 
 @dataclass(frozen=True)

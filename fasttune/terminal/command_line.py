@@ -4,6 +4,7 @@ option for one that does not exist, and what a shell completes.
 
 from __future__ import annotations
 
+import contextlib
 import gettext
 import os
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ SYNONYMS = {
     "ui": "board", "web": "board", "dashboard": "board", "watch": "board", "tensorboard": "board",
     "infer": "chat", "inference": "chat", "generate": "chat", "talk": "chat", "ask": "chat", "serve": "chat",
     "diff": "compare", "eval": "compare", "evaluate": "compare", "blind": "compare --blind", "knows": "facts",
+    "page": "report", "html": "report", "summary": "report", "plot": "report", "curves": "report",
     "merge": "export", "gguf": "export", "convert": "export", "quantize": "export",
     "new": "init", "create": "init", "example": "init --example quickstart", "benchmark": "bench",
     "dry-run": "plan", "lint": "check", "validate": "plan", "tokenize": "show", "preview": "show", "help": "--help",
@@ -74,6 +76,7 @@ GROUPS = (
     (N_("Look"), {
         "runs": N_("Show the runs with their figures and verdicts"),
         "show": N_("Show the tokens of one sample"),
+        "report": N_("Write a page about runs, which any browser opens"),
         "board": N_("Show all runs in a browser, live"),
     }),
     (N_("Understand"), {
@@ -179,8 +182,10 @@ def complete_setting(_ctx: click.Context, _parameter: click.Parameter, incomplet
 
 
 def complete_run(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The names of series and the ids of runs in the runs folder."""
+    """The names of series and the ids of runs in the runs folder, as far as it can be listed."""
     root = Path(ctx.params.get("root") or os.environ.get("FASTTUNE_RUNS", "runs"))
-    series = store.list_series(root)
+    series: list[str] = []
+    with contextlib.suppress(OSError):  # a shell would print it amid the line that is being typed
+        series = store.list_series(root)
     ids = [run.id for name in series for run in store.list_runs(root, name)]
     return [CompletionItem(name) for name in (*series, *ids) if name.startswith(incomplete)]

@@ -30,6 +30,7 @@ ROUTES = (
     ("/overlay", "GET", overview.overlay),
     ("/runs/{series}/{number}", "GET", run_page.run_page),
     ("/runs/{series}/{number}/events", "GET", run_page.run_events),
+    ("/runs/{series}/{number}/report", "GET", run_page.run_report),
     ("/runs/{series}/{number}/stop", "GET", run_page.ask_to_stop),
     ("/runs/{series}/{number}/stop", "POST", run_page.stop),
     ("/train", "GET", training_page.recipes_page),

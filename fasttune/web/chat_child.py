@@ -17,18 +17,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fasttune.console import FasttuneError
 
-if TYPE_CHECKING:
-    from fasttune.data.dataset import Message
-    from fasttune.export.llama import Sampling
-    from fasttune.runs.store import Run
-
 TEMPERATURE, MAX_NEW_TOKENS = 0.7, 512  # those of `fasttune chat`
 Tell = Callable[[str], bool]  # takes a piece of the answer, returns whether the answer is to end
-Answer = Callable[[Sequence[int], "Sampling", Tell], None]
+Answer = Callable[[Sequence[str], Tell], None]
 
 
 class Stopped:
@@ -57,7 +52,7 @@ def main() -> None:
             return stopped.asked
 
         try:
-            with conversation(*sys.argv[1:4]) as answer:
+            with answering(*sys.argv[1:4]) as answer:
                 for line in sys.stdin:
                     stopped.asked = False
                     answer(json.loads(line)["turns"], tell)
@@ -68,78 +63,32 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def conversation(id: str, file: str, root: str) -> Iterator[Callable[[Sequence[str], Tell], None]]:
-    """A function that answers the last of a conversation's turns, with the model loaded. Raises FasttuneError where the
-    run, its file, its adapter or its base is missing or damaged."""
+def answering(id: str, file: str, root: str) -> Iterator[Answer]:
+    """A function that answers the last of a conversation's turns, with the model loaded.
+
+    Raises FasttuneError where the run, its file, its adapter or its base is missing or damaged.
+    """
+    from fasttune.analysis import speakers
+    from fasttune.analysis.conversation import Conversation
     from fasttune.data.dataset import Message
     from fasttune.export.llama import Sampling
-    from fasttune.runs import documents, store
-    from fasttune.terminal.chat import truncate_history
+    from fasttune.runs import store
 
     run = store.find(Path(root), id)
-    system = documents.read_provenance(run).system
-    num_ctx = documents.read_setting(run, "export.num_ctx", int)  # as the Modelfile has it for Ollama
-    with by_gguf(run, file, num_ctx) if file else by_adapter(run) as (tokenizer, answer):
+    name = run.exports / Path(file).name if file else run.folder
+    named = speakers.find_one(str(name), run.root, adapter=not file)
+    with speakers.opened(named) as speaker:
 
-        def reply(turns: Sequence[str], tell: Tell) -> None:
-            messages: list[Message] = [
-                Message("assistant" if at % 2 else "user", text) for at, text in enumerate(turns)
-            ]
-            ids = truncate_history(messages, system, tokenizer, num_ctx - MAX_NEW_TOKENS)
-            answer(ids, Sampling(MAX_NEW_TOKENS, TEMPERATURE, seed=random.randrange(2**31)), tell)
+        def answer(turns: Sequence[str], tell: Tell) -> None:
+            before = [Message("assistant" if at % 2 else "user", text) for at, text in enumerate(turns[:-1])]
+            sampling = Sampling(MAX_NEW_TOKENS, TEMPERATURE, seed=random.randrange(2**31))
+            pieces = Conversation(speaker, named.system, before).ask(turns[-1], sampling)
+            with contextlib.closing(pieces):
+                for piece in pieces:
+                    if tell(piece):
+                        return
 
-        yield reply
-
-
-@contextlib.contextmanager
-def by_gguf(run: Run, file: str, num_ctx: int) -> Iterator[tuple[Any, Answer]]:
-    """The tokenizer of a run's base, and answers by one of its GGUF files."""
-    from fasttune.analysis.sources import run_recipe
-    from fasttune.export.artifact import require_unchanged
-    from fasttune.export.llama import open_gguf, stream
-    from fasttune.training import model as models
-    from fasttune.training import provenance
-
-    gguf = run.exports / Path(file).name
-    require_unchanged(gguf)
-    tokenizer = models.load_tokenizer(provenance.locate_base(run, run_recipe(run).model))
-    with open_gguf(gguf, num_ctx) as loaded:
-
-        def answer(ids: Sequence[int], sampling: Sampling, tell: Tell) -> None:
-            for piece in stream(loaded, ids, sampling):
-                if tell(piece):
-                    return
-
-        yield tokenizer, answer
-
-
-@contextlib.contextmanager
-def by_adapter(run: Run) -> Iterator[tuple[Any, Answer]]:
-    """The tokenizer of a run's base, and answers by the base with the run's adapter."""
-    from fasttune.analysis import sources
-    from fasttune.analysis.answers import TorchSource
-    from fasttune.export import llama
-    from fasttune.training import generation
-
-    source = sources.find(str(run.folder), run.root).source
-    assert isinstance(source, TorchSource)
-    model, tokenizer = source.loaded.model, source.loaded.tokenizer
-
-    def answer(ids: Sequence[int], sampling: Sampling, tell: Tell) -> None:
-        numbers, said, shown = llama.random_numbers(sampling), list[int](), ""
-
-        def choose(_row: int, logits: Any) -> int:
-            nonlocal shown
-            said.append(llama.sample_token(logits.float().cpu().numpy(), sampling, numbers))
-            text = tokenizer.decode(said, skip_special_tokens=True)
-            if text.endswith("\ufffd"):  # a character whose bytes are split among tokens
-                return said[-1]
-            piece, shown = text[len(shown) :], text
-            return int(tokenizer.eos_token_id) if piece and tell(piece) else said[-1]
-
-        generation.generate_batch(model, tokenizer, [ids], sampling.max_new_tokens, choose)
-
-    yield tokenizer, answer
+        yield answer
 
 
 if __name__ == "__main__":

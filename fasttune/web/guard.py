@@ -87,12 +87,13 @@ def one(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str:
 
 
 def with_headers(send: Send) -> Send:
-    """A `send` that adds HEADERS to the answer."""
-    extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+    """A `send` that adds HEADERS to the answer; one that the application has set itself is kept."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            own = [(name, value) for name, value in message["headers"] if name.decode() not in HEADERS]
+            own = list(message["headers"])
+            names = {name for name, _value in own}
+            extra = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in names]
             message = {**message, "headers": [*own, *extra]}
         await send(message)
 

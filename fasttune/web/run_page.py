@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from fasttune.analysis import words
+from fasttune.command import command_line, runs_option
 from fasttune.console import FasttuneError, _, finite
 from fasttune.runs import holder
 from fasttune.runs.store import Run
@@ -36,7 +38,7 @@ def run_page(request: Request) -> Response:
         run=run, figures=read.figures, findings=read.findings, summary=summary_lines(read),
         badge=badge(read), tone=tone(run.status, read.figures.verdict if read.figures else None),
         is_live=busy, standing=standing(run, history.points[-live.RATE_FROM :]) if busy else None,
-        can_stop=run.status == "running",
+        can_stop=run.status == "running", has_report=report_file(run).is_file(),
         charts=curves.of_run(history.points, curves.epoch_length(run)), place=str(history.place),
         points=json.dumps(finite(history.points)) if busy else "", fields=" ".join(history_tail.FIELDS),
         epoch_length=curves.epoch_length(run), tables=tables(run), commands=next_commands(run),
@@ -72,7 +74,7 @@ def texts(read: Read) -> dict[str, str]:
     return {
         "stop": _("Stop the training"), "loss": _("loss"), "accuracy": _("accuracy"), "rate": _("tokens/s"),
         "pending": _("this history is long and is still being read"), "none": _("no step was logged yet"),
-        "curves": _("Curves"), "next": _("Next"), "in_use": _("in use"),
+        "report": _("the whole report"), "curves": _("Curves"), "next": _("Next"), "in_use": _("in use"),
         "date": read.figures.date if read.figures else "",
     }  # fmt: skip
 
@@ -81,6 +83,29 @@ def run_events(request: Request) -> Response:
     """The events of one run."""
     board, run = board_of(request), named_run(request)
     return StreamingResponse(live.of_run(request, board, run), media_type="text/event-stream", headers=live.HEADERS)
+
+
+# A page that `fasttune report` has written has its style in it; sandboxed, it can do nothing but be read.
+STILL = {
+    "content-security-policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+}
+
+
+def run_report(request: Request) -> Response:
+    """The page that `fasttune report` has written into the folder of a run."""
+    run = named_run(request)
+    try:
+        text = report_file(run).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        what, how = _("this run has no report yet"), command_line(["report", run.id, *runs_option(run.root)])
+        return message(request, run.id, what, 404, _("write it: `{command}`", command=how))
+    return HTMLResponse(text, headers=STILL)
+
+
+def report_file(run: Run) -> Path:
+    """Where `fasttune report` writes the page of a run."""
+    return run.folder / "report.html"
 
 
 # Stopping -----------------------------------------------------------------------------------------------------------

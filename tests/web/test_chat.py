@@ -156,12 +156,22 @@ def test_both_kinds_of_model_answer_as_they_were_trained(quickstart: Any, file: 
     name, pieces = (gguf if file == "gguf" else ""), list[str]()
     chat_child.TEMPERATURE, before = 0.0, chat_child.TEMPERATURE
     try:
-        with chat_child.conversation("quickstart/001-fresh", name, str(quickstart.folder.parent.parent)) as reply:
-            reply(["你是谁？"], lambda piece: bool(pieces.append(piece)))
+        with chat_child.answering("quickstart/001-fresh", name, str(quickstart.folder.parent.parent)) as reply:
+            reply(["你是谁？"], taking(pieces, stop=False))
             whole = "".join(pieces)
             pieces.clear()
-            reply(["你是谁？"], lambda piece: bool(pieces.append(piece)) or True)
+            reply(["你是谁？"], taking(pieces, stop=True))
     finally:
         chat_child.TEMPERATURE = before
     assert len(whole) > 2 and "<|im_end|>" not in whole and "\ufffd" not in whole
     assert len(pieces) == 1 and whole.startswith(pieces[0]), "stopped after its first piece"
+
+
+def taking(pieces: list[str], *, stop: bool) -> chat_child.Tell:
+    """Takes pieces, and asks for the end after the first."""
+
+    def tell(piece: str) -> bool:
+        pieces.append(piece)
+        return stop
+
+    return tell

@@ -67,7 +67,7 @@ def test_points_come_once_each_and_a_torn_line_is_waited_for(tmp_path: Path) -> 
             time.sleep(0.3)
             file.write(line[20:] + "\n")
         assert [point[0] for point in next(events)[1]] == [4]
-        again = board.events(f"/runs/{run.id}/events", **{"from": place})
+        again = board.events(f"/runs/{run.id}/events", beginning=place)
         assert [point[0] for point in next(again)[1]] == [3, 4], "from the place on that the page has"
 
 

@@ -103,6 +103,20 @@ def test_no_runs_at_all(tmp_path: Path) -> None:
         assert "no runs in" in page and "init --example quickstart" in page
 
 
+def test_the_report_is_shown_and_can_do_nothing(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    with served(tmp_path) as board:
+        missing = board.get(f"/runs/{run.id}/report")
+        assert missing.status_code == 404 and "report persona/001-fresh --runs" in text_of(missing.text)
+        assert f"{run.id}/report" not in board.get(f"/runs/{run.id}").text
+        (run.folder / "report.html").write_text("<style>p{}</style><script>alert(1)</script>", encoding="utf-8")
+        page = board.get(f"/runs/{run.id}/report")
+        assert page.headers.get_list("content-security-policy") == [page.headers["content-security-policy"]]
+        assert page.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+        assert "script-src" not in page.headers["content-security-policy"] and page.headers["x-frame-options"] == "DENY"
+        assert f"{run.id}/report" in board.get(f"/runs/{run.id}").text
+
+
 def test_figures_follow_the_files(tmp_path: Path) -> None:
     run = write_run(tmp_path, losses=(2.0, 1.0), finished=False)
     with served(tmp_path) as board:
