@@ -118,7 +118,8 @@ def overlay(request: Request) -> Response:
         return message(request, _("Runs over each other"), _("choose runs on the page of all runs"), 400)
     figures = [one.figures for one in board.figures.of(runs)]
     listed: list[dict[str, Any]] = [
-        {"run": run, "line": runs_tree.state_line(one) if one else ""} for run, one in zip(runs, figures, strict=True)
+        {"run": run, "line": runs_tree.state_line(one).partition(" ")[2] if one else ""}
+        for run, one in zip(runs, figures, strict=True)
     ]
     return page(
         request, "overlay.html", _("Runs over each other"),

@@ -12,11 +12,13 @@ import jinja2
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from fasttune.analysis.page import HIDDEN
 from fasttune.console import CONTROLS, _, language
 from fasttune.web.guard import LANGUAGES
 
 LONGEST_TEXT = 20_000  # characters of an answer that a page shows
 HERE = Path(__file__).parent
+UNSEEN = {**CONTROLS, **HIDDEN}  # what a page would obey, or turn the direction of writing by
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class Links:
 
 
 def shown(text: object) -> str:
-    """A text as it is shown: control characters written out, and cut where it is endless."""
+    """A text as it is shown: what can't be seen is written out, and it is cut where it is endless."""
     whole = str(text)
-    cut = whole[:LONGEST_TEXT].translate(CONTROLS)
+    cut = whole[:LONGEST_TEXT].translate(UNSEEN)
     if len(whole) > LONGEST_TEXT:
         cut += "\n" + _("… {n:,} more characters", n=len(whole) - LONGEST_TEXT)
     return cut
@@ -73,7 +75,7 @@ def page(request: Request, name: str, title: str, status: int = 200, **values: A
     link = links(request)
     other = {"en": ("zh", "中文"), "zh": ("en", "English")}[language()]
     words = {
-        "runs": _("Runs"), "train": _("Train"), "blind": _("Blind comparison"), "chat": _("Chat"),
+        "runs": _("Runs"), "train": _("Train"), "blind": _("Blind test"), "chat": _("Chat"),
         "skip": _("to the content"), "other": other[1],
     }  # fmt: skip
     frame = {

@@ -63,8 +63,9 @@ def summary_lines(read: Read) -> list[str]:
         return []
     changed = words.changed_line(one.changes) if one.parent else ""
     parent = _("continues from {run}", run=one.parent) if one.parent else ""
-    verdict = words.verdict_line(one) if read.run.status != "running" else ""  # it would be one of the moment
-    lines = (verdict, runs_tree.figures_line(one), words.best_line(one), parent, changed,
+    if read.run.status == "running":  # figures and verdict would be those of a moment ago
+        return [line for line in (parent, changed) if line]
+    lines = (words.verdict_line(one), runs_tree.figures_line(one), words.best_line(one), parent, changed,
              runs_tree.files_line(one))  # fmt: skip
     return [line for line in lines if line]
 

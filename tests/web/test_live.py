@@ -8,48 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from board_server import served
 from run_folders import write_run
+from web_runs import log, trained_by_another
 
 from fasttune import files
 from fasttune.runs import store
 from fasttune.runs.store import Run
-
-# Holds a run's lock as a training does, and notes how it was asked to end.
-TRAINER = """
-import signal, sys, time
-from pathlib import Path
-from fasttune.runs.store import Run, exclusive
-def stop(number, frame):
-    Path(sys.argv[3]).write_text(str(number))
-    sys.exit(130)
-signal.signal(signal.SIGINT, stop)
-with exclusive(Run(Path(sys.argv[1]), sys.argv[2])):
-    print("training", flush=True)
-    time.sleep(60)
-"""
-
-
-@contextmanager
-def trained_by_another(run: Run, note: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the run's lock."""
-    command = [sys.executable, "-c", TRAINER, str(run.root), run.id, str(note)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "training\n"
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def log(run: Run, step: int, **figures: float) -> None:
-    line = {"step": step, "epoch": step / 10, "loss": 1 / step, "mean_token_accuracy": 0.5, "step_seconds": 30.0}
-    files.append_line(run.history, {**line, **figures})
 
 
 def test_points_come_once_each_and_a_torn_line_is_waited_for(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_run_says_its_verdict_first(board: Served) -> None:
 def test_hostile_answers_are_text(board: Served) -> None:
     page = board.get("/runs/persona/001-fresh").text
     assert "<script>alert" not in page and "<img" not in page and "\x1b" not in page
-    assert "&lt;script&gt;alert(1)" in page and r"\x1b[31m" in page
+    assert "&lt;script&gt;alert(1)" in page and r"\x1b[31m" in page and r"\u202eabc" in page and "\u202e" not in page
     assert "980,0" in page and len(page) < 100_000, "an endless answer is cut"
 
 
