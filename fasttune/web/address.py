@@ -33,8 +33,8 @@ def files_of(root: Path) -> tuple[Path, str]:
 @contextlib.contextmanager
 def announced(root: Path, port: int, token: str) -> Iterator[None]:
     """In the block, `fasttune run` finds this board. Where the cache can't be written nobody finds it, and it works."""
-    folder, name = files_of(root)
     try:
+        folder, name = files_of(root)
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         remove_stale(folder)
@@ -65,10 +65,11 @@ def remove_stale(folder: Path) -> None:
 def running(root: Path, *, with_token: bool = True) -> str | None:
     """The address of a board that shows this runs folder; None where none runs. Without its token for a log file, which
     others may read."""
-    folder, name = files_of(root)
-    for file in sorted(folder.glob(f"{name}-*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            document = json.loads(file.read_text(encoding="utf-8"))
-            if is_locked(file):
-                return url(int(document["port"]), str(document["token"]) if with_token else "")
+    with contextlib.suppress(OSError):  # a user without a home folder
+        folder, name = files_of(root)
+        for file in sorted(folder.glob(f"{name}-*.json")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                document = json.loads(file.read_text(encoding="utf-8"))
+                if is_locked(file):
+                    return url(int(document["port"]), str(document["token"]) if with_token else "")
     return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qs
-
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -11,15 +9,13 @@ from starlette.responses import RedirectResponse, Response
 from fasttune.console import _, ngettext
 from fasttune.web.blind import BASE, NEITHER, STOP, Sitting
 from fasttune.web.board import board_of
+from fasttune.web.guard import fields
 from fasttune.web.pages import links, message, page
 
 
 async def form(request: Request) -> dict[str, str]:
     """The fields of a form; of a field that is there twice the first. guard.py has limited its size."""
-    fields = parse_qs(
-        (await request.body()).decode("utf-8", errors="replace"), keep_blank_values=True, max_num_fields=50
-    )
-    return {name: values[0] for name, values in fields.items()}
+    return {name: values[0] for name, values in fields(await request.body()).items()}
 
 
 def choices(request: Request) -> list[str]:

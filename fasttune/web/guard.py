@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fasttune.console import _, language, speaking
 
 LARGEST_BODY = 64 << 10  # bytes: a question, or the choices of a form
+MOST_FIELDS = 1000  # every run may be chosen on the page of all runs
 LANGUAGES = ("en", "zh")
 HEADERS = {
     "content-security-policy": (
@@ -50,7 +51,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=100)
+        query = fields(scope["query_string"])
         chosen = query.get("lang", [""])[-1]
         with speaking(chosen if chosen in LANGUAGES else language()):
             refused = self.refusal(scope, query.get("token", []))
@@ -78,6 +79,14 @@ class Guard:
         if method not in ("GET", "HEAD") or origin:
             return origin in self.origins and site in ("", "same-origin")
         return site in ("", "same-origin", "none")
+
+
+def fields(text: bytes) -> dict[str, list[str]]:
+    """The fields of a query or a form; none where there are more than any page of the board sends."""
+    try:
+        return parse_qs(text.decode("utf-8", errors="replace"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+    except ValueError:
+        return {}
 
 
 def one(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str:

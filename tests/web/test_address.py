@@ -63,6 +63,17 @@ def test_a_board_without_a_cache_works_and_is_not_found(tmp_path: Path, monkeypa
         assert address.running(tmp_path) is None
 
 
+def test_a_user_without_a_home_folder_has_a_board_that_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> Path:
+        raise FileNotFoundError("no home")
+
+    monkeypatch.setattr(address, "cache_folder", nowhere)
+    with address.announced(tmp_path, 1, "secret"):
+        assert address.running(tmp_path) is None
+
+
 def test_a_port_in_use_is_one_message(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from board_server import Served, served
-from browser import SCHEMES, WIDTHS, browser, opened_page
+from browser import SCHEMES, WIDTHS, Seen, browser, opened_page
 from run_folders import write_run
 from web_runs import log, trained_by_another
 
@@ -56,6 +56,15 @@ def address(board: Served, path: str, lang: str = "en") -> str:
     return f"{board.origin}{path}{'&' if '?' in path else '?'}lang={lang}&token={board.board.token}"
 
 
+def until(seen: Seen, condition: str) -> None:
+    """Waits until an expression is true in the page. Playwright's own waiting is forbidden by the page's policy."""
+    for _try in range(300):
+        if seen.page.evaluate(condition):
+            return
+        time.sleep(0.05)
+    raise AssertionError(condition)
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_fits_and_can_be_read(chromium: Any, board: Served, path: str) -> None:
     for width in WIDTHS:
@@ -81,8 +90,8 @@ def test_curves_grow_while_they_are_watched(chromium: Any, board: Served) -> Non
         before = seen.page.locator(curve).get_attribute("d")
         for step in range(20, 31):
             log(run, step, tokens_per_second=2000.0, learning_rate=1e-4, grad_norm=1.0)
-        seen.page.wait_for_function("document.querySelector('[data-place=step]').textContent.includes('step 30 of 50')")
-        seen.page.wait_for_function(f"document.querySelector('{curve}').getAttribute('d') !== {before!r}")
+        until(seen, "document.querySelector('[data-place=step]').textContent.includes('step 30 of 50')")
+        until(seen, f"document.querySelector('{curve}').getAttribute('d') !== {before!r}")
         assert seen.page.locator("[data-place=rate]").inner_text() == "2,000"
         assert seen.page.locator("progress").evaluate("one => one.value") == 30
         assert seen.page.locator("svg.chart title").count() == seen.page.locator("svg.chart").count()
@@ -99,9 +108,9 @@ def test_an_answer_appears_as_it_is_generated(chromium: Any, board: Served, monk
     with opened_page(chromium, address(board, "/chat"), 390, "dark") as seen:
         seen.page.fill("textarea", "hello")
         seen.page.press("textarea", "Enter")
-        seen.page.wait_for_function("document.querySelector('.them').textContent.includes('<b>3</b>')")
+        until(seen, "document.querySelector('.them').textContent.includes('<b>3</b>')")
         assert seen.page.locator("#stop").is_visible() and seen.page.locator(".them b").count() == 0
-        seen.page.wait_for_function("!document.querySelector('#chat button').disabled")
+        until(seen, "!document.querySelector('#chat button').disabled")
         assert "<b>29</b>" in seen.page.inner_text(".them")
         assert seen.violations() == [] and seen.overflow() == [] and seen.console == []
 
@@ -117,5 +126,5 @@ def test_a_killed_training_is_seen_without_a_reload_by_hand(chromium: Any, tmp_p
         process.kill()
         process.wait()
         killed = time.monotonic()
-        seen.page.wait_for_function("document.querySelector('.title .badge').textContent === 'stopped'", timeout=10_000)
+        until(seen, "document.querySelector('.title .badge').textContent === 'stopped'")
         assert time.monotonic() - killed < 5

@@ -113,6 +113,11 @@ def test_every_answer_forbids_what_the_board_does_not_need(board: Served, path: 
     assert "set-cookie" not in headers
 
 
+def test_a_query_beyond_all_bounds_gets_nothing(board: Served) -> None:
+    with board.bare as client:
+        assert client.get(with_token(board, "/") + "&x=1" * 2000).status_code == 403
+
+
 def test_other_methods_do_nothing(board: Served) -> None:
     with board.bare as client:
         for method in ("PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"):

@@ -97,6 +97,14 @@ def test_runs_over_each_other(board: Served) -> None:
     assert board.get("/overlay", run="persona/009-fresh").status_code == 404
 
 
+def test_a_series_with_a_chinese_name(tmp_path: Path) -> None:
+    run = write_run(tmp_path, series="林知")
+    with served(tmp_path) as board:
+        (link,) = re.findall(r'<a href="(/runs/[^"]+)"', board.get("/").text)
+        with board.bare as client:
+            assert run.id in text_of(client.get(html.unescape(link)).text)
+
+
 def test_no_runs_at_all(tmp_path: Path) -> None:
     with served(tmp_path / "none") as board:
         page = text_of(board.get("/").text)
