@@ -22,7 +22,7 @@ from typing import TypeVar
 import pytest
 from conftest import REPOSITORY
 
-UP, DOWN, ENTER, CTRL_C = "\x1b[A", "\x1b[B", "\r", "\x03"
+UP, DOWN, ENTER, CTRL_C, CTRL_D = "\x1b[A", "\x1b[B", "\r", "\x03", "\x04"
 CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>78]|\r")
 TERMINAL = {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}  # nobody here answers where the cursor is
 PATIENCE = 60.0  # seconds from one step to the next; a training may lie between
@@ -59,7 +59,7 @@ class Person(threading.Thread):
                 position, since = len(shown), time.monotonic()
                 os.write(self.screen, self.steps.pop(0)[1].encode())
             elif self.steps and time.monotonic() - since > PATIENCE:
-                os.write(self.screen, CTRL_C.encode())  # ends a menu that waits for other keys
+                os.write(self.screen, (CTRL_C + CTRL_D).encode())  # ends a menu, or a chat, that waits for other keys
                 return
 
     def readable(self, seconds: float) -> bool:

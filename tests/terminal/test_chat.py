@@ -65,7 +65,7 @@ def test_several_side_by_side(quickstart: Quickstart) -> None:
     probe, (artifact,) = quickstart.result["probes"][0], quickstart.result["exports"]
     done = quickstart.fasttune("chat", "quickstart", "base", "--prompt", probe["question"], *GREEDY)
     assert done.returncode == 0, done.stderr
-    file, run = Path(artifact["path"]).name, quickstart.result["id"]
+    file, run = Path(artifact["path"]).name, quickstart.result["run"]
     assert done.stdout == f"{file} ({run}):\n{probe['trained']}\nbase:\n{probe['base']}\n"
 
 
@@ -102,14 +102,14 @@ def test_a_conversation_at_a_terminal(quickstart: Quickstart, tmp_path: Path) ->
             ("tokens/s", "/retry"),
             ("tokens/s", "/compare"),
             ("tokens/s", f"/save {file}"),
-            ("as training data", "/system You are Bob."),
+            ("as training data", "/save /nowhere/x.jsonl"),
+            ("can't be written", "/save x.txt"),
+            ("name it x.txt.jsonl", "/system You are Bob."),
             ("begins anew", "/system"),
             ("You are Bob.", "/retry"),
             ("nothing was asked yet", "/nonsense"),
             ("there is no command /nonsense", ""),
-            (">", "/save /nowhere/x.jsonl"),
-            ("can't be written", "/save x.txt"),
-            ("name it x.txt.jsonl", "/help"),
+            (">", "/help"),
             ("Up shows", "/bye"),
         ],
         "quickstart",

@@ -105,11 +105,11 @@ def test_a_shared_prompt_is_computed_once_and_an_ended_answer_leaves_the_batch(
 
 
 @pytest.mark.parametrize(
-    ("prompts", "shared"),
+    ("prompts", "count"),
     [([(1, 2, 3)], 0), ([(1, 2, 3), (1, 2, 4, 5)], 2), ([(1, 2), (1, 2)], 1), ([(1,), (2, 1)], 0)],
 )
-def test_what_prompts_begin_with(prompts: list[tuple[int, ...]], shared: int) -> None:
-    assert generation.shared_tokens(prompts) == shared
+def test_what_prompts_begin_with(prompts: list[tuple[int, ...]], count: int) -> None:
+    assert generation.shared_tokens(prompts) == count
 
 
 def test_a_shape_is_read_from_the_adapter(quickstart: Quickstart) -> None:
