@@ -19,6 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -305,8 +306,23 @@ def prepare_streams() -> None:
         sys.stdin.reconfigure(errors="surrogateescape")
 
 
+spoken: ContextVar[str] = ContextVar("spoken", default="")  # the language of a page that the board shows, else ""
+
+
+@contextlib.contextmanager
+def speaking(language: str) -> Iterator[None]:
+    """In the block, and in what it calls in other threads by its context, messages are in this language."""
+    before = spoken.set(language)
+    try:
+        yield
+    finally:
+        spoken.reset(before)
+
+
 def language() -> str:
-    """The user's language, `zh` or `en`: by FASTTUNE_LANG, else by the terminal's locale."""
+    """The user's language, `zh` or `en`: that of `speaking`, else by FASTTUNE_LANG, else by the terminal's locale."""
+    if here := spoken.get():
+        return here
     variables = ("FASTTUNE_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
     chosen = next((value for name in variables if (value := os.environ.get(name))), None) or system_locale()
     return "zh" if chosen.lower().startswith("zh") else "en"

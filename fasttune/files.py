@@ -249,7 +249,12 @@ def take_lock(path: Path) -> contextlib.ExitStack | None:
             opened.callback(os.close, descriptor)
             if not try_lock(descriptor):
                 return None
-        return opened.pop_all() if is_at(descriptor, path) else None
+        if not is_at(descriptor, path):
+            return None
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without it
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)  # for runs/holder.py
+        return opened.pop_all()
 
 
 def is_at(descriptor: int, path: Path) -> bool:

@@ -214,6 +214,18 @@ def is_wsl(version: Path = PROC_VERSION) -> bool:
         return False
 
 
+def windows_path(path: Path) -> str | None:
+    """A file's path as Windows names it, by WSL2's wslpath; None where this Linux does not run in Windows."""
+    program = shutil.which("wslpath")
+    if program is None or not is_wsl():
+        return None
+    try:
+        done = subprocess.run([program, "-w", str(path)], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
 def filesystem(path: Path, mounts: Path = PROC_MOUNTS) -> str:
     """The type of the file system that holds a path: "ext4", "9p" …; "" where the kernel does not say."""
     try:

@@ -18,8 +18,9 @@ HOMES = {
     "gguf": {"export"},
     "httpx": {"export"},
     "huggingface_hub": {"training.hub"},
-    "jinja2": {"data.chat_template", "data.rendering", "data.plain_tokenizer"},
+    "jinja2": {"data.chat_template", "data.rendering", "data.plain_tokenizer", "analysis.page", "web.pages"},
     "llama_cpp": {"export"},
+    "markupsafe": {"analysis.page", "web.curves"},
     "modelscope": {"training.hub"},
     "numpy": {"export"},
     "ollama": {"export"},
@@ -30,12 +31,14 @@ HOMES = {
     "rensa": {"data.near_duplicates"},
     "rich": {"console", "terminal", "training.progress"},
     "sacrebleu": {"analysis.chrf"},
+    "starlette": {"web"},
     "tokenizers": {"data.plain_tokenizer"},
     "torch": {"training", "export", "bench", "doctor.trials", "doctor.triton_kernel"},
     "triton": {"doctor.triton_kernel"},
     "transformers": {"training", "export", "bench"},
     "trl": {"bench.engines"},
     "unsloth": {"training.model"},
+    "uvicorn": {"web.server"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Loaded by `fasttune --help`, `plan`, `runs` and `init`: everything below training, and what a terminal shows.

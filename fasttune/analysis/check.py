@@ -244,9 +244,9 @@ def few(source: Source) -> list[Finding]:
 # Figures ------------------------------------------------------------------------------------------------------------
 
 
-def measure(source: Source, template: ChatTemplate | None) -> Figures:
-    """The figures of the training samples, of an even choice of MEASURED where there are more."""
-    chosen = source.train[:: max(1, len(source.train) // MEASURED)]
+def measure(source: Source, template: ChatTemplate | None, most: int = MEASURED) -> Figures:
+    """The figures of the training samples, of an even choice of about `most` where there are more."""
+    chosen = source.train[:: max(1, len(source.train) // most)]
     examples = [estimated_example(sample) for sample in chosen]
     learn = source.recipe.data.learn if source.recipe else "assistant"
     if template is not None:

@@ -11,20 +11,23 @@ The held-out samples are those of the first named model that belongs to a run. S
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fasttune.analysis import chrf, facts, held_out, sources, text_figures
 from fasttune.analysis.answers import Prompt, TorchSource, ask
 from fasttune.analysis.held_out import HeldOut
 from fasttune.analysis.sources import Named
-from fasttune.console import Finding, _, language, usage_error
+from fasttune.console import FasttuneError, Finding, _, language, usage_error
 from fasttune.data.fact_sheet import FactSheet, read_fact_sheet
 from fasttune.export.llama import Sampling
 from fasttune.recipe.toml_file import read_text
-from fasttune.runs import documents
+from fasttune.runs import documents, epochs, store
+from fasttune.runs.documents import Scores
+from fasttune.runs.outcomes import Answered, HeldOutLosses, SampleLoss
 from fasttune.runs.store import Run
 from fasttune.training.generation import SampleScore
 
@@ -47,14 +50,6 @@ class Request:
     held_out: int = 64
     with_facts: bool = False
     sheet: Path | None = None
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A question with the answers of each model, by its name: the greedy one, then one a seed."""
-
-    question: str
-    answers: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -116,6 +111,7 @@ def compare(request: Request) -> Comparison:
     findings += held_out.other_data(models)
     sheet = fact_sheet(request, run)
     seen = look_at_all(models, questions, samples, sheet, request)
+    keep_losses(models, seen)
     measure, differences = most_different(samples, seen)
     return Comparison(
         tuple(seen),
@@ -231,6 +227,21 @@ def look(model: Named, questions: Sequence[str], samples: HeldOut, sheet: FactSh
         kept = facts.score(sheet, {facts.SERVED: answers}, facts.ANSWER_TOKENS).arms[facts.SERVED].kept
         seen.facts = kept, len(sheet.facts)
     return seen
+
+
+def keep_losses(models: Sequence[Named], seen: Mapping[str, Seen]) -> None:
+    """Keep the losses of single samples in scores.json of each run whose adapter was asked, beside its base's where
+    that was asked too; not where another process uses the run, which is no reason to compare nothing."""
+    for model in models:
+        own, base = seen[model.source.name].scores, seen["base"].scores if "base" in seen else ()
+        if model.run is None or not own or model.source.name != model.run.id:
+            continue  # none of it is of the run's own adapter: a file, a checkpoint, the base
+        of_base = {score.sample_id: score.loss / score.tokens for score in base}
+        losses = [SampleLoss(one.sample_id, one.loss / one.tokens, of_base.get(one.sample_id)) for one in own]
+        found = HeldOutLosses(epochs.weights_digest(epochs.served_adapter(model.run)), tuple(losses))
+        with contextlib.suppress(FasttuneError), store.exclusive(model.run, seconds=0):
+            before = documents.read_scores(model.run) if model.run.scores.is_file() else Scores(())
+            documents.write(model.run.scores, replace(before, held_out=found))
 
 
 # What it comes to ---------------------------------------------------------------------------------------------------

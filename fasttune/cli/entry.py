@@ -68,7 +68,7 @@ def commands() -> None:
 
 VERBS = (
     train.init, train.plan, train.run, train.menu,
-    look.show_sample, look.list_runs,
+    look.show_sample, look.list_runs, look.report, look.board,
     understand.check, understand.diagnose, understand.facts, understand.compare,
     use.chat, use.export,
     measure.bench, measure.doctor,

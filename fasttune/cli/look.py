@@ -33,6 +33,20 @@ def show_sample(sample: str, base: str, recipe_file: Path | None, overrides: tup
     tables.show_sample(sample, base, recipe_file, overrides, as_json=as_json)
 
 
+@click.command("report", help=_("Write a page about runs, which any browser opens: verdict, curves, answers, data."))
+@click.argument("names", metavar="RUN [RUN…]", nargs=-1, required=True, shell_complete=command_line.complete_run)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False),
+    help=_("Where to write it (default: report.html in the run's folder, of several runs in this one)."),
+)  # fmt: skip
+@runs_option
+@json_option
+def report(names: tuple[str, ...], out: Path | None, root: Path, as_json: bool) -> int:
+    from fasttune.terminal import report_page
+
+    return report_page.show(root, names, out, as_json=as_json)
+
+
 @click.command(
     "runs", help=_("Show the runs of all series, of one, or one run, as a tree with their figures and verdicts.")
 )
@@ -43,3 +57,14 @@ def list_runs(name: str | None, root: Path, as_json: bool) -> int:
     from fasttune.terminal import runs_tree
 
     return runs_tree.show_runs(root, name, as_json=as_json)
+
+
+@click.command(help=_("Show all runs in a browser, live, on this machine alone: curves, stop, blind comparison, chat."))
+@click.option(
+    "--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help=_("Its port; 0 for any free one.")
+)
+@runs_option
+def board(port: int, root: Path) -> None:
+    from fasttune.web import server
+
+    server.serve(root, port)

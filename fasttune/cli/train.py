@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fasttune.cli.options import STOPPED, continue_option, json_option, overfit_option, overrides_option, runs_option
-from fasttune.console import FasttuneError, _, can_ask, findings_of, say, show_findings
+from fasttune.console import FasttuneError, _, can_ask, findings_of, say, show_findings, stderr_console
 
 if TYPE_CHECKING:
     from fasttune.pipeline import Planner, RunRequest
@@ -119,7 +119,8 @@ def run(
         return 0
     from fasttune import pipeline
     from fasttune.runs import store
-    from fasttune.terminal import tables
+    from fasttune.terminal import report_page, tables
+    from fasttune.web import address
 
     request = pipeline.RunRequest(recipe_file, overrides, root, strategy, on_existing, overwrite, allow_overfit)
     planner = pipeline.Planner()
@@ -130,6 +131,8 @@ def run(
 
         runs_tree.show_current(root, name, as_json=as_json)
         return 0
+    if url := address.running(root, with_token=stderr_console.is_terminal):
+        say(_("watch it on the board: {url}", url=url))
     try:
         result = pipeline.run(request, planner)
     except FasttuneError as problem:
@@ -140,7 +143,8 @@ def run(
         command = request.resuming.command
         say(_("stopped at step {step}; to resume there: `{command}`", step=result.record.steps, command=command))
         return STOPPED
-    tables.show_result(result.record, result.artifacts, result.probes, as_json=as_json)
+    page = report_page.written_after(result.record.run)
+    tables.show_result(result.record, result.artifacts, result.probes, page, as_json=as_json)
     return 0
 
 

@@ -13,7 +13,8 @@ from fasttune.runs import documents
 from fasttune.runs.store import Run
 
 # What is read of a finished adapter; PEFT's README.md beside them is the user's to edit.
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", documents.CHECK_BATCH)
+WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILES = ("adapter_config.json", WEIGHTS, documents.CHECK_BATCH)
 STATE_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 STATE_NAMES = {"trainer_state.json", "adapter_config.json", documents.CHECK_BATCH, documents.UNLOGGED_METRICS}
 

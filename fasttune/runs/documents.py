@@ -3,7 +3,8 @@
     plan.json                 PlanDocument        every resolved setting with its source, and what follows from the data
     provenance.json           Provenance          versions, device, fingerprints, row budget, starts, continuations
     scores.json               Scores              probe questions with the answers of the base and of the trained model,
-                                                  and which facts of a fact sheet each of them knows
+                                                  which facts of a fact sheet each knows, each epoch's answers
+    picked.json               Picks               which epoch's adapter was made the run's, and when
     blind.json                BlindComparisons    what a person picked between the answers of two models
     proof.json                CheckBatch          in each checkpoint and adapter: the check batch's loss when saved
     window.json               UnloggedMetrics     in each checkpoint: sums since the last logged step
@@ -26,7 +27,7 @@ from typing import Any, Literal, TypeVar
 from fasttune.console import FasttuneError, _, error
 from fasttune.files import write_json
 from fasttune.recipe.schema import Setting
-from fasttune.runs.outcomes import FactScores
+from fasttune.runs.outcomes import EpochScores, FactScores, HeldOutLosses
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json, fits_plain, from_json
 
@@ -187,11 +188,15 @@ class Probe:
 @dataclass(frozen=True)
 class Scores:
     """scores.json. `answered_by` is the name of the GGUF file, "adapter", None where the recipe has no probe questions,
-    and NOT_ASKED before they were asked: the last thing that a run does. `facts` is None before `fasttune facts`."""
+    and NOT_ASKED before they were asked: the last thing that a run does. `facts` is None before `fasttune facts`;
+    `epochs` are those whose adapters were kept, oldest first, also while the run trains; `held_out` is None before
+    `fasttune compare`."""
 
     probes: tuple[Probe, ...]
     answered_by: str | None = NOT_ASKED
     facts: FactScores | None = None
+    epochs: tuple[EpochScores, ...] = ()
+    held_out: HeldOutLosses | None = None
 
 
 @dataclass(frozen=True)

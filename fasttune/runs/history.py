@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,13 +22,21 @@ def read_history(run: Run) -> list[dict[str, Any]]:
 
     Raises FasttuneError with the code document-damaged that names the first line that is damaged.
     """
-    if not run.history.is_file():
-        return []
     try:
-        lines = run.history.read_bytes().split(b"\n")[:-1]
+        found = run.history.stat()
+        return list(read_lines(run, (found.st_mtime_ns, found.st_size))) if run.history.is_file() else []
+    except FileNotFoundError:
+        return []
     except OSError as problem:
         raise documents.damaged(run.history, str(problem)) from None
-    return [parsed(run, number, line) for number, line in enumerate(lines, 1)]
+
+
+@functools.lru_cache(maxsize=2)
+def read_lines(run: Run, _changed: tuple[int, int]) -> tuple[dict[str, Any], ...]:
+    """As `read_history`, kept until the file is changed: a diagnosis or a page asks for it a dozen times, and a history
+    may have 100,000 lines. Raises OSError too."""
+    lines = run.history.read_bytes().split(b"\n")[:-1]
+    return tuple(parsed(run, number, line) for number, line in enumerate(lines, 1))
 
 
 def parsed(run: Run, number: int, line: bytes) -> dict[str, Any]:

@@ -1,5 +1,7 @@
-"""What a run came to when it was asked, as documents hold it: the facts of a sheet in scores.json, and what a person
-picked in blind comparisons, in blind.json."""
+"""What a run came to when it was asked, as documents hold it: the facts of a sheet, the answers after each epoch and
+the losses of single samples in scores.json, what a person picked in blind comparisons in blind.json, and which epoch
+was picked in picked.json. And the answers that are compared.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +56,65 @@ class FactScores:
     arms: Mapping[str, ArmFacts]
     facts: tuple[FactResult, ...]
     rules: tuple[RuleResult, ...]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question with the answers of each model, by its name: the greedy one, then one a seed."""
+
+    question: str
+    answers: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class EpochScores:
+    """What an epoch came to: `sha256` is that of its adapter's weights, `eval_loss` the held-out loss in nats a
+    supervised token (None: not evaluated at this step), `answers` those to the probe questions `questions`, greedily,
+    of at most `max_new_tokens` tokens."""
+
+    step: int
+    sha256: str
+    eval_loss: float | None
+    questions: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    max_new_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class SampleLoss:
+    """A held-out sample, as `file:line`, with the trained model's loss and its base's, in nats a supervised token; the
+    base's is None where it was not asked."""
+
+    sample: str
+    loss: float
+    base_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class HeldOutLosses:
+    """The losses of single held-out samples, as `fasttune compare` computed them for an adapter; `adapter` is the
+    sha256 of its weights."""
+
+    adapter: str
+    samples: tuple[SampleLoss, ...]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One `fasttune pick`, `created` in UTC in ISO 8601: from then on the adapter after `to` epochs, of `step`, is
+    served in place of that after `from_`. None stands for the run's own adapter."""
+
+    created: str
+    from_: float | None
+    to: float | None
+    step: int
+
+
+@dataclass(frozen=True)
+class Picks:
+    """picked.json: every pick of a run, oldest first. The last one holds."""
+
+    picks: tuple[Pick, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -113,14 +113,14 @@ def restarts(curve: Curve) -> list[Seam]:
     """Where the loss of one training is at once that of an untrained model, and falls from there once more."""
     if len(curve.points) < FEW_ROWS:
         return []
-    known = {one.step for one in seams(curve)}
-    return [one for index in range(SEAM_ROWS, len(curve.points) - 1) if (one := restart_at(curve, index, known))]
+    known, losses = {one.step for one in seams(curve)}, curve.losses
+    rows = range(SEAM_ROWS, len(curve.points) - 1)
+    return [one for index in rows if (one := restart_at(curve.points, losses, index, known))]
 
 
-def restart_at(curve: Curve, index: int, known: set[int]) -> Seam | None:
+def restart_at(points: Sequence[Point], losses: Sequence[float], index: int, known: set[int]) -> Seam | None:
     """The restart before the row `index`, None where there is none; at the seams that are `known` by their epoch
     counter or learning rate a smaller rise is one."""
-    points, losses = curve.points, curve.losses
     first, before = fmean(losses[:3]), fmean(losses[max(0, index - BEFORE_ROWS) : index])
     learned, rise = first - before, losses[index] - before
     halfway = before + RELEARNED * learned

@@ -6,18 +6,14 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
 from fasttune.console import _, can_ask, ngettext, print_json, say, stderr_console, stdout_console, usage_error
 from fasttune.runs import documents, store, typed_json
-from fasttune.runs.outcomes import BlindChoice, BlindComparison, BlindComparisons
+from fasttune.runs.outcomes import Answered, BlindChoice, BlindComparison, BlindComparisons
 from fasttune.runs.store import Run
-
-if TYPE_CHECKING:
-    from fasttune.analysis.compare import Answered
 
 STOP = "stop"
 

@@ -56,8 +56,10 @@ TYPES: dict[type[click.ParamType[Any]], str] = {click.IntRange: N_("integer"), c
 SYNONYMS = {
     "train": "run", "finetune": "run", "fine-tune": "run", "sft": "run", "resume": "run", "continue": "run",
     "list": "runs", "ls": "runs", "ps": "runs", "status": "runs", "tree": "runs", "history": "runs",
+    "ui": "board", "web": "board", "dashboard": "board", "watch": "board", "tensorboard": "board",
     "infer": "chat", "inference": "chat", "generate": "chat", "talk": "chat", "ask": "chat", "serve": "chat",
     "diff": "compare", "eval": "compare", "evaluate": "compare", "blind": "compare --blind", "knows": "facts",
+    "page": "report", "html": "report", "summary": "report", "plot": "report", "curves": "report",
     "merge": "export", "gguf": "export", "convert": "export", "quantize": "export",
     "new": "init", "create": "init", "example": "init --example quickstart", "benchmark": "bench",
     "dry-run": "plan", "lint": "check", "validate": "plan", "tokenize": "show", "preview": "show", "help": "--help",
@@ -74,6 +76,8 @@ GROUPS = (
     (N_("Look"), {
         "runs": N_("Show the runs with their figures and verdicts"),
         "show": N_("Show the tokens of one sample"),
+        "report": N_("Write a page about runs, which any browser opens"),
+        "board": N_("Show all runs in a browser, live"),
     }),
     (N_("Understand"), {
         "check": N_("Find what is wrong with data before training"),

@@ -12,7 +12,8 @@ from rich.table import Table
 from fasttune.console import _, exit_code, print_json, show_findings, stdout_console
 
 if TYPE_CHECKING:
-    from fasttune.analysis.compare import Answered, Comparison, Figures
+    from fasttune.analysis.compare import Comparison, Figures
+    from fasttune.runs.outcomes import Answered
 
 
 def show_comparison(found: Comparison, *, as_json: bool) -> int:

@@ -21,7 +21,7 @@ from fasttune.terminal import prompts, runs_tree
 DATA_FILES = ("*.jsonl", "*.json", "data/*.jsonl", "data/*.json", "data/*/*.jsonl", "data/*/*.json")
 SHOWN_FILES = 20  # at most, of the data files that no recipe names
 SHOWN_SUBJECTS = 7  # so many choices, and no more, before the list is folded
-BACK, MORE, DOCTOR = "back", "more", "doctor:"
+BACK, MORE, DOCTOR, BOARD = "back", "more", "doctor:", "board:"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def ask_for_command(commands: Commands) -> list[str] | None:
         kind, _colon, name = ask_for_subject(commands).partition(":")
         actions = {
             "series": of_series, "recipe": of_recipe, "data": of_data, "file": of_file, "example": of_example,
-            "doctor": of_machine,
+            "doctor": of_machine, "board": of_board,
         }  # fmt: skip
         if kind not in actions:
             return None
@@ -84,9 +84,12 @@ def ask_for_subject(commands: Commands) -> str:
     unlisted: list[Finding] = []
     found, broken = subjects(commands.root, unlisted)
     show_findings(unlisted)
+    leaving = found.pop("quit")
+    if "board" in commands.options:
+        found[BOARD] = _("all runs in a browser, live")
     if "doctor" in commands.options:
-        leaving = found.pop("quit")
-        found |= {DOCTOR: _("what is wrong with this machine"), "quit": leaving}
+        found[DOCTOR] = _("what is wrong with this machine")
+    found["quit"] = leaving
     if broken:
         command = command_line(["plan", broken[0]])
         say(
@@ -103,10 +106,10 @@ def ask_for_subject(commands: Commands) -> str:
 
 def folded(subjects: Mapping[str, str]) -> dict[str, str]:
     """The first SHOWN_SUBJECTS of a longer list, and one choice for all of them."""
-    if len(subjects) <= SHOWN_SUBJECTS + 2:
+    if len(subjects) <= SHOWN_SUBJECTS + 3:
         return dict(subjects)
     shown = dict(list(subjects.items())[:SHOWN_SUBJECTS])
-    last = {subject: title for subject, title in subjects.items() if subject in (DOCTOR, "quit")}
+    last = {subject: title for subject, title in subjects.items() if subject in (BOARD, DOCTOR, "quit")}
     return shown | {MORE: _("all {n} choices", n=len(subjects))} | last
 
 
@@ -263,6 +266,11 @@ def of_example(_name: str, commands: Commands) -> list[str] | None:
 def of_machine(_name: str, commands: Commands) -> list[str] | None:
     """Examine the machine."""
     return commands.line("doctor")
+
+
+def of_board(_name: str, commands: Commands) -> list[str] | None:
+    """Show all runs in a browser."""
+    return commands.line("board")
 
 
 def unusable(name: str, root: Path) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from rich.markup import escape
 from rich.table import Table
 
+from fasttune.analysis.words import arm_heading, fact_state_word
 from fasttune.console import Finding, _, exit_code, print_json, show_findings, stdout_console
 from fasttune.runs import typed_json
 from fasttune.runs.outcomes import FactScores, FactState
@@ -30,20 +31,9 @@ def show_facts(run: Run, scores: FactScores, findings: Sequence[Finding], *, as_
     return exit_code(findings)
 
 
-def arm_heading(arm: str) -> str:
-    """The name of an arm in the user's language."""
-    return {
-        "base": _("base"),
-        "base+system": _("base + system prompt"),
-        "tuned": _("trained"),
-        "tuned+system": _("trained + system prompt"),
-    }[arm]
-
-
 def state_word(state: FactState) -> str:
     """A state in the user's language, coloured."""
-    words = {"kept": _("kept"), "lost": _("lost"), "contradicted": _("contradicted")}
-    return f"[{STYLES[state]}]{words[state]}[/]"
+    return f"[{STYLES[state]}]{fact_state_word(state)}[/]"
 
 
 def arms_table(title: str, heading: str, scores: FactScores) -> Table:

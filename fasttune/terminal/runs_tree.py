@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 from rich.tree import Tree
 
+from fasttune.analysis.words import (
+    changed_line,
+    epochs_word,
+    has_held_out_loss,
+    size_word,
+    status_word,
+    verdict_line,
+    verdict_word,
+)
 from fasttune.command import command_line, runs_option
 from fasttune.console import (
     Finding,
@@ -23,12 +31,9 @@ from fasttune.console import (
     usage_error,
 )
 from fasttune.planning.parents import how_to_finish
-from fasttune.recipe.values import as_toml
 from fasttune.runs import store
-from fasttune.runs.judgement import FEW_HELD_OUT
 from fasttune.runs.store import Run
-from fasttune.runs.summary import Change, Figures, read_figures, read_series
-from fasttune.terminal.verdicts import verdict_line, verdict_word
+from fasttune.runs.summary import Figures, read_figures, read_series
 
 
 def show_runs(root: Path, name: str | None, *, as_json: bool) -> int:
@@ -92,44 +97,9 @@ def figures_line(one: Figures) -> str:
     return "; ".join(parts)
 
 
-def has_held_out_loss(one: Figures) -> bool:
-    """Whether a run has a held-out loss that tells something: of more than a sample."""
-    return one.eval_loss is not None and one.held_out_samples >= FEW_HELD_OUT
-
-
-def changed_line(changes: Sequence[Change]) -> str:
-    """`changed: epochs 2 → 3.5, lora.r 8 → 16`"""
-    if not changes:
-        return _("changed: nothing")
-    words = ", ".join(f"{one.key} {value_word(one.old)} → {value_word(one.new)}" for one in changes)
-    return _("changed: {changes}", changes=words)
-
-
 def files_line(one: Figures) -> str:
     """The GGUF files with their sizes."""
     return ", ".join(f"{file['file']} {size_word(file['bytes'])}" for file in one.exports)
-
-
-def epochs_word(epochs: float) -> str:
-    """`1 epoch`, `3.5 epochs`."""
-    return ngettext("{epochs:.3g} epoch", "{epochs:.3g} epochs", 1 if f"{epochs:.3g}" == "1" else 2, epochs=epochs)
-
-
-def value_word(value: Any) -> str:
-    """A setting's value as in a recipe, floats in short form, a dash for none."""
-    if value is None:
-        return "–"
-    return f"{value:g}" if isinstance(value, float) else as_toml(value)
-
-
-def size_word(size: int) -> str:
-    """A size in bytes in short form: 8.4 MB, 531 MB, 1.6 GB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
-
-
-def status_word(status: str) -> str:
-    """A run's state in the user's language."""
-    return {"running": _("running"), "finished": _("finished"), "stopped": _("stopped")}[status]
 
 
 def state_line(one: Figures) -> str:

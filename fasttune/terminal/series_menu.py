@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fasttune.analysis import words
 from fasttune.command import OnExisting
 from fasttune.console import FasttuneError, Finding, UsageError, _, can_ask, ngettext, say, show_findings
 from fasttune.pipeline import Planner, RunRequest
@@ -203,13 +204,13 @@ def brief(plan: Plan) -> list[str]:
             "{steps}, up to step {total}: {epochs} of {samples}, {val} held out",
             steps=ngettext("{n} step", "{n} steps", plan.total_steps - step),
             total=plan.total_steps,
-            epochs=runs_tree.epochs_word(plan.epochs),
+            epochs=words.epochs_word(plan.epochs),
             samples=ngettext("{n} sample", "{n} samples", len(plan.dataset.train)),
             val=len(plan.dataset.held_out),
         ),
     ]
     if parent is not None:
-        lines.append(runs_tree.changed_line(summary.changes(documents.read_plan(parent), plan.document())))
+        lines.append(words.changed_line(summary.changes(documents.read_plan(parent), plan.document())))
     return lines
 
 

@@ -166,10 +166,12 @@ def beginning(path: str, line: int) -> str:
     return next((f"{path}:{one.place}" for one in records if one.line <= line <= one.last), "")
 
 
-def show_result(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe], *, as_json: bool) -> None:
-    """Print what a finished run has made: losses, answers before and after, and where its files lie."""
+def show_result(
+    record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe], page: Path | None, *, as_json: bool
+) -> None:
+    """Print what a finished run has made: losses, answers before and after, and where its files and its page lie."""
     if as_json:
-        print_json(result_json(record, artifacts, probes))
+        print_json(result_json(record, artifacts, probes) | {"report": str(page) if page else None})
         return
     if probes:
         stdout_console.print(probes_table(probes, by_gguf=bool(artifacts)))
@@ -180,6 +182,8 @@ def show_result(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequen
     line(_("adapter  {folder}", folder=record.run.adapter))
     for artifact in artifacts:
         line(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
+    if page:
+        line(_("page     {path}", path=page))
     line(runs_tree.use_line(record.run, has_file=bool(artifacts)))
 
 

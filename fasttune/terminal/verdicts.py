@@ -1,75 +1,19 @@
-"""Verdicts in words, with their reasons, and the curves of a run's losses in block characters."""
+"""What the end of a training says, and the curves of a run's losses in block characters."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fasttune.analysis.words import best_line, verdict_line
 from fasttune.console import _, ngettext
 from fasttune.runs import judgement, summary
-from fasttune.runs.judgement import CANNOT_TELL, DIVERGED, NOT_ENOUGH, NOTHING_LEARNED, OVER_FITTING
 from fasttune.runs.store import Run
 from fasttune.runs.summary import Figures
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 40  # columns, at most
-
-
-def verdict_word(verdict: str | None) -> str:
-    """A verdict in the user's language; a dash for none."""
-    words = {
-        "excellent": _("excellent"),
-        "good": _("good"),
-        "fair": _("fair"),
-        NOT_ENOUGH: _("not enough"),
-        OVER_FITTING: _("over-fitting"),
-        CANNOT_TELL: _("cannot tell"),
-        NOTHING_LEARNED: _("nothing learned"),
-        DIVERGED: _("diverged"),
-    }
-    return words[verdict] if verdict else "–"
-
-
-def verdict_line(one: Figures) -> str:
-    """`verdict: good; the held-out loss is at its best at the end`; "" where there is none."""
-    if not one.verdict or not one.verdict_reason:
-        return ""
-    return _("verdict: {verdict}; {reason}", verdict=verdict_word(one.verdict), reason=reason(one))
-
-
-def reason(one: Figures) -> str:
-    """Why a run has its verdict, and what helps."""
-    band = verdict_word(one.loss_band)
-    reasons: dict[str, Callable[[], str]] = {
-        "loss-rose": lambda: _(
-            "the training loss rose far above its best and stayed there: lower train.learning_rate"),
-        "loss-hardly-moved": lambda: _("the training loss hardly moved: raise train.learning_rate"),
-        "no-held-out": lambda: _(
-            "nothing is held out, and the training loss alone (by itself: {band}) does not show over-fitting; set "
-            "`data.val`, for example to 0.1", band=band),
-        "one-held-out-sample": lambda: _("one held-out sample tells nothing; hold out ten or more"),
-        "few-held-out": lambda: _(
-            "{samples} held-out samples are too few: their loss moves by chance; hold out {enough} or more",
-            samples=one.held_out_samples, enough=judgement.ENOUGH_HELD_OUT),
-        "not-evaluated": lambda: _("it has no held-out loss"),
-        "evaluated-once": lambda: _(
-            "the held-out loss was computed once, so that it is unknown whether it falls; set `train.eval_steps`"),
-        "past-best": lambda: _(
-            "the held-out loss is past its best: fewer epochs, a lower learning rate or more samples help"),
-        "above-best": lambda: _("the held-out loss is a little above its best: more epochs would not help"),
-        "still-falling": lambda: _("the held-out loss still falls fast: more epochs help"),
-        "at-best": lambda: _("the held-out loss is at its best at the end"),
-    }  # fmt: skip
-    return reasons[one.verdict_reason or "not-evaluated"]()
-
-
-def best_line(one: Figures) -> str:
-    """`held-out loss 4.545, best 4.545 at step 62 of 62`; "" where nothing tells it."""
-    if one.eval_loss is None or one.best_step is None or one.held_out_samples < judgement.FEW_HELD_OUT:
-        return ""
-    return _("held-out loss {loss:.3f}, best {best:.3f} at step {step} of {total}",
-             loss=one.eval_loss, best=one.best_eval_loss, step=one.best_step, total=one.steps)  # fmt: skip
 
 
 def result_lines(run: Run, one: Figures, seconds: float, width: int, encoding: str) -> list[str]:

@@ -10,9 +10,8 @@ from run_folders import write_run
 from terminal import CTRL_C, ENTER, answer, type_here
 
 from fasttune.analysis import compare
-from fasttune.analysis.compare import Answered
 from fasttune.runs import documents
-from fasttune.runs.outcomes import BlindComparisons
+from fasttune.runs.outcomes import Answered, BlindComparisons
 from fasttune.runs.store import Run
 from fasttune.terminal import blind
 

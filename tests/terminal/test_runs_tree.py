@@ -77,11 +77,6 @@ def test_json_has_all_of_it(tmp_path: Path, fasttune: Cli) -> None:
     assert len(json.loads(fasttune("runs", "linzhi", "--runs", tmp_path, "--json").stdout)["runs"]) == 4
 
 
-@pytest.mark.parametrize(("size", "words"), [(4_618_080, "4.6 MB"), (531_000_000, "531 MB"), (1_646_000_000, "1.6 GB")])
-def test_sizes(size: int, words: str) -> None:
-    assert runs_tree.size_word(size) == words
-
-
 def test_the_state_in_one_line(tmp_path: Path) -> None:
     figures = summary.read_figures(write_run(tmp_path, "fresh", held_out=[0.505, 0.5]))
     assert runs_tree.state_line(figures) == "001-fresh finished, 2 epochs, loss 0.200, held-out 0.500: good"

@@ -1,9 +1,7 @@
-"""Verdicts in words, and curves of blocks."""
+"""The end of a training, and curves of blocks."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +9,8 @@ import pytest
 from rich.cells import cell_len
 from run_folders import write_run
 
-from fasttune.runs import judgement, summary
+from fasttune.runs import summary
 from fasttune.terminal import verdicts
-
-
-def test_every_reason_has_its_words(tmp_path: Path) -> None:
-    """Of every verdict and reason that judgement.py can give."""
-    source = Path(judgement.__file__).read_text(encoding="utf-8")
-    documented = re.search(r"The reasons are (.*?)\n\s+\"\"\"", source, re.S)
-    assert documented
-    reasons = re.findall(r"[a-z]+(?:-[a-z]+)+", documented[1])
-    assert len(reasons) == 11
-    figures = summary.read_figures(write_run(tmp_path))
-    for reason in reasons:
-        assert verdicts.reason(replace(figures, verdict_reason=reason))
-    for word in (
-        "excellent",
-        "good",
-        "fair",
-        "not-enough",
-        "over-fitting",
-        "cannot-tell",
-        "nothing-learned",
-        "diverged",
-    ):
-        assert verdicts.verdict_word(word) == word.replace("-", " " if word != "over-fitting" else "-")
-
-
-def test_what_users_take_from_the_loss_is_shown_as_theirs(tmp_path: Path) -> None:
-    figures = summary.read_figures(write_run(tmp_path, losses=[2.0, 0.05]))
-    line = verdicts.verdict_line(replace(figures, verdict_reason="no-held-out"))
-    assert line.startswith("verdict: cannot tell; nothing is held out") and "(by itself: excellent)" in line
-
-
-def test_one_held_out_sample_has_no_loss_to_show(tmp_path: Path) -> None:
-    figures = summary.read_figures(write_run(tmp_path, held_out=[0.5, 0.4]))
-    assert verdicts.best_line(figures) == "held-out loss 0.400, best 0.400 at step 2 of 2"
-    assert verdicts.best_line(replace(figures, held_out_samples=1)) == ""
 
 
 @pytest.mark.parametrize("width", [50, 80, 200])

@@ -1,0 +1,129 @@
+"""The parts of a page about what lies behind a run: its data, the other runs of its series, its files and versions.
+
+Every function returns one part, or None where the run has nothing of it.
+"""
+
+from __future__ import annotations
+
+from fasttune.analysis import words
+from fasttune.analysis.page_blocks import NONE, Bars, Part, Row, Table, figure
+from fasttune.analysis.report_data import DataPicture
+from fasttune.analysis.run_report import RunReport
+from fasttune.console import _, ngettext
+from fasttune.runs.documents import ArtifactDocument
+from fasttune.runs.summary import Figures
+
+
+def data(report: RunReport) -> Part | None:
+    """How long the samples are, and what shared prefixes save."""
+    found: DataPicture | None = report.data
+    if found is None:
+        return None
+    figures = found.figures
+    said = [_("{samples} samples to train on, {val} held out", samples=figures.samples, val=figures.held_out)]
+    if figures.prefix_tokens:
+        saved = 1 - figures.prefix_computed / figures.prefix_tokens
+        said.append(_("shared prefixes save {saved:.0%} of the tokens that would be computed", saved=saved))
+    if figures.system_prompts:
+        prompts = ngettext("{n} system prompt", "{n} different system prompts", figures.system_prompts)
+        said.append(prompts)
+    tokens = _("tokens a sample") if figures.exact else _("tokens a sample, estimated")
+    drawn = (
+        Bars("sample-tokens", tokens, _("tokens"), figures.sample_tokens),
+        Bars("answer-characters", _("characters an answer"), _("characters"), figures.answer_characters),
+    )
+    note = _("the data has changed since this run was trained; this is the data of today") if found.is_changed else ""
+    return Part("data", _("Data"), "; ".join(said), charts=tuple(one for one in drawn if one.values), note=note)
+
+
+def lineage(report: RunReport) -> Part | None:
+    """All runs of the series, each with what it came from."""
+    if len(report.series) < 2:
+        return None
+    headings = (_("run"), _("from"), _("changed"), _("epochs"), _("held-out loss"), _("verdict"), _("date"))
+    rows = tuple(Row(lineage_cells(one), here=one.id == report.id) for one in report.series)
+    return Part("lineage", _("Runs of this series"), table=Table(headings, rows))
+
+
+def lineage_cells(one: Figures) -> tuple[str, ...]:
+    """A run in a row."""
+    word = words.verdict_word(one.verdict) if one.status == "finished" else words.status_word(one.status)
+    named = one.id.rpartition("/")[2] + (f" ({_('in use')})" if one.current else "")
+    changed = ", ".join(f"{c.key} {words.value_word(c.old)} → {words.value_word(c.new)}" for c in one.changes)
+    return (
+        named,
+        (one.parent or NONE).rpartition("/")[2],
+        changed if one.parent and changed else NONE,
+        f"{one.epochs:.3g}",
+        figure(one.eval_loss if words.has_held_out_loss(one) else None),
+        word,
+        one.date,
+    )
+
+
+def exported(report: RunReport) -> Part | None:
+    """The GGUF files: size, how far from the trained model, and what was checked."""
+    if not report.exports:
+        return None
+    headings = (
+        _("file"),
+        _("size"),
+        _("type"),
+        _("KL from the trained model"),
+        _("KL from the base"),
+        _("same top token"),
+    )
+    rows = tuple(Row((name, words.size_word(size), *check_cells(document))) for name, size, document in report.exports)
+    return Part("exports", _("Exports"), table=Table(headings, rows))
+
+
+def check_cells(document: ArtifactDocument | None) -> tuple[str, ...]:
+    """What was measured of a file."""
+    if document is None:
+        return NONE, NONE, NONE, NONE
+    checks = {**document.checks, **measured(document)}
+    top = checks.get("top1")
+    return (
+        document.type,
+        small(checks.get("kl_mean")),
+        small(checks.get("kl_from_base")),
+        figure(top, ".1%") if isinstance(top, float) else NONE,
+    )
+
+
+def measured(document: ArtifactDocument) -> dict[str, float]:
+    """The figures of the logits check, wherever in the checks they stand."""
+    inner = document.checks.get("logits")
+    return dict(inner) if isinstance(inner, dict) else {}
+
+
+def small(value: object) -> str:
+    """A KL divergence in a cell."""
+    return f"{value:.2g}" if isinstance(value, (int, float)) else NONE
+
+
+def versions(report: RunReport) -> Part | None:
+    """What made the run, and with which settings."""
+    found = report.provenance
+    if found is None:
+        return None
+    rows = [
+        ("fasttune", found.fasttune + (f" ({found.commit[:12]})" if found.commit else "")),
+        (_("began"), found.created),
+        (_("device"), str(found.device.get("name") or found.device.get("kind") or NONE)),
+        ("Python", found.python),
+        (_("system"), found.platform),
+        (_("base"), f"{found.base.name} {found.base.revision}".strip()),
+        (_("fingerprint of the base"), found.base.fingerprint[:16]),
+        (_("fingerprint of the data"), found.data.fingerprint[:16]),
+        (_("command"), " ".join(found.command)),
+        *((name, str(version)) for name, version in sorted(found.packages.items())),
+    ]
+    if report.plan:
+        rows += [
+            (one.key, f"{words.value_word(one.value)}  ({one.source})")
+            for one in report.plan.settings
+            if not one.source.startswith("default")
+        ]
+    table = Table((_("what"), _("value")), tuple(Row(row) for row in rows), numbers=False)
+    return Part("versions", _("Versions and settings"), table=table)

@@ -1,0 +1,234 @@
+"""The page of runs: what stands in it, whatever its data hold, and of runs in any state."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+from kept_epochs import write_epochs
+from run_folders import write_run
+
+from fasttune import files
+from fasttune.analysis import page, report
+from fasttune.runs import documents
+from fasttune.runs.documents import Continuation, Probe, Scores
+from fasttune.runs.outcomes import ArmFacts, FactResult, FactScores, HeldOutLosses, RuleResult, SampleLoss
+from fasttune.runs.store import Run
+
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg onload=alert(3)> {{ 7*7 }} {% raw %} "
+    "https://evil.example/x.js \x1b[31mred\x1b[0m \x00\x9b \u202eright to left\u202c مرحبا </script> `code` ]]>"
+)
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Reader(HTMLParser):
+    """What a browser would make of a page: elements, their attributes, the text, the texts of each script element."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+        elif self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def read(path: Path) -> Reader:
+    """The page, which must be well-formed, small, and able to do nothing."""
+    raw = path.read_bytes()
+    assert len(raw) < page.LARGEST
+    found = Reader(raw.decode("utf-8"))
+    assert found.open == []
+    assert_inert(found)
+    return found
+
+
+def assert_inert(found: Reader) -> None:
+    """No script but data, no handler, nothing that is loaded, no address of another place, and no id twice."""
+    assert [one for one in found.elements if one[0] == "script"] == [
+        ("script", {"type": "application/json", "id": "figures"})
+    ]
+    for tag, attributes in found.elements:
+        assert tag not in ("iframe", "object", "embed", "img", "link", "form", "base"), tag
+        assert not [name for name in attributes if name.startswith("on")], attributes
+        for name in ("src", "href", "xlink:href", "action", "srcset"):
+            assert (attributes.get(name) or "#").startswith("#"), attributes
+    ids = [attributes["id"] for _tag, attributes in found.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def figures(found: Reader) -> dict[str, object]:
+    """The figures that a page holds."""
+    document = json.loads(found.scripts[0])
+    assert isinstance(document, dict)
+    return document
+
+
+def whole_run(root: Path, text: str = "小灯") -> Run:
+    """A run with everything that a page can show; `text` stands wherever a stranger's text can."""
+    first = write_run(root, losses=(4.0, 3.0), held_out=(3.9, 3.2))
+    run = write_run(
+        root, "incremental", parent=first, start="checkpoint", losses=(3.0, 2.0, 1.5), held_out=(3.1, 2.9, 3.0)
+    )
+    documents.write(run.plan, replace(documents.read_plan(run), start_step=2))
+    documents.update_provenance(
+        run,
+        continuations=(Continuation("runs/persona/001-fresh/checkpoints/checkpoint-2", 2.9512, 2.9512, 2, 2e-4, 1.9e-4),),
+        command=("run", text), platform=text,
+    )  # fmt: skip
+    write_epochs(run, (1, 2, 3), (3.1, 2.9, 3.0), steps_per_epoch=1)
+    arms = {"base": ArmFacts(0, 1, 0, 0.0, 0), "tuned+system": ArmFacts(1, 0, 0, 1.0, 1)}
+    fact = FactResult("cat", text, "data", (text,), {"base": "lost", "tuned+system": "kept"}, {})
+    rule = RuleResult("ai", text, {"base": (), "tuned+system": (text,)})
+    before = documents.read_scores(run)
+    digest = documents.read(run.adapter / documents.MANIFEST, documents.Manifest).sha256["adapter_model.safetensors"]
+    losses = HeldOutLosses(digest, (SampleLoss(f"{text}:7", 4.5, 5.0), SampleLoss("val.jsonl:3", 1.0)))
+    scores = Scores(
+        (Probe(text, f"base {text}", f"trained {text}"),), "persona-Q8_0.gguf",
+        FactScores(text, "0" * 64, 64, arms, (fact,), (rule,)), before.epochs, losses,
+    )  # fmt: skip
+    documents.write(run.scores, scores)
+    return run
+
+
+def test_a_page_says_all_that_is_known_of_a_run(tmp_path: Path) -> None:
+    run = whole_run(tmp_path)
+    found = read(report.write([run], run.report).path)
+    for text in (
+        "persona/002-incremental", "Verdict", "Loss", "Epoch by epoch", "2.9512", "1.9e-4", "✓ continued", "base 小灯",
+        "trained 小灯", "answer after 2", "pick persona/002-incremental --epoch 2", "✓ kept", "小灯:7", "4.50", "12 MB",
+        "persona-Q8_0.gguf", "001-fresh", "epochs 2 → 3", "0.1.0",
+    ):  # fmt: skip
+        assert text in found.text, text
+
+
+def test_the_order_is_that_of_the_questions_people_have(tmp_path: Path) -> None:
+    run = whole_run(tmp_path)
+    sections = [one[1]["id"] for one in read(report.write([run], run.report).path).elements if one[0] == "section"]
+    assert sections == [
+        "verdict", "curves", "epochs-in-figures", "seams", "epochs", "answers", "facts", "worst", "lineage", "exports",
+        "versions",
+    ]  # fmt: skip
+
+
+def test_hostile_texts_are_shown_and_do_nothing(tmp_path: Path) -> None:
+    run = whole_run(tmp_path, HOSTILE)
+    written = report.write([run], run.report)
+    found = read(written.path)
+    assert "<script>alert(1)</script>" in found.text and "{{ 7*7 }}" in found.text
+    raw = written.path.read_text(encoding="utf-8")
+    assert not set(raw) & {"\x1b", "\x00", "\x9b", "\u202e", "\u202c"}
+    assert "\\x1b[31mred" in found.text and "\\u202eright to left" in found.text
+    assert figures(found)["runs"]
+
+
+def test_a_stranger_s_text_is_isolated_from_what_stands_around_it(tmp_path: Path) -> None:
+    run = whole_run(tmp_path, "مرحبا")
+    found = read(report.write([run], run.report).path)
+    assert [one for one in found.elements if one[0] == "div" and one[1].get("dir") == "auto"]
+    assert all(one[1].get("dir") == "auto" for one in found.elements if one[1].get("class") in ("said", "question"))
+
+
+def test_answers_of_a_megabyte_are_cut_and_it_is_said(tmp_path: Path) -> None:
+    run = whole_run(tmp_path)
+    scores = documents.read_scores(run)
+    long = tuple(Probe(f"q{n}", "长" * (1_000_000 if n == 0 else 3000), "x" * 3000) for n in range(30))
+    documents.write(run.scores, replace(scores, probes=long))
+    found = read(report.write([run], run.report).path)
+    assert "1,000,000 characters in all" in found.text and "24 of 30 questions are shown" in found.text
+
+
+@pytest.mark.parametrize("lines", [3_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_a_long_history_stays_small(tmp_path: Path, lines: int) -> None:
+    run = write_run(tmp_path, losses=(2.0,))
+    line = (
+        '{"step": %d, "epoch": %f, "loss": %f, "mean_token_accuracy": 0.5, "grad_norm": 1.5, "learning_rate": 1e-4}\n'
+    )
+    text = "".join(line % (n, n / 1000, 3 + (n * 7919 % 1000) / 1000) for n in range(1, lines + 1))
+    files.write_text(run.history, text)
+    found = read(report.write([run], run.report).path)
+    curves = figures(found)["runs"][0]["curves"]  # type: ignore[index]
+    assert 100 < len(curves["loss"]) < 130
+
+
+@pytest.mark.parametrize("lang", ["zh", "en"])
+def test_a_page_has_one_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lang: str) -> None:
+    monkeypatch.setenv("FASTTUNE_LANG", lang)
+    run = whole_run(tmp_path)
+    found = read(report.write([run], run.report).path)
+    assert found.elements[0] == ("html", {"lang": {"zh": "zh-CN", "en": "en"}[lang]})
+    assert ("准确率" in found.text) == (lang == "zh")
+
+
+def test_several_runs_are_compared_and_the_best_is_set_off(tmp_path: Path) -> None:
+    run = whole_run(tmp_path)
+    written = report.write([Run(tmp_path, "persona/001-fresh"), run], tmp_path / "both.html")
+    found = read(written.path)
+    assert found.elements[0][0] == "html" and "persona: 001-fresh, 002-incremental" in found.text
+    assert "Held-out loss" in found.text and "Training loss" in found.text
+    assert [one["id"] for one in written.figures["runs"]] == ["persona/001-fresh", "persona/002-incremental"]
+
+
+def test_a_run_without_anything_has_a_page_that_says_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path, losses=(), finished=False)
+    found = read(report.write([run], run.report).path)
+    assert "no verdict yet: stopped" in found.text
+
+
+def test_what_can_be_read_of_a_damaged_run_is_shown_and_the_rest_named(tmp_path: Path) -> None:
+    run = whole_run(tmp_path)
+    run.scores.write_bytes(b"{broken")
+    lines = run.history.read_bytes().split(b"\n")
+    files.write_text(run.history, b"\n".join([lines[0], b"not json", *lines[1:]]).decode())
+    written = report.write([run], run.report)
+    found = read(written.path)
+    named = " ".join(one.where for one in written.problems)
+    assert "scores.json" in named and "history.jsonl:2" in named
+    assert "scores.json" in found.text and "Epoch by epoch" in found.text and "1.500" in found.text
+
+
+def test_the_figures_are_those_of_json(tmp_path: Path, fasttune: Cli) -> None:
+    run = whole_run(tmp_path / "runs")
+    done = fasttune("report", "persona", "--json")
+    printed = json.loads(done.stdout)
+    assert printed.pop("page") == str(run.report) and done.returncode == 0
+    assert figures(read(run.report)) == printed
+    one = printed["runs"][0]
+    assert one["figures"]["verdict"] and one["epochs"][1]["eval_loss"] == 2.9 and one["seams"][0]["difference"] == 0
+
+
+def test_the_command_says_where_the_page_is_and_how_it_is_opened(tmp_path: Path, fasttune: Cli) -> None:
+    run = whole_run(tmp_path / "runs")
+    done = fasttune("report", "persona", "persona/001", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.strip() == "report.html" and (tmp_path / "report.html").is_file()
+    done = fasttune("report", "persona", "--out", tmp_path / "page.html")
+    assert done.stdout.strip() == str(tmp_path / "page.html") and (tmp_path / "page.html").as_uri() in done.stderr
+    assert not run.report.exists()
+
+
+def test_a_place_that_can_t_be_written_to_is_one_message(tmp_path: Path, fasttune: Cli) -> None:
+    whole_run(tmp_path / "runs")
+    done = fasttune("report", "persona", "--out", tmp_path / "missing" / "page.html")
+    assert done.returncode and "missing" in done.stderr and "Traceback" not in done.stderr
