@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fasttune.analysis import charts
@@ -23,6 +24,7 @@ FEW = 60  # logged steps: of so many each is drawn, of more their running mean b
 
 def charts_of(reports: Sequence[RunReport]) -> list[Chart]:
     """The charts of a page, those without a single value left out."""
+    reports = [of_its_own(one, reports) for one in reports]
     epoch = _("epoch")
     figures = (
         ("accuracy", _("Token accuracy"), "mean_token_accuracy"),
@@ -61,6 +63,18 @@ def loss_axis(series: Sequence[Series]) -> bool | None:
     near zero; where one has diverged their spread decides."""
     values = [y for one in series for _x, y in one.points if math.isfinite(y)]
     return None if values and max(values) > DIVERGED * values[0] else False
+
+
+def of_its_own(report: RunReport, reports: Sequence[RunReport]) -> RunReport:
+    """A run with the history to draw: without its parents' where one of them is drawn beside it, so that no line covers
+    another; the last step of the parent stays, so that the line begins where the other ends."""
+    ids, run = {one.id for one in reports}, report.run
+    while parent := summary.parent_on_same_data(run):
+        if parent.id in ids and report.plan:
+            start = report.plan.start_step
+            return replace(report, history=[one for one in report.history if one["step"] >= start])
+        run = parent
+    return report
 
 
 def line(report: RunReport, key: str, name: str, style: int) -> Series:

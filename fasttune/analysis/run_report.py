@@ -127,7 +127,7 @@ def read_run(run: Run, *, counts_tokens: bool = True) -> RunReport:
         except FasttuneError as problem:
             found = problem.findings
         except OSError as problem:
-            found = (files.condition_as_error(problem) or documents.damaged(run.folder, str(problem))).findings
+            found = (files.known_condition(problem) or documents.damaged(run.folder, str(problem))).findings
         report.problems += [one for one in found if (one.where, one.what) not in seen]
         seen.update((one.where, one.what) for one in found)
         return otherwise

@@ -13,7 +13,7 @@ from kept_epochs import write_epochs
 from run_folders import write_run
 
 from fasttune import files
-from fasttune.analysis import page, report
+from fasttune.analysis import page, report, report_curves, run_report
 from fasttune.runs import documents
 from fasttune.runs.documents import Continuation, Probe, Scores
 from fasttune.runs.outcomes import ArmFacts, FactResult, FactScores, HeldOutLosses, RuleResult, SampleLoss
@@ -189,6 +189,15 @@ def test_several_runs_are_compared_and_the_best_is_set_off(tmp_path: Path) -> No
     assert found.elements[0][0] == "html" and "persona: 001-fresh, 002-incremental" in found.text
     assert "Held-out loss" in found.text and "Training loss" in found.text
     assert [one["id"] for one in written.figures["runs"]] == ["persona/001-fresh", "persona/002-incremental"]
+
+
+def test_a_line_does_not_cover_that_of_the_parent_beside_it(tmp_path: Path) -> None:
+    run = whole_run(tmp_path)
+    both = [run_report.read_run(one) for one in (Run(tmp_path, "persona/001-fresh"), run)]
+    held_out = next(chart for chart in report_curves.charts_of(both) if chart.name == "held-out-loss")
+    assert [[x for x, _y in one.points] for one in held_out.series] == [[1.0, 2.0], [2.0, 2.0, 3.0]]
+    (alone,) = [chart for chart in report_curves.charts_of(both[1:]) if chart.name == "loss"]
+    assert len(alone.series[1].points) == 5 and alone.at == ((2.0, "002-incremental"),)
 
 
 def test_a_run_without_anything_has_a_page_that_says_so(tmp_path: Path) -> None:
