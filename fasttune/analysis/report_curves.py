@@ -16,7 +16,6 @@ from fasttune.analysis.chart_scales import Point
 from fasttune.analysis.charts import Chart, Series
 from fasttune.analysis.run_report import RunReport
 from fasttune.console import _
-from fasttune.runs import summary
 
 DIVERGED = 5.0  # times the first loss
 FEW = 60  # logged steps: of so many each is drawn, of more their running mean before them
@@ -68,13 +67,13 @@ def loss_axis(series: Sequence[Series]) -> bool | None:
 def of_its_own(report: RunReport, reports: Sequence[RunReport]) -> RunReport:
     """A run with the history to draw: without its parents' where one of them is drawn beside it, so that no line covers
     another; the last step of the parent stays, so that the line begins where the other ends."""
-    ids, run = {one.id for one in reports}, report.run
-    while parent := summary.parent_on_same_data(run):
-        if parent.id in ids and report.plan:
-            start = report.plan.start_step
-            return replace(report, history=[one for one in report.history if one["step"] >= start])
-        run = parent
-    return report
+    shown = {one.id for one in reports if one is not report}
+    parents = [older for (older, _step) in report.joined[1:]]
+    first = report.plan.parent if report.plan else None
+    if not report.joined or not shown & {*parents, first}:
+        return report
+    start = report.joined[0][1]
+    return replace(report, history=[one for one in report.history if one["step"] >= start])
 
 
 def line(report: RunReport, key: str, name: str, style: int) -> Series:
@@ -104,9 +103,5 @@ def seams(reports: Sequence[RunReport]) -> tuple[tuple[float, str], ...]:
     """Where a run continued from its parents, with the name of the run that begins there; none of several runs."""
     if len(reports) > 1:
         return ()
-    (report,) = reports
-    found, run = [], report.run
-    while (plan := report.plan) and plan.start_step and (parent := summary.parent_on_same_data(run)):
-        found.append((plan.start_step / plan.steps_per_epoch, run.id.rpartition("/")[2]))
-        run, report = parent, RunReport(parent, plan=summary.read_plan(parent))
-    return tuple(reversed(found))
+    size = reports[0].steps_per_epoch
+    return tuple((step / size, run.rpartition("/")[2]) for run, step in reversed(reports[0].joined))

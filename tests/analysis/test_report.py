@@ -11,6 +11,7 @@ import pytest
 from conftest import Cli
 from kept_epochs import write_epochs
 from run_folders import write_run
+from test_damaged_runs import DAMAGES
 
 from fasttune import files
 from fasttune.analysis import page, report, report_curves, run_report
@@ -241,3 +242,23 @@ def test_a_place_that_can_t_be_written_to_is_one_message(tmp_path: Path, fasttun
     whole_run(tmp_path / "runs")
     done = fasttune("report", "persona", "--out", tmp_path / "missing" / "page.html")
     assert done.returncode and "missing" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["plan.json", "provenance.json", "history.jsonl", "scores.json", "exports/persona-Q8_0.json",
+                                  "recipe.toml", "epochs/epoch-2/manifest.json", "picked.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage", ["missing", "cut", "other types", *(pytest.param(one, marks=pytest.mark.slow) for one in DAMAGES)]
+)
+def test_a_page_is_made_of_any_damaged_run(tmp_path: Path, name: str, damage: str) -> None:
+    run = whole_run(tmp_path)
+    file = run.folder / name
+    raw = file.read_bytes() if file.is_file() else b'{"format": 1}'
+    content = DAMAGES[damage](raw)
+    if content is None:
+        file.unlink(missing_ok=True)
+    else:
+        file.write_bytes(content)
+    found = read(report.write([run], tmp_path / "page.html").path)
+    assert "persona/002-incremental" in found.text
+    if damage == "cut" and file.suffix == ".json":  # a history may end in the middle of a line
+        assert name.rpartition("/")[2] in found.text
