@@ -19,7 +19,6 @@ from fasttune.export import chatml, preflight, quantize, verify
 from fasttune.export.artifact import Artifact, publish, read_artifact
 from fasttune.export.merged import write_merged
 from fasttune.export.modelfile import modelfile
-from fasttune.export.ollama import import_into_ollama
 from fasttune.export.preflight import ExportPlan
 from fasttune.export.request import ExportRequest, request_for_run
 from fasttune.export.write import WRITTEN_TYPES, write_gguf
@@ -57,15 +56,9 @@ def export(request: ExportRequest, report: Report) -> list[Artifact]:
 
 
 def export_run(run: Run, base: Path, recipe: ExportRecipe, report: Report) -> list[Artifact]:
-    """Make what a recipe's [export] table asks for of a finished run; the first file is imported into Ollama where it
-    says so. Raises FasttuneError as `export` and `import_into_ollama` do."""
+    """Make the files that a recipe's [export] table asks for of a finished run. Raises FasttuneError as `export`."""
     request = request_for_run(run, base, recipe)
-    if request.is_empty:
-        return []
-    artifacts = export(request, report)
-    if recipe.ollama and artifacts:
-        import_into_ollama(artifacts[0], recipe.ollama, num_ctx=recipe.num_ctx, report=report)
-    return artifacts
+    return [] if request.is_empty else export(request, report)
 
 
 def make_files(plan: ExportPlan, report: Report) -> None:

@@ -32,6 +32,7 @@ from fasttune.training.packing import common_prefix
 
 BATCH_TOKENS = 512
 SMALL_BYTES = 64 << 20
+REPEAT_LAST_N = 64  # tokens; llama.cpp's and Ollama's default
 log: collections.deque[str] = collections.deque(maxlen=40)
 
 
@@ -185,12 +186,16 @@ def open_gguf(path: Path, num_ctx: int, *, vocab_only: bool = False) -> Iterator
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is sampled: greedily at temperature 0, else from the most probable tokens that add up to `top_p`."""
+    """How a token is sampled: the likeliest one at temperature 0, else from the `top_k` likeliest (0: all), and of
+    these from the most probable that add up to `top_p`. Before that, `repeat_penalty` lowers the score of each token
+    that is among the last REPEAT_LAST_N, as llama.cpp does it (1: it does not)."""
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 0.8
     seed: int = 0
+    top_k: int = 0
+    repeat_penalty: float = 1.0
 
 
 def answer(model: Model, prompt_ids: Sequence[int], sampling: Sampling) -> str:
@@ -214,7 +219,8 @@ def generate(model: Model, ids: list[int], sampling: Sampling) -> Iterator[bytes
     """The bytes of each generated token, which is appended to `ids`."""
     random = random_numbers(sampling)
     for _number in range(min(sampling.max_new_tokens, model.num_ctx - len(ids))):
-        token = sample_token(model.logits(ids)[0], sampling, random)
+        logits = penalized(model.logits(ids)[0], ids, sampling.repeat_penalty)
+        token = sample_token(logits, sampling, random)
         if model.ends_generation(token):
             break
         ids.append(token)
@@ -236,11 +242,22 @@ def decode_utf8(pieces: Iterable[bytes]) -> Iterator[str]:
         yield text
 
 
+def penalized(logits: FloatArray, ids: Sequence[int], penalty: float) -> FloatArray:
+    """Logits (vocab_size) with those of the last REPEAT_LAST_N tokens of a sequence made smaller: a positive one is
+    divided by the penalty, a negative one multiplied (llama-sampler.cpp, llama_sampler_penalties_apply)."""
+    if penalty == 1.0:
+        return logits
+    recent = np.unique(np.asarray(ids[-REPEAT_LAST_N:], dtype=np.int64))
+    lowered = logits.copy()
+    lowered[recent] = np.where(logits[recent] <= 0, logits[recent] * penalty, logits[recent] / penalty)
+    return lowered
+
+
 def sample_token(logits: FloatArray, sampling: Sampling, random: np.random.Generator) -> int:
-    """The next token by temperature and nucleus (top-p) sampling from logits (vocab_size)."""
+    """The next token by temperature, top-k and nucleus (top-p) sampling from logits (vocab_size)."""
     if sampling.temperature <= 0:
         return int(logits.argmax())
-    order = np.argsort(-logits)
+    order = np.argsort(-logits)[: sampling.top_k or None]
     weights = np.exp((logits[order] - logits[order[0]]).astype(np.float64) / sampling.temperature)
     weights /= weights.sum()
     count = int(np.searchsorted(np.cumsum(weights), sampling.top_p)) + 1

@@ -66,8 +66,8 @@ def serving(base: Path, recipe: ExportRecipe, longest_answer: int) -> Serving:
     `longest_answer`, the tokens of the longest answer that was trained (0: unknown)."""
     found = of_base(base)
     asked = {name: getattr(recipe, name) for name in ("temperature", "top_k", "top_p", "repeat_penalty")}
-    fitting = fitting_num_predict(longest_answer, recipe.num_ctx)
-    length = fitting if recipe.num_predict == "auto" else recipe.num_predict
+    auto = fitting_num_predict(longest_answer, recipe.num_ctx)
+    length = auto if recipe.num_predict == "auto" else recipe.num_predict
     return replace(found, num_predict=length, **{name: value for name, value in asked.items() if value != "auto"})
 
 

@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar
 from fasttune.console import FasttuneError, _, error
 from fasttune.files import write_json
 from fasttune.recipe.schema import Setting
-from fasttune.runs.outcomes import EpochScores, FactScores
+from fasttune.runs.outcomes import EpochScores, FactScores, OllamaProof
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json, fits_plain, from_json
 
@@ -241,7 +241,8 @@ class Manifest:
 @dataclass(frozen=True)
 class ArtifactDocument:
     """The .json beside a GGUF file: `type` is the quantization type as in the recipe, `bytes` the size, `checks` the
-    figures of export.verify, `inputs` the sha256 of everything that the file was made from."""
+    figures of export.verify, `inputs` the sha256 of everything that the file was made from. `ollama` is
+    what the newest import of it was proven by."""
 
     path: str
     type: str
@@ -253,6 +254,7 @@ class ArtifactDocument:
     base: str
     inputs: str
     versions: Mapping[str, str]
+    ollama: OllamaProof | None = None
 
 
 @dataclass(frozen=True)

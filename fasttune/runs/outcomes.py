@@ -115,3 +115,23 @@ class BlindComparisons:
     """blind.json: every blind comparison that named this run, oldest first."""
 
     comparisons: tuple[BlindComparison, ...] = ()
+
+
+@dataclass(frozen=True)
+class OllamaProof:
+    """What a model in Ollama answered right after its import, beside the file by llama.cpp (export.proof).
+
+    `prompt_tokens` is Ollama's `prompt_eval_count` (None: it told none), `trained_prompt_tokens` what training makes of
+    the question. Of the first `tokens` tokens of the file's likeliest answer the server's begins with `same_tokens`.
+    """
+
+    model: str
+    version: str
+    question: str
+    prompt_tokens: int | None
+    trained_prompt_tokens: int
+    answer: str
+    file_answer: str
+    tokens: int
+    same_tokens: int
+    passed: bool
