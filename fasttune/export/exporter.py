@@ -17,6 +17,7 @@ from typing import Any
 from fasttune.console import _, error
 from fasttune.export import chatml, preflight, quantize, verify
 from fasttune.export.artifact import Artifact, publish, read_artifact
+from fasttune.export.lora_file import make_lora_file
 from fasttune.export.merged import write_merged
 from fasttune.export.modelfile import modelfile
 from fasttune.export.preflight import ExportPlan
@@ -45,10 +46,13 @@ def export(request: ExportRequest, report: Report) -> list[Artifact]:
         report(f"{_(warning.level)}: {warning.where}: {warning.what}")
     with disk_errors(request.out):
         request.out.mkdir(parents=True, exist_ok=True)
-        for partial in request.out.glob(f"{glob.escape(request.name)}[-.]*.part"):  # of an export that was killed
+        killed = request.out.glob(f"{glob.escape(request.name)}[-.]*.part")
+        for partial in (*killed, *request.lora_file.parent.glob("*.gguf.part")):  # of an export that was killed
             partial.unlink()
         make_files(plan, report)
         make_merged(plan, report)
+        if plan.lora_missing:
+            make_lora_file(plan, report)
         artifacts = [read_artifact(request.path(quantization)) for quantization in request.types]
         if artifacts:
             write_modelfile(artifacts[0], request, report)

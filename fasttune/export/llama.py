@@ -78,7 +78,7 @@ class Model:
     The keys and values of the last sequence stay in the cache, so a chat's next turn computes only its new tokens.
     """
 
-    def __init__(self, path: Path, num_ctx: int, vocab_only: bool) -> None:
+    def __init__(self, path: Path, num_ctx: int, vocab_only: bool, lora: Path | None = None) -> None:
         self.lib = library()
         self.path = path
         self.cached_ids: list[int] = []
@@ -94,6 +94,8 @@ class Model:
         self.num_ctx = num_ctx
         if not vocab_only:
             self.make_context()
+        if lora is not None:
+            self.add_lora(lora)
 
     def make_context(self) -> None:
         """Allocate the cache and the batch. Raises FasttuneError where llama.cpp can't."""
@@ -108,6 +110,14 @@ class Model:
             self.close()
             raise load_error(self.path)
         self.batch = self.lib.llama_batch_init(BATCH_TOKENS, 0, 1)
+
+    def add_lora(self, path: Path) -> None:
+        """Use a GGUF adapter with the model. Raises FasttuneError where llama.cpp does not take it."""
+        adapter = self.lib.llama_adapter_lora_init(self.model, os.fsencode(path))  # freed with the model
+        adapters = (self.lib.llama_adapter_lora_p_ctypes * 1)(adapter)
+        if not adapter or self.lib.llama_set_adapters_lora(self.context, adapters, 1, (ctypes.c_float * 1)(1.0)) != 0:
+            self.close()
+            raise load_error(path)
 
     def close(self) -> None:
         """Free what llama.cpp holds; harmless when called again."""
@@ -171,13 +181,16 @@ class Model:
 
 
 @contextlib.contextmanager
-def open_gguf(path: Path, num_ctx: int, *, vocab_only: bool = False) -> Iterator[Model]:
-    """A loaded GGUF with a context of `num_ctx` tokens. Raises FasttuneError where llama.cpp can't load it."""
+def open_gguf(path: Path, num_ctx: int, *, vocab_only: bool = False, lora: Path | None = None) -> Iterator[Model]:
+    """A loaded GGUF with a context of `num_ctx` tokens, with the GGUF adapter in `lora`.
+
+    Raises FasttuneError where llama.cpp can't load them.
+    """
     reason = import_failure()
     if reason is not None:
         what = _("llama-cpp-python can't be used: {reason}", reason=reason)
         raise error("llama-cpp-missing", what, fix=install_hint())
-    model = Model(path, num_ctx, vocab_only)
+    model = Model(path, num_ctx, vocab_only, lora)
     try:
         yield model
     finally:

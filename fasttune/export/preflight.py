@@ -60,6 +60,7 @@ class ExportPlan:
     inputs: str
     missing_types: tuple[str, ...]
     merged_missing: bool
+    lora_missing: bool
     can_check: bool
     warnings: tuple[Finding, ...]
 
@@ -79,10 +80,11 @@ def preflight(request: ExportRequest) -> ExportPlan:
     paths = {name: request.path(name) for name in request.types}
     missing = [name for name, path in paths.items() if not is_done(path, accepted, can_check, findings)]
     merged_missing = request.keep_merged and not is_merged_done(request.merged, accepted, findings)
+    lora_missing = request.adapter_file and not is_done(request.lora_file, accepted, can_check, findings)
     raise_errors(findings)
     missing.sort(key=lambda name: name != "f16")
     return ExportPlan(
-        request, source, metadata, accepted[0], tuple(missing), merged_missing, can_check, tuple(findings)
+        request, source, metadata, accepted[0], tuple(missing), merged_missing, lora_missing, can_check, tuple(findings)
     )
 
 
@@ -145,6 +147,8 @@ def check_types(request: ExportRequest, llama_failure: str | None) -> list[Findi
     """Findings about types that don't exist, and types that can't be made or checked without llama.cpp."""
     findings = []
     unknown = [name for name in request.types if name not in QUANTIZATION_TYPES]
+    if request.adapter_file and request.adapter is None:
+        findings.append(Finding("no-adapter", "error", "--adapter", _("there is no adapter to write, only a base")))
     if unknown or request.is_empty:
         what = _("unknown GGUF type {types}", types=", ".join(unknown)) if unknown else _("no GGUF type is requested")
         fix = _("choose from {types}", types=", ".join(QUANTIZATION_TYPES))
@@ -183,6 +187,7 @@ def check_disk(request: ExportRequest, base: Base) -> list[Finding]:
         types.add("f16")
     needed = sum(expected_bytes(base.shape, name) + KEY_BYTES for name in types) + SPARE_BYTES
     needed += merged_bytes(base) if request.keep_merged else 0
+    needed += expected_bytes(base.shape, "f16") if request.adapter_file else 0  # the base that it is tried on
     folder = next(folder for folder in (request.out.absolute(), *request.out.absolute().parents) if folder.exists())
     if not folder.is_dir():
         return [Finding("not-a-folder", "error", str(folder), _("is not a folder, so no file can be written into it"))]

@@ -21,7 +21,7 @@ class ExportRequest:
     alone). `name` begins the file names. `types` are quantization types ("f16", "q8_0", "q4_k_m" …; see
     preflight.QUANTIZATION_TYPES), of any case; each is made once. `system` becomes the chat template's default system
     message (None keeps the training template), `num_ctx` is the context length in tokens that the Modelfile asks for,
-    `serving` its other numbers.
+    `serving` its other numbers. With `adapter_file` the adapter alone becomes a GGUF file too.
     """
 
     base: Path
@@ -34,6 +34,7 @@ class ExportRequest:
     num_ctx: int
     keep_merged: bool = False
     serving: Serving = DEFAULT
+    adapter_file: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "types", tuple(dict.fromkeys(name.lower() for name in self.types)))
@@ -41,7 +42,7 @@ class ExportRequest:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to make."""
-        return not self.types and not self.keep_merged
+        return not self.types and not self.keep_merged and not self.adapter_file
 
     def path(self, quantization: str) -> Path:
         """exports/linzhi-Q4_K_M.gguf"""
@@ -51,6 +52,11 @@ class ExportRequest:
     def merged(self) -> Path:
         """The folder of the merged model."""
         return self.out / FOLDER
+
+    @property
+    def lora_file(self) -> Path:
+        """The GGUF file of the adapter alone, in a folder of its own: the others are models."""
+        return self.out / "lora" / f"{self.name}-LoRA.gguf"
 
     @property
     def tokenizer(self) -> Path:

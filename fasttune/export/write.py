@@ -30,6 +30,7 @@ from fasttune.export.weights import (
     expected_tensors,
     merged_blocks,
 )
+from fasttune.training.progress import ByteLine
 
 Encoding = Literal["F32", "F16", "Q8_0"]
 FILE_TYPES = {"F16": gguf.LlamaFileType.MOSTLY_F16, "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
@@ -100,9 +101,11 @@ def write_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for merged in tensors:
-            # GGUFWriter's type is a numpy array; a MergedTensor does what it needs of one without being in memory.
-            writer.write_tensor_data(cast(Any, merged))
+        with ByteLine(path.name.removesuffix(".part"), sum(merged.nbytes for merged in tensors)) as line:
+            for merged in tensors:
+                # GGUFWriter's type is a numpy array; a MergedTensor does what it needs of one without being in memory.
+                writer.write_tensor_data(cast(Any, merged))
+                line.advance(merged.nbytes)
     finally:
         writer.close()
 
