@@ -71,6 +71,8 @@ gguf = []
 ollama = "linzhi"
 num_ctx = 2048
 keep_merged = true
+keep = 0.8
+imatrix = "none"
 [probe]
 questions = ["你是谁？"]
 max_new_tokens = 64

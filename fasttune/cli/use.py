@@ -36,20 +36,24 @@ def chat(
 @click.command(help=_("Write GGUF files of a finished run, as its recipe or the options say."))
 @click.argument("name", metavar="RUN", shell_complete=command_line.complete_run)
 @click.option(
-    "--gguf", "types", multiple=True, metavar="TYPE", help=_("f16, q8_0, q6_k, q5_k_m or q4_k_m; may be repeated.")
+    "--gguf",
+    "types",
+    multiple=True,
+    metavar="TYPE",
+    help=_("f16, q8_0, q4_k_m …, or auto: the smallest that keeps what was learned; several between commas."),
 )
+@click.option("--imatrix", metavar="own|none|FILE", help=_("Importance matrix of the types below q8_0."))
 @click.option("--ollama", metavar="MODEL", help=_("Import the first file into Ollama under this name."))
 @runs_option
-def export(name: str, types: tuple[str, ...], ollama: str | None, root: Path) -> None:
+def export(name: str, types: tuple[str, ...], imatrix: str | None, ollama: str | None, root: Path) -> None:
     from fasttune.export import export_run
     from fasttune.recipe.load import load_recipe
     from fasttune.runs import documents, store
     from fasttune.training import provenance
 
     run = store.find(root, name)
-    given = [f"export.gguf={json.dumps([one.lower() for one in types])}"] * bool(types) + [
-        f"export.ollama={ollama}"
-    ] * bool(ollama)
+    given = [f"export.gguf={json.dumps(types)}"] * bool(types)
+    given += [f"export.ollama={ollama}"] * bool(ollama) + [f"export.imatrix={imatrix}"] * bool(imatrix)
     recipe = load_recipe(run.recipe, [*documents.recorded_overrides(run), *given])
     base = provenance.locate_base(run, recipe.model)
     provenance.require_same_base(run, base)

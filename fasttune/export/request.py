@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fasttune.export import conversations
+from fasttune.export.conversations import NONE, Conversations
 from fasttune.export.merged import FOLDER
 from fasttune.recipe.schema import ExportRecipe, Recipe
 from fasttune.runs import documents
 from fasttune.runs.store import Run
+
+AUTO = "auto"  # the type that stands for the smallest file that keeps enough
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,9 @@ class ExportRequest:
     alone). `name` begins the file names. `types` are quantization types ("f16", "q8_0", "q4_k_m" …; see
     preflight.QUANTIZATION_TYPES), of any case; each is made once. `system` becomes the chat template's default system
     message (None keeps the training template), `num_ctx` is the context length in tokens that the Modelfile asks for.
+    The type "auto" stands for the smallest that keeps the share `keep` of what was learned, measured on the run's own
+    `conversations`; `imatrix` is "own" (their importance matrix), "none" or a file. `root` holds the runs, for commands
+    that are printed.
     """
 
     base: Path
@@ -30,6 +37,10 @@ class ExportRequest:
     system: str | None
     num_ctx: int
     keep_merged: bool = False
+    conversations: Conversations = NONE
+    imatrix: str = "own"
+    keep: float = 0.9
+    root: Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "types", tuple(dict.fromkeys(name.lower() for name in self.types)))
@@ -63,11 +74,15 @@ def request_for_run(run: Run, base: Path, recipe: ExportRecipe) -> ExportRequest
     """
     system = documents.read_plan(run).system
     return ExportRequest(
-        base, run.adapter, run.exports, run.series, recipe.gguf, run.id, system, recipe.num_ctx, recipe.keep_merged
-    )
+        base, run.adapter, run.exports, run.series, recipe.gguf, run.id, system, recipe.num_ctx, recipe.keep_merged,
+        conversations.of_run(run) if recipe.gguf else conversations.NONE, recipe.imatrix, recipe.keep, run.root,
+    )  # fmt: skip
 
 
 def request_before_training(base: Path, recipe: Recipe, system: str | None, out: Path) -> ExportRequest:
     """What a recipe's [export] table will ask for once there is an adapter: for preflight.check."""
     export = recipe.export
-    return ExportRequest(base, None, out, recipe.name, export.gguf, "", system, export.num_ctx, export.keep_merged)
+    return ExportRequest(
+        base, None, out, recipe.name, export.gguf, "", system, export.num_ctx, export.keep_merged,
+        imatrix=export.imatrix, keep=export.keep,
+    )  # fmt: skip

@@ -22,15 +22,18 @@ def setting(
     le: float | None = None,
     lt: float | None = None,
     prose: bool = False,
+    words: bool = False,
     example: str = "",
 ) -> Any:
     """A dataclass field that is a setting.
 
     `default` is MISSING where the setting is required; then `example` is a value for hints. The bounds (≥, >, ≤, <) are
-    for numbers. A text of `prose` may hold tabs and line breaks.
+    for numbers. A text of `prose` may hold tabs and line breaks. `words` are names of any case, and a
+    text may hold several of them between commas.
     """
     bounds = {sign: bound for sign, bound in (("≥", ge), (">", gt), ("≤", le), ("<", lt)) if bound is not None}
-    return field(default=default, metadata={"help": help, "bounds": bounds, "prose": prose, "example": example})
+    texts = {"prose": prose, "words": words, "example": example}
+    return field(default=default, metadata={"help": help, "bounds": bounds, **texts})
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Key:
     bounds: Mapping[str, float]
     prose: bool
     example: str
+    words: bool = False
 
     @property
     def required(self) -> bool:
@@ -77,7 +81,9 @@ MOST_TOKENS = 2**20  # of a sample or a context: eight times what Qwen2.5 can be
 MOST_STEPS = 10_000_000
 Module = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-Quantization = Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
+Quantization = Literal[
+    "auto", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3_k_m", "q2_k"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +219,15 @@ class ContinueRecipe:
 class ExportRecipe:
     """What is made of the trained adapter."""
 
-    gguf: tuple[Quantization, ...] = setting(("q8_0",), "GGUF files to write; [] for none")
+    gguf: tuple[Quantization, ...] = setting(
+        ("q8_0",),
+        "GGUF files to write, [] for none; auto: the smallest type that keeps `export.keep` of what was learned",
+        words=True,
+    )
+    keep: float = setting(0.9, "share of what was learned that a file must keep, or it is warned about", gt=0, lt=1)
+    imatrix: str = setting(
+        "own", "importance matrix for the types below q8_0: own (of the training conversations), none, or a file"
+    )
     ollama: str = setting("", "name of the model in Ollama; empty: no import")
     num_ctx: int = setting(4096, "context length in tokens, written into the Modelfile", ge=16, le=MOST_TOKENS)
     keep_merged: bool = setting(False, "keep the merged 16-bit model in Hugging Face layout")

@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar
 from fasttune.console import FasttuneError, _, error
 from fasttune.files import write_json
 from fasttune.recipe.schema import Setting
-from fasttune.runs.outcomes import FactScores
+from fasttune.runs.outcomes import ExportFigures, FactScores
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json, fits_plain, from_json
 
@@ -187,11 +187,13 @@ class Probe:
 @dataclass(frozen=True)
 class Scores:
     """scores.json. `answered_by` is the name of the GGUF file, "adapter", None where the recipe has no probe questions,
-    and NOT_ASKED before they were asked: the last thing that a run does. `facts` is None before `fasttune facts`."""
+    and NOT_ASKED before they were asked: the last thing that a run does. `facts` is None before `fasttune facts`.
+    `exports` are the figures of the files that the last export had to do with."""
 
     probes: tuple[Probe, ...]
     answered_by: str | None = NOT_ASKED
     facts: FactScores | None = None
+    exports: tuple[ExportFigures, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,8 @@ class Manifest:
 @dataclass(frozen=True)
 class ArtifactDocument:
     """The .json beside a GGUF file: `type` is the quantization type as in the recipe, `bytes` the size, `checks` the
-    figures of export.verify, `inputs` the sha256 of everything that the file was made from."""
+    figures of export.verify, `inputs` the sha256 of everything that the file was made from. `figures` is None of a file
+    that was not measured, or was before there were any. `imatrix` is as in ExportFigures."""
 
     path: str
     type: str
@@ -248,6 +251,8 @@ class ArtifactDocument:
     base: str
     inputs: str
     versions: Mapping[str, str]
+    figures: ExportFigures | None = None
+    imatrix: str = "none"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fasttune.command import command_line, runs_option
 from fasttune.console import _, error, say, stderr_console, usage_error, visible
 from fasttune.data.dataset import Message
 from fasttune.data.tokenize import chat_tokens
-from fasttune.export.artifact import require_unchanged
+from fasttune.export.artifact import is_held_back, require_unchanged
 from fasttune.export.llama import Sampling, open_gguf, stream
 from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.schema import ModelRecipe
@@ -72,11 +72,18 @@ def find_gguf(name: str, root: Path) -> tuple[Run, Path]:
 
 
 def newest_gguf(run: Run) -> Path:
-    """The GGUF of a run that was written last."""
+    """The GGUF of a run that was written last, of those that keep enough of what was learned to be served."""
     files = sorted(run.exports.glob("*.gguf"), key=lambda path: path.stat().st_mtime) if run.exports.is_dir() else []
     if not files:
         raise error("no-gguf", _("this run has no GGUF file yet"), where=run.id, fix=how_to_get_one(run))
-    return files[-1]
+    served = [path for path in files if not is_held_back(path)]
+    if not served:
+        what = _("its GGUF files keep less than half of what was learned: {names}",
+                 names=", ".join(path.name for path in files))  # fmt: skip
+        better = command_line(["export", run.id, "--gguf", "auto", *runs_option(run.root)])
+        fix = _("make one that keeps it: `{command}`, or name the file that you want to talk to", command=better)
+        raise error("gguf-loses-training", what, where=run.id, fix=fix)
+    return served[-1]
 
 
 def how_to_get_one(run: Run) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import REPOSITORY
 from exports import SYSTEM, TINY, request
 
 from fasttune.console import FasttuneError
+from fasttune.export.conversations import NONE
 from fasttune.export.request import request_before_training, request_for_run
 from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import ExportRecipe
@@ -40,7 +42,9 @@ def test_request_of_a_finished_run(tmp_path: Path) -> None:
     )  # fmt: skip
     documents.write(run.plan, plan)
     made = request_for_run(run, TINY, ExportRecipe(gguf=("f16",), num_ctx=256))
-    assert made == request(run.exports, run.adapter, types=("f16",), num_ctx=256)
+    assert made.conversations.measured == () and "recipe.toml: there is no such file" in made.conversations.problem
+    without = replace(made, conversations=NONE)
+    assert without == request(run.exports, run.adapter, types=("f16",), num_ctx=256, root=run.root)
     run.plan.unlink()
     with pytest.raises(FasttuneError, match="the file is missing"):
         request_for_run(run, TINY, ExportRecipe())
