@@ -232,7 +232,7 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
         probes = probe.probe(record.run, base, artifacts, plan.recipe.probe.max_new_tokens, phases)
         imported = None
         if export_recipe.ollama and artifacts:
-            imported = import_after_training(record.run, base, artifacts[0], export_recipe, say)
+            imported = import_after_training(record.run, base, artifacts, export_recipe, say)
     remove_replaced(record.run)
     return RunResult(record, artifacts, probes, imported)
 

@@ -48,7 +48,11 @@ def chat(
 )
 @click.argument("name", metavar="RUN", shell_complete=command_line.complete_run)
 @click.option(
-    "--gguf", "types", multiple=True, metavar="TYPE", help=_("f16, q8_0, q6_k, q5_k_m or q4_k_m; may be repeated.")
+    "--gguf",
+    "types",
+    multiple=True,
+    metavar="TYPE",
+    help=_("f16, q8_0, q4_k_m …, or auto: the smallest that keeps what was learned; several between commas."),
 )
 @click.option("--merged", is_flag=True, help=_("The merged 16-bit model as a Hugging Face folder."))
 @click.option("--adapter", is_flag=True, help=_("The adapter alone as a GGUF file, for llama.cpp's --lora."))
@@ -67,6 +71,7 @@ def chat(
     help=_("Import the first file into Ollama under this name (default: the recipe's, or the series'), and prove it."),
 )  # fmt: skip
 @click.option("--restore", metavar="TAG", help=_("Only give the model in Ollama back what is kept under this tag."))
+@click.option("--imatrix", metavar="own|none|FILE", help=_("Importance matrix of the types below q8_0."))
 @runs_option
 @json_option
 def export(name: str, root: Path, restore: str | None, as_json: bool, types: tuple[str, ...], **given: Any) -> int:

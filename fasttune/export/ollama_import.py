@@ -6,15 +6,17 @@ the commands to type. `fasttune export --ollama` is asked for the import itself,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fasttune.command import command_line, runs_option
 from fasttune.console import FasttuneError, Finding, _
 from fasttune.export.artifact import Artifact
+from fasttune.export.exporter import to_serve
 from fasttune.export.ollama import import_into_ollama
 from fasttune.export.proof import QUESTION, proof_findings, proof_line, prove
+from fasttune.export.request import AUTO
 from fasttune.export.serving import serving_of_run
 from fasttune.recipe.schema import ExportRecipe
 from fasttune.runs import documents
@@ -55,17 +57,28 @@ def import_run(run: Run, base: Path, artifact: Artifact, recipe: ExportRecipe, r
 
 
 def import_after_training(
-    run: Run, base: Path, artifact: Artifact, recipe: ExportRecipe, report: Report
+    run: Run, base: Path, artifacts: Sequence[Artifact], recipe: ExportRecipe, report: Report
 ) -> OllamaImport:
-    """The same, where a server that is missing or fails is a warning. Raises FasttuneError for a file that is no longer
-    the one that was exported."""
+    """The same with the first of the files that is served. A server that is missing or fails is a warning, as is that
+    none is served. Raises FasttuneError for a file that is no longer the one that was exported."""
+    served = to_serve(artifacts)
+    if served is None:
+        return OllamaImport(recipe.ollama, None, None, (held_back(run, recipe.ollama),))
     try:
-        return import_run(run, base, artifact, recipe, report)
+        return import_run(run, base, served, recipe, report)
     except FasttuneError as problem:
         if not {finding.code for finding in problem.findings} <= set(OF_THE_SERVER):
             raise
         findings = tuple(later(run, recipe.ollama, finding) for finding in problem.findings)
         return OllamaImport(recipe.ollama, None, None, findings)
+
+
+def held_back(run: Run, model: str) -> Finding:
+    """The warning that no file of a run is good enough for Ollama."""
+    again = command_line(["export", run.id, "--gguf", AUTO, "--ollama", model, *runs_option(run.root)])
+    what = _("{model} is not in Ollama: no file keeps half of what was learned", model=model)
+    fix = _("import the smallest that does: `{again}`", again=again)
+    return Finding("gguf-loses-training", "warning", run.id, what, fix=fix)
 
 
 def later(run: Run, model: str, failure: Finding) -> Finding:

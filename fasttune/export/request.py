@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fasttune.export import conversations
+from fasttune.export.conversations import NONE, Conversations
 from fasttune.export.merged import FOLDER
 from fasttune.export.serving import DEFAULT, Serving, serving_of_run
 from fasttune.recipe.schema import ExportRecipe, Recipe
@@ -13,6 +15,7 @@ from fasttune.runs.epochs import served_adapter
 from fasttune.runs.store import Run
 
 NO_BASE = Path("/nonexistent")  # of a request for a base that is still to be downloaded
+AUTO = "auto"  # the type that stands for the smallest file that keeps enough
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class ExportRequest:
     preflight.QUANTIZATION_TYPES), of any case; each is made once. `system` becomes the chat template's default system
     message (None keeps the training template), `num_ctx` is the context length in tokens that the Modelfile asks for,
     `serving` its other numbers. With `adapter_file` the adapter alone becomes a GGUF file too.
+    The type "auto" stands for the smallest that keeps the share `keep` of what was learned, measured on the run's own
+    `conversations`; `imatrix` is "own" (their importance matrix), "none" or a file. `root` holds the runs, for commands
+    that are printed.
     """
 
     base: Path
@@ -35,6 +41,10 @@ class ExportRequest:
     system: str | None
     num_ctx: int
     keep_merged: bool = False
+    conversations: Conversations = NONE
+    imatrix: str = "own"
+    keep: float = 0.9
+    root: Path | None = None
     serving: Serving = DEFAULT
     adapter_file: bool = False
 
@@ -76,7 +86,8 @@ def request_for_run(run: Run, base: Path, recipe: ExportRecipe) -> ExportRequest
     system = documents.read_plan(run).system
     return ExportRequest(
         base, served_adapter(run), run.exports, run.series, recipe.gguf, run.id, system, recipe.num_ctx,
-        recipe.keep_merged, serving=serving_of_run(run, base, recipe),
+        recipe.keep_merged, conversations.of_run(run) if recipe.gguf else conversations.NONE, recipe.imatrix,
+        recipe.keep, run.root, serving_of_run(run, base, recipe),
     )  # fmt: skip
 
 
@@ -87,5 +98,6 @@ def request_before_training(base: Path | None, recipe: Recipe, system: str | Non
     """
     export = recipe.export
     return ExportRequest(
-        base or NO_BASE, None, out, recipe.name, export.gguf, "", system, export.num_ctx, export.keep_merged
-    )
+        base or NO_BASE, None, out, recipe.name, export.gguf, "", system, export.num_ctx, export.keep_merged,
+        imatrix=export.imatrix, keep=export.keep,
+    )  # fmt: skip

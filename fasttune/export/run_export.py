@@ -18,12 +18,12 @@ from fasttune.command import command_line, runs_option
 from fasttune.console import FasttuneError, _, error, usage_error
 from fasttune.export import layouts, ollama
 from fasttune.export.artifact import Artifact
-from fasttune.export.exporter import disk_errors, export
-from fasttune.export.ollama_import import OllamaImport, import_run
-from fasttune.export.request import ExportRequest, request_for_run
+from fasttune.export.exporter import disk_errors, export, record_figures, to_serve
+from fasttune.export.ollama_import import OllamaImport, held_back, import_run
+from fasttune.export.request import AUTO, ExportRequest, request_for_run
 from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.load import load_recipe
-from fasttune.recipe.schema import Recipe
+from fasttune.recipe.schema import ExportRecipe, Recipe
 from fasttune.runs import checkpoints, documents, epochs, store
 from fasttune.runs.store import Run
 from fasttune.training import provenance
@@ -39,6 +39,7 @@ class ExportOptions:
     takes the name in the recipe, or the series'."""
 
     types: tuple[str, ...] | None = None
+    imatrix: str | None = None
     merged: bool = False
     adapter: bool = False
     ollama: str | None = None
@@ -103,10 +104,12 @@ def export_named(name: str, root: Path, options: ExportOptions, report: Report) 
                  name=origin.name))  # fmt: skip
     with store.exclusive(run):
         artifacts = export(request, report) if not request.is_empty else []
+        if request.out == run.exports:
+            record_figures(run, artifacts)
         copies = copy_all(artifacts, folder) if folder else []
         imported = None
         if artifacts and recipe.export.ollama and imports(origin, options):
-            imported = import_run(run, base, artifacts[0], recipe.export, report)
+            imported = into_ollama(run, base, artifacts, recipe.export, options, report)
     served = copies or [artifact.path for artifact in artifacts]
     command = layouts.llama_server(served[0], request.num_ctx, request.serving) if served else ""
     merged = request.merged if request.keep_merged else None
@@ -160,7 +163,9 @@ def resolved_recipe(run: Run, options: ExportOptions) -> Recipe:
     """The recipe of a run with the options in place of its own. Raises UsageError for a value that it does not take."""
     given = documents.recorded_overrides(run)
     if options.types is not None:
-        given.append(f"export.gguf={json.dumps([one.lower() for one in options.types])}")
+        given.append(f"export.gguf={json.dumps(options.types)}")
+    if options.imatrix:
+        given.append(f"export.imatrix={options.imatrix}")
     if options.ollama:
         given.append(f"export.ollama={options.ollama}")
     recipe = load_recipe(run.recipe, given)
@@ -187,6 +192,17 @@ def request_for(origin: Origin, base: Path, recipe: Recipe, options: ExportOptio
 def imports(origin: Origin, options: ExportOptions) -> bool:
     """Whether the first file goes into Ollama: where it is asked for, or the recipe says so of what the run serves."""
     return options.ollama is not None or (not origin.part and options.out is None)
+
+
+def into_ollama(
+    run: Run, base: Path, artifacts: list[Artifact], recipe: ExportRecipe, options: ExportOptions, report: Report
+) -> OllamaImport:
+    """Import the first file that is served; of files that were asked for by their type the first, whatever it keeps."""
+    by_name = options.types is not None and not {AUTO} & {one.lower() for one in options.types}
+    served = to_serve(artifacts) or (artifacts[0] if by_name else None)
+    if served is None:
+        return OllamaImport(recipe.ollama, None, None, (held_back(run, recipe.ollama),))
+    return import_run(run, base, served, recipe, report)
 
 
 def copy_all(artifacts: list[Artifact], folder: Path) -> list[Path]:

@@ -1,4 +1,5 @@
-"""Merged weights into one GGUF file, F16 or Q8_0, streamed: no merged checkpoint on disk, no whole model in memory.
+"""Merged weights into one GGUF file, F16, BF16 or Q8_0, streamed; neither a merged checkpoint on disk nor a
+whole model in memory.
 
     Base + Loras ─ merged_blocks (float32) ─► float16 or Q8_0 bytes ─► GGUF
 
@@ -32,17 +33,22 @@ from fasttune.export.weights import (
 )
 from fasttune.training.progress import ByteLine
 
-Encoding = Literal["F32", "F16", "Q8_0"]
-FILE_TYPES = {"F16": gguf.LlamaFileType.MOSTLY_F16, "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
+Encoding = Literal["F32", "F16", "BF16", "Q8_0"]
+FILE_TYPES = {
+    "F16": gguf.LlamaFileType.MOSTLY_F16,
+    "BF16": gguf.LlamaFileType.MOSTLY_BF16,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
 ENCODINGS = {
     "F32": gguf.GGMLQuantizationType.F32,
     "F16": gguf.GGMLQuantizationType.F16,
+    "BF16": gguf.GGMLQuantizationType.BF16,
     "Q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
 ARCHITECTURE = gguf.MODEL_ARCH.QWEN2
 LARGEST_FLOAT16 = 65504.0
 # The quantization types of a recipe that are written here; all others are made from F16 by llama.cpp (quantize.py).
-WRITTEN_TYPES: dict[str, Encoding] = {"f16": "F16", "q8_0": "Q8_0"}
+WRITTEN_TYPES: dict[str, Encoding] = {"f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class MergedTensor:
         Raises FasttuneError where a merged weight is NaN, infinite, or too large for float16.
         """
         for block in merged_blocks(self.tensor, self.lora):
-            check_finite(self.tensor.name, block, math.inf if self.encoding == "F32" else LARGEST_FLOAT16)
+            check_finite(self.tensor.name, block, math.inf if self.encoding in ("F32", "BF16") else LARGEST_FLOAT16)
             file.write(encode(block, self.encoding))
 
 
@@ -144,6 +150,8 @@ def encode(block: FloatArray, encoding: Encoding) -> bytes:
     """The bytes of a block of float32 rows in the file."""
     if encoding == "F32":
         return block.astype("<f4", copy=False).tobytes()
+    if encoding == "BF16":
+        return quants.quantize(block, gguf.GGMLQuantizationType.BF16).tobytes()
     float16 = block.astype("<f2")
     if encoding == "F16":
         return float16.tobytes()

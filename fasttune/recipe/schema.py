@@ -25,16 +25,17 @@ def setting(
     lt: float | None = None,
     most: str = "",
     prose: bool = False,
+    words: bool = False,
     example: str = "",
 ) -> Any:
     """A dataclass field that is a setting.
 
     `default` is MISSING where the setting is required; then `example` is a value for hints. The bounds (≥, >, ≤, <) are
     for numbers; `most` is why there is an upper one, where the number itself does not say it. A text of `prose` may
-    hold tabs and line breaks.
+    hold tabs and line breaks. `words` are names of any case, and a text may hold several of them between commas.
     """
     bounds = {sign: bound for sign, bound in (("≥", ge), (">", gt), ("≤", le), ("<", lt)) if bound is not None}
-    more = {"bounds": bounds, "most": most, "prose": prose, "example": example}
+    more = {"bounds": bounds, "most": most, "prose": prose, "words": words, "example": example}
     return field(default=default, metadata={"help": help, **more})
 
 
@@ -50,6 +51,7 @@ class Key:
     most: str
     prose: bool
     example: str
+    words: bool = False
 
     @property
     def required(self) -> bool:
@@ -97,6 +99,7 @@ DECAY = N_("at 1 a step takes the whole learning rate's share off every weight; 
 SEED = N_("numpy's generator takes 32 bits")
 ROW = N_("a row is computed at once, and no GPU holds so many tokens")
 CHECKPOINTS = N_("each one holds the adapter and the optimizer's state: so many fill a disk")
+KEPT = N_("it is a share, and every type below f16 loses some")
 TEMPERATURE = N_("from 2 on nearly every token is as likely as any other")
 VOCABULARY = N_("so many tokens are as good as all of them: write 0")
 PROBABILITY = N_("it is a share of the probability: 1 stands for all tokens")
@@ -105,7 +108,9 @@ ANSWER = N_("memory is allocated for the longest answer, and a model that never 
 
 Module = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-Quantization = Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
+Quantization = Literal[
+    "auto", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3_k_m", "q2_k"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +261,17 @@ class ContinueRecipe:
 class ExportRecipe:
     """What is made of the trained adapter."""
 
-    gguf: tuple[Quantization, ...] = setting(("q8_0",), "GGUF files to write; [] for none")
+    gguf: tuple[Quantization, ...] = setting(
+        ("q8_0",),
+        "GGUF files to write, [] for none; auto: the smallest type that keeps `export.keep` of what was learned",
+        words=True,
+    )
+    keep: float = setting(
+        0.9, "share of what was learned that a file must keep, or it is warned about", gt=0, lt=1, most=KEPT
+    )
+    imatrix: str = setting(
+        "own", "importance matrix for the types below q8_0: own (of the training conversations), none, or a file"
+    )
     ollama: str = setting("", "name of the model in Ollama; empty: no import")
     num_ctx: int = setting(
         4096, "context length in tokens, written into the Modelfile", ge=16, le=MOST_TOKENS, most=CONTEXT

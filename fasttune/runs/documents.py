@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar
 from fasttune.console import FasttuneError, _, error
 from fasttune.files import write_json
 from fasttune.recipe.schema import Setting
-from fasttune.runs.outcomes import EpochScores, FactScores, OllamaProof
+from fasttune.runs.outcomes import EpochScores, ExportFigures, FactScores, OllamaProof
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json, fits_plain, from_json
 
@@ -191,12 +191,14 @@ class Probe:
 class Scores:
     """scores.json. `answered_by` is the name of the GGUF file, "adapter", None where the recipe has no probe questions,
     and NOT_ASKED before they were asked: the last thing that a run does. `facts` is None before `fasttune facts`;
-    `epochs` are those whose adapters were kept, oldest first, also while the run trains."""
+    `epochs` are those whose adapters were kept, oldest first, also while the run trains; `exports` the figures of the
+    files that were exported."""
 
     probes: tuple[Probe, ...]
     answered_by: str | None = NOT_ASKED
     facts: FactScores | None = None
     epochs: tuple[EpochScores, ...] = ()
+    exports: tuple[ExportFigures, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -241,8 +243,9 @@ class Manifest:
 @dataclass(frozen=True)
 class ArtifactDocument:
     """The .json beside a GGUF file: `type` is the quantization type as in the recipe, `bytes` the size, `checks` the
-    figures of export.verify, `inputs` the sha256 of everything that the file was made from. `ollama` is
-    what the newest import of it was proven by."""
+    figures of export.verify, `inputs` the sha256 of everything that the file was made from. `figures` is None of a file
+    that was not measured, or was before there were any. `imatrix` is as in ExportFigures. `ollama` is what the newest
+    import of it was proven by."""
 
     path: str
     type: str
@@ -254,6 +257,8 @@ class ArtifactDocument:
     base: str
     inputs: str
     versions: Mapping[str, str]
+    figures: ExportFigures | None = None
+    imatrix: str = "none"
     ollama: OllamaProof | None = None
 
 

@@ -125,7 +125,7 @@ def test_a_missing_server_is_a_warning_after_a_training(
     run: Run, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_HOST", "http://127.0.0.1:9")
-    made = import_after_training(run, TINY, artifact, RECIPE, silent)
+    made = import_after_training(run, TINY, [artifact], RECIPE, silent)
     (finding,) = made.findings
     assert (finding.code, finding.level, made.proof) == ("ollama-unreachable", "warning", None)
     assert "`ollama serve`" in finding.fix and f"export {run.id} --ollama linzhi --runs {run.root}`" in finding.fix
@@ -135,7 +135,7 @@ def test_a_missing_server_is_a_warning_after_a_training(
 
 def test_a_server_that_refuses_is_a_warning_after_a_training(server: Server, run: Run, artifact: Artifact) -> None:
     server.failure = "invalid file magic"
-    (finding,) = import_after_training(run, TINY, artifact, RECIPE, silent).findings
+    (finding,) = import_after_training(run, TINY, [artifact], RECIPE, silent).findings
     assert finding.level == "warning" and "invalid file magic" in finding.what and "export linzhi/001" in finding.fix
 
 
@@ -154,7 +154,7 @@ def test_a_model_that_cannot_be_asked_is_in_ollama_all_the_same(
 
 def test_a_file_that_changed_is_an_error_also_after_a_training(server: Server, run: Run, artifact: Artifact) -> None:
     with pytest.raises(FasttuneError) as caught:
-        import_after_training(run, TINY, replace(artifact, sha256="0" * 64), RECIPE, silent)
+        import_after_training(run, TINY, [replace(artifact, sha256="0" * 64)], RECIPE, silent)
     assert caught.value.findings[0].code == "export-changed" and server.models == {}
 
 

@@ -11,6 +11,7 @@ from exports import SYSTEM, TINY, request
 from run_folders import write_run
 
 from fasttune.console import FasttuneError
+from fasttune.export.conversations import NONE
 from fasttune.export.request import request_before_training, request_for_run
 from fasttune.export.serving import Serving
 from fasttune.recipe.load import load_recipe
@@ -38,7 +39,10 @@ def test_request_of_a_finished_run(tmp_path: Path) -> None:
     documents.write(run.provenance, replace(documents.read_provenance(run), longest_answer=100))
     made = request_for_run(run, TINY, ExportRecipe(gguf=("f16",), num_ctx=256))
     serving = Serving(temperature=0, num_predict=192)
-    assert made == request(run.exports, run.adapter, types=("f16",), num_ctx=256, serving=serving)
+    assert made.conversations.measured == () and "recipe.toml: there is no such file" in made.conversations.problem
+    without = replace(made, conversations=NONE)
+    plain = request(run.exports, run.adapter, types=("f16",), num_ctx=256, serving=serving, root=run.root)
+    assert without == plain
     run.plan.unlink()
     with pytest.raises(FasttuneError, match="the file is missing"):
         request_for_run(run, TINY, ExportRecipe())
