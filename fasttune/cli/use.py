@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from fasttune.cli.options import runs_option
-from fasttune.console import _, say
+from fasttune.console import _, say, stderr_console
 from fasttune.terminal import command_line
 
 
@@ -49,6 +49,7 @@ def export(name: str, types: tuple[str, ...], imatrix: str | None, ollama: str |
     from fasttune.export import export_run
     from fasttune.recipe.load import load_recipe
     from fasttune.runs import documents, store
+    from fasttune.terminal.export_table import exports_table
     from fasttune.training import provenance
 
     run = store.find(root, name)
@@ -59,5 +60,7 @@ def export(name: str, types: tuple[str, ...], imatrix: str | None, ollama: str |
     provenance.require_same_base(run, base)
     with store.exclusive(run):
         artifacts = export_run(run, base, recipe.export, say)
+    if figures := [artifact.figures for artifact in artifacts if artifact.figures is not None]:
+        stderr_console.print(exports_table(figures))
     for artifact in artifacts:
         click.echo(artifact.path)
