@@ -18,7 +18,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -130,6 +130,19 @@ def usage_error(code: str, what: str, *, where: str = "", why: str = "", fix: st
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """The findings sorted by level, errors first; those of one level keep their order."""
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+def findings_of(*checks: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What several checks find or raise. Raises FasttuneError with all of it where something of it is an error."""
+    found: list[Finding] = []
+    for check in checks:
+        try:
+            found += check()
+        except FasttuneError as problem:
+            found += problem.findings
+    if exit_code(found):
+        raise FasttuneError(*found)
+    return found
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
@@ -250,8 +263,9 @@ def replace_unencodable(failure: UnicodeError) -> tuple[str, int]:
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr replace what they can't encode, and stdin what it can't decode (a line from a terminal with
-    another encoding); a closed one (`>&-`) takes what it is given in silence, a closed stdin is empty."""
+    """Let stdout and stderr replace what they can't encode, and stdin keep what it can't decode as lone surrogates, as
+    Python does for the command line (chat.py reads them); a closed one (`>&-`) takes what it is given in silence, a
+    closed stdin is empty."""
     codecs.register_error("fasttune", replace_unencodable)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -262,7 +276,7 @@ def prepare_streams() -> None:
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     elif isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def language() -> str:

@@ -117,7 +117,18 @@ def what_ran_out(folder: Path, needed: int, problem: Exception) -> str:
     )
 
 
-def condition_as_error(problem: OSError) -> FasttuneError | None:
+@contextlib.contextmanager
+def condition_as_error() -> Iterator[None]:
+    """Raise FasttuneError for an OSError of the block that is such a condition; any other one is left as it is."""
+    try:
+        yield
+    except OSError as problem:
+        if known := known_condition(problem):
+            raise known from None
+        raise
+
+
+def known_condition(problem: OSError) -> FasttuneError | None:
     """The error for a condition of the disk or of its permissions that a user can mend; None for any other problem."""
     where = str(problem.filename2 or problem.filename or "")
     reason = _("the operating system says: {reason}", reason=problem.strerror or str(problem))

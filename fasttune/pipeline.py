@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttune.command import OnExisting, command_line, run_arguments
-from fasttune.console import FasttuneError, UsageError, _, say, show_findings, usage_error
+from fasttune.console import FasttuneError, Finding, UsageError, _, findings_of, say, show_findings, usage_error
 from fasttune.data.dataset import Dataset, load_dataset
 from fasttune.data.fact_sheet import read_fact_sheet
 from fasttune.planning import advice, parents, strategy
@@ -129,13 +129,28 @@ def resumes(request: RunRequest, planner: Planner, problem: FasttuneError) -> bo
     return stopped is not None and bool(checkpoints.list_checkpoints(stopped))
 
 
-def trained_by(request: RunRequest, plan: Plan) -> RunRequest:
-    """The request that trains what was planned, also where the series has runs and nobody is asked about them."""
+def trained_by(request: RunRequest, plan: Plan) -> tuple[RunRequest, Run | None]:
+    """The request that trains what was planned, also where the series has runs and nobody is asked about them; and the
+    run that it resumes."""
     try:
-        run_to_resume(request.root, plan, request.on_existing)
+        return request, run_to_resume(request.root, plan, request.on_existing)
     except UsageError:
-        return replace(request, on_existing="new")
-    return request
+        return replace(request, on_existing="new"), None
+
+
+def foreseen(plan: Plan, base: Path | None, root: Path, resume: Run | None) -> list[Finding]:
+    """What training and export will warn of, asked before they begin; `base` is the base's local folder, None where it
+    is not on this machine yet. Raises FasttuneError with every finding where one of them would stop them."""
+    from fasttune.export.before_training import check_before_training
+    from fasttune.training import provenance
+    from fasttune.training.plan_check import length_beyond_base
+
+    if resume is not None and base is not None:
+        provenance.require_same_base(resume, base)  # also where only the files are made
+    return findings_of(
+        lambda: length_beyond_base(plan.recipe, base),
+        lambda: check_before_training(plan.recipe, plan.system, base, root, resume),
+    )
 
 
 def resumed_instead_of_skipped(request: RunRequest, planner: Planner) -> RunRequest:
@@ -196,16 +211,12 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
     phases = PhaseTimer()
     with phases("import", _("loading torch and Unsloth")):
         from fasttune.analysis import probe
-        from fasttune.export import export_run, ollama, preflight
-        from fasttune.export.request import request_before_training
-        from fasttune.training import hub, provenance, train
+        from fasttune.export import export_run
+        from fasttune.training import hub, train
 
     base, export_recipe = hub.locate(plan.recipe.model), plan.recipe.export
-    preflight.check(request_before_training(base, plan.recipe, plan.system, request.root))
-    show_findings(ollama.warn_if_silent(export_recipe.ollama))
+    show_findings(foreseen(plan, base, request.root, resume))
     is_trained = resume is not None and resume.status == "finished"
-    if resume is not None:
-        provenance.require_same_base(resume, base)  # also where only the files are made
     record = (
         train.load_record(resume)
         if resume and is_trained

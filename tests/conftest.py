@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import one_layer
 import pytest
 
 os.environ["FASTTUNE_LANG"] = "en"
@@ -76,7 +77,7 @@ def call_here(
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["fasttune", *map(str, arguments)])
         if stdin is not None:
-            patch.setattr(sys, "stdin", io.StringIO(stdin))
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
         for name, value in {**own, **variables}.items():
             patch.setenv(name, value)
         with pytest.raises(SystemExit) as ended:
@@ -135,6 +136,13 @@ def quickstart(shared: Shared) -> Quickstart:
     runs = shared("quickstart", train)
     result = json.loads((runs / "result.json").read_text(encoding="utf-8"))
     return Quickstart(result, runs / "quickstart" / "001-fresh", functools.partial(call_here, runs))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_base(shared: Shared) -> Path:
+    """The folder of the base that a series trains (series.py): made once."""
+    one_layer.FOLDER = shared("one layer", one_layer.write)
+    return one_layer.FOLDER
 
 
 @contextmanager

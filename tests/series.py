@@ -1,5 +1,5 @@
-"""A series on the built-in model that takes a second a run, called through the command line in this process or in a
-child that can be killed."""
+"""A series on one layer of the built-in model that takes half a second a run, called through the command line in this
+process or in a child that can be killed."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import one_layer
 from conftest import Done, Shared
 
 SYSTEM = "你是小灯，守灯塔的猫，说话短。"
@@ -178,13 +179,18 @@ def call(folder: Path, arguments: list[str]) -> int:
     import torch
 
     from fasttune import cli
+    from fasttune.training import hub
 
     imported()
     threads, before = torch.get_num_threads(), Path.cwd()
     torch.set_num_threads(1)  # a tiny model gains nothing from more, and loses much where others compute
     os.chdir(folder)
     try:
-        with patch.dict(os.environ, {"COLUMNS": "160"}), patch.object(sys, "argv", ["fasttune", *arguments]):
+        with (
+            patch.dict(os.environ, {"COLUMNS": "160"}),
+            patch.object(sys, "argv", ["fasttune", *arguments]),
+            patch.object(hub, "TINY", one_layer.FOLDER),
+        ):
             cli.main()
     except SystemExit as ended:
         return int(ended.code or 0)

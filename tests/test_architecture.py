@@ -24,7 +24,7 @@ HOMES = {
     "numpy": {"export"},
     "ollama": {"export"},
     "peft": {"training.model", "bench.engines"},
-    "prompt_toolkit": {"terminal.prompts"},
+    "prompt_toolkit": {"terminal.prompts", "terminal.chat_input"},
     "psutil": {"machine", "training.device"},
     "questionary": {"terminal.prompts"},
     "rensa": {"data.near_duplicates"},

@@ -262,12 +262,12 @@ def test_a_long_document_is_written_in_one_line(capsys: pytest.CaptureFixture[st
     assert len(findings) == 20_000 and findings[0]["what"] == "小" * 50 + HOSTILE
 
 
-def test_what_stdin_can_not_decode_is_replaced_and_a_closed_one_is_empty() -> None:
+def test_what_stdin_can_not_decode_is_kept_as_surrogates_and_a_closed_one_is_empty() -> None:
     code = (
         "import sys\nfrom fasttune import console\nconsole.prepare_streams()\nsys.stdout.write(ascii(sys.stdin.read()))"
     )
     words = [sys.executable, "-c", code]
     got = subprocess.run(words, input=b"hello \xff\xd6\xd0\n", capture_output=True, check=True)
-    assert got.stdout.startswith(b"'hello \\ufffd")
+    assert got.stdout.startswith(b"'hello \\udcff")
     closed = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *words], capture_output=True, check=True)
     assert closed.stdout == b"''"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import io
 import json
 import os
 import random
@@ -12,16 +13,19 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 from conftest import REPOSITORY, Cli, Shared, call_here
 
-from fasttune.console import FasttuneError
+from fasttune.console import FasttuneError, Finding
+from fasttune.export import llama
 from fasttune.runs import store
 from fasttune.runs.documents import PlanDocument, Provenance, TrainerStateFigures
 from fasttune.runs.store import Run
-from fasttune.terminal import chat, entry_menu, questions
+from fasttune.terminal import command_line, entry_menu, questions
 
 SHORT = ["--set", "train.max_steps=4", "--set", "train.save_steps=2", "--set", "probe.questions=['你是谁？']"]
 CONTINUE = ["plan", "recipes/quickstart.toml", "--continue", "incremental", "--set", "continue.add_epochs=1"]
@@ -254,14 +258,49 @@ def test_a_run_that_can_not_be_read_hides_no_other(runs: Path, number: int, monk
     assert any("other" in title for title in entry_menu.subjects(runs)[0].values())
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("entry", ["", "current"])
+def test_a_series_that_can_not_be_listed_hides_no_other(
+    runs: Path, entry: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder, or its file `current`, belongs to another user or lies on a disk that fails."""
+    unreadable = str(runs / "quickstart" / entry)
+
+    def refuse(call: Callable[..., Any]) -> Callable[..., Any]:
+        def refusing(path: Any, *arguments: Any, **options: Any) -> Any:
+            if str(path) == unreadable:
+                raise OSError(number, os.strerror(number), str(path))
+            return call(path, *arguments, **options)
+
+        return refusing
+
+    for module, name in ((os, "listdir"), (io, "open")):
+        monkeypatch.setattr(module, name, refuse(getattr(module, name)))
+    done = call_here(runs, "runs")
+    assert done.returncode == 1 and "other/001-fresh" in done.stdout and "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1 and f"{unreadable}: " in done.stderr
+    assert ("quickstart/001-fresh" in done.stdout) == bool(entry)
+    unlisted: list[Finding] = []
+    assert any("other" in title for title in entry_menu.subjects(runs, unlisted)[0].values())
+    context = click.Context(click.Command("runs"))
+    context.params["root"] = str(runs)
+    completed = [one.value for one in command_line.complete_run(context, click.Option(["--x"]), "")]
+    assert "other/001-fresh" in completed and ("quickstart" in completed) == bool(entry)
+    if not entry:
+        assert [finding.where for finding in unlisted] == [unreadable]
+        assert "error: " in told(runs, "runs", "quickstart")
+
+
 def test_reading_needs_no_right_to_write(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`runs` and `chat` of a folder that somebody else owns."""
     for path in (runs, *runs.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     monkeypatch.setattr(os, "mkdir", pytest.fail)
     monkeypatch.setattr(os, "replace", pytest.fail)
-    monkeypatch.setattr(chat, "open_gguf", lambda path, num_ctx: contextlib.nullcontext())
-    monkeypatch.setattr(chat, "stream", lambda model, ids, sampling: iter(["hello"]))
+    monkeypatch.setattr(
+        llama, "open_gguf", lambda path, num_ctx: contextlib.nullcontext(SimpleNamespace(num_ctx=num_ctx))
+    )
+    monkeypatch.setattr(llama, "token_texts", lambda model, ids, sampling: iter(["hello"]))
     assert "quickstart/001-fresh" in call_here(runs, "runs").stdout
     assert call_here(runs, "chat", "quickstart", "--prompt", "hi").stdout == "hello\n"
     for path in (runs, *runs.rglob("*")):

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fasttune.command import command_line
 from fasttune.console import FasttuneError, Finding, _, usage_error
 from fasttune.data import batches, mend
 from fasttune.data.chat_template import ChatTemplate
@@ -30,6 +31,7 @@ from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import ModelRecipe, Recipe
 from fasttune.training import hub, packing
 from fasttune.training import model as models
+from fasttune.training.plan_check import length_beyond_base
 
 MEASURED = 5_000  # samples that are tokenized for the figures; of more an even choice
 TEMPLATE_BYTES = 16  # that a chat template adds to a message in tokens, at most
@@ -110,6 +112,9 @@ def check(path: Path, overrides: Sequence[str] = ()) -> Report:
     template = template_of(recipe.model) if recipe else None
     default = template.default_system(("user", "assistant")) if template else QWEN_DEFAULT
     findings = [*source.findings]
+    if recipe:
+        findings += length_beyond_base(recipe, hub.local_tokenizer(recipe.model))
+        findings += [] if template else [without_tokenizer(recipe, overrides)]
     if source.train:
         findings += lint(source.train, source.held_out, default)
         findings += too_long(source, template)
@@ -181,6 +186,15 @@ def template_of(recipe: ModelRecipe) -> ChatTemplate | None:
     """The base's chat template and tokenizer; None where the base is not on this machine."""
     folder = hub.local_tokenizer(recipe)
     return ChatTemplate(models.load_tokenizer(folder)) if folder else None
+
+
+def without_tokenizer(recipe: Recipe, overrides: Sequence[str]) -> Finding:
+    """The note that a recipe's base is not on this machine."""
+    what = _("{base} is not on this machine: all tokens are estimated", base=recipe.model.base)
+    why = _("whether a sample is longer than max_seq_length, its own tokenizer alone can tell")
+    words = ["run", str(recipe.path), *(word for override in overrides for word in ("--set", override))]
+    fix = _("`{command}` downloads it before it trains", command=command_line(words))
+    return Finding("tokens-estimated", "info", f"{recipe.path}: model.base", what, why, fix)
 
 
 # Findings that need tokens or a recipe --------------------------------------------------------------------------------

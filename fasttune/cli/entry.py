@@ -36,7 +36,7 @@ def main() -> None:
     except click.ClickException as problem:
         sys.exit(show_problem(command_line.as_usage_error(problem, commands)))
     except OSError as problem:
-        known = files.condition_as_error(problem)
+        known = files.known_condition(problem)
         if known is None:
             raise
         sys.exit(show_problem(known))

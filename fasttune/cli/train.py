@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fasttune.cli.options import STOPPED, continue_option, json_option, overfit_option, overrides_option, runs_option
-from fasttune.console import FasttuneError, _, can_ask, say, show_findings
+from fasttune.console import FasttuneError, _, can_ask, findings_of, say, show_findings
 
 if TYPE_CHECKING:
     from fasttune.pipeline import Planner, RunRequest
@@ -70,13 +70,16 @@ def plan(
 ) -> None:
     from fasttune import pipeline
     from fasttune.terminal import tables
+    from fasttune.training import hub
     from fasttune.training.estimate import estimate
     from fasttune.training.plan_check import base_and_samples
 
     request = pipeline.RunRequest(recipe_file, overrides, root, strategy, allow_overfit=allow_overfit)
     planned = pipeline.Planner().plan(request)
-    planned = replace(planned, findings=(*base_and_samples(planned), *planned.findings))
-    trains, taken = pipeline.trained_by(request, planned), estimate(planned, root)
+    trains, resume = pipeline.trained_by(request, planned)
+    base = hub.find_offline(planned.recipe.model)
+    found = findings_of(lambda: base_and_samples(planned), lambda: pipeline.foreseen(planned, base, root, resume))
+    planned, taken = replace(planned, findings=(*found, *planned.findings)), estimate(planned, root)
     fits = replace(trains, overrides=(*trains.overrides, *taken.change)).command if taken.change else ""
     tables.show_plan(planned, trains.command, taken, fits, as_json=as_json, show_all=show_all)
 
@@ -155,6 +158,7 @@ def ask_what_is_open(request: RunRequest, planner: Planner) -> RunRequest:
 @runs_option
 @click.pass_context
 def menu(context: click.Context, overrides: tuple[str, ...], root: Path) -> int:
+    from fasttune import files
     from fasttune.recipe.load import check_overrides
     from fasttune.terminal.entry_menu import Commands, ask_for_command
 
@@ -167,7 +171,8 @@ def menu(context: click.Context, overrides: tuple[str, ...], root: Path) -> int:
     }
     while arguments := ask_for_command(Commands(root, overrides, options)):
         try:
-            code = commands.main(arguments, prog_name="fasttune", standalone_mode=False)
+            with files.condition_as_error():
+                code = commands.main(arguments, prog_name="fasttune", standalone_mode=False)
         except FasttuneError as problem:
             show_findings(problem.findings)
             continue

@@ -12,8 +12,8 @@ from fasttune.console import _, say, stderr_console
 from fasttune.terminal import command_line
 
 
-@click.command(help=_("Talk to the GGUF of a run (a series name, a run id, or a .gguf file)."))
-@click.argument("name", metavar="RUN", shell_complete=command_line.complete_run)
+@click.command(help=_("Talk to a run (its GGUF file), RUN@STEP, a .gguf file or a base; to several side by side."))
+@click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=command_line.complete_run)
 @click.option("--prompt", help=_("One question; print the answer and end."))
 @click.option("--system", help=_("A system prompt in place of the trained one."))
 @click.option(
@@ -24,13 +24,21 @@ from fasttune.terminal import command_line
     help=_("Sampling temperature; 0 takes the likeliest token each time."),
 )
 @click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(1))
+@click.option("--adapter", is_flag=True, help=_("Let the adapter answer, by torch, in place of the GGUF file."))
 @runs_option
 def chat(
-    name: str, prompt: str | None, system: str | None, temperature: float, max_new_tokens: int, root: Path
+    names: tuple[str, ...],
+    prompt: str | None,
+    system: str | None,
+    temperature: float,
+    max_new_tokens: int,
+    adapter: bool,
+    root: Path,
 ) -> None:
-    from fasttune.terminal.chat import chat
+    from fasttune.export.llama import Sampling
+    from fasttune.terminal.chat import ChatRequest, chat
 
-    chat(name, root, prompt, system, temperature, max_new_tokens)
+    chat(ChatRequest(names, root, prompt, system, Sampling(max_new_tokens, temperature), adapter))
 
 
 @click.command(help=_("Write GGUF files of a finished run, as its recipe or the options say."))

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from fasttune.console import _
+from fasttune.console import N_, _
 from fasttune.data import other_formats
 from fasttune.data.loss_mask import MASKS, SPANS, check_record, learned
-from fasttune.data.messages import Message, Notes, Turn, checked, json_type, listed
+from fasttune.data.messages import Label, Message, Notes, Turn, checked, json_type, listed
 
 # format -> (keys that make it, keys that may come with them); `system` is understood in all of them
 FORMATS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -42,6 +42,7 @@ TEXT_BESIDE = (
     "documents",
 )  # beside Alpaca, prompt/completion
 MESSAGE_CONTENT = (*REASONING, *MEDIA)
+PLAIN = {"role", "content"}  # the keys of a message without anything to look into
 RECORD_CONTENT = ("tools", "functions", *REASONING, *MEDIA, *SYSTEM_NAMES)
 
 
@@ -82,7 +83,7 @@ def _format(value: Any, notes: Notes) -> str | None:
 
 
 def _check_keys(
-    label: str, holder: dict[str, Any], keys: AbstractSet[str], contents: Sequence[str], notes: Notes
+    label: str | Label, holder: dict[str, Any], keys: AbstractSet[str], contents: Sequence[str], notes: Notes
 ) -> None:
     """Add a finding for each of `contents` that holds something; count the other keys as ignored.
 
@@ -143,8 +144,8 @@ def _alpaca(value: dict[str, Any], notes: Notes) -> list[Turn] | None:
         )
         return None
     for number, (question, answer) in enumerate(history, 1):
-        turns.append(Turn(_("history {number}, question", number=number), "user", question))
-        turns.append(Turn(_("history {number}, answer", number=number), "assistant", answer))
+        turns.append(Turn(Label(N_("history {number}, question"), number), "user", question))
+        turns.append(Turn(Label(N_("history {number}, answer"), number), "assistant", answer))
     question = value["instruction"]
     if value.get("input") not in (None, ""):
         parts = [question, value["input"]]
@@ -184,16 +185,15 @@ def _message_list(key: str, messages: Any, notes: Notes) -> list[Turn] | None:
         notes.add("no-messages", _('"{key}" is an empty list', key=key), fix=fix)
         return None
     whole = key in ("messages", "conversations")
-    labels = [
-        _("message {number}", number=number) if whole else _('message {number} of "{key}"', number=number, key=key)
-        for number in range(1, len(messages) + 1)
-    ]
-    turns = [_turn(label, message, notes) for label, message in zip(labels, messages, strict=True)]
+    name = N_("message {number}") if whole else N_('message {number} of "{key}"')
+    turns = [_turn(Label(name, number, key), message, notes) for number, message in enumerate(messages, 1)]
     return [turn for turn in turns if turn is not None] if None not in turns else None
 
 
-def _turn(label: str, message: Any, notes: Notes) -> Turn | None:
+def _turn(label: Label, message: Any, notes: Notes) -> Turn | None:
     """One message with OpenAI's keys (role, content) or ShareGPT's (from, value); None after a finding."""
+    if isinstance(message, dict) and message.keys() == PLAIN and isinstance(message["content"], str):
+        return Turn(label, _role(label, message["role"], notes), message["content"])  # nearly all are like this
     if not isinstance(message, dict):
         notes.add("not-a-message", _("{label} is {kind}, not an object", label=label, kind=json_type(message)))
         return None
@@ -219,7 +219,7 @@ def _turn(label: str, message: Any, notes: Notes) -> Turn | None:
     return Turn(label, _role(label, message[pair[0]], notes), content, learned(label, message, content, notes))
 
 
-def _role(label: str, role: Any, notes: Notes) -> str | None:
+def _role(label: Label, role: Any, notes: Notes) -> str | None:
     """The role under its name here: system, user or assistant; None after a finding."""
     if isinstance(role, str) and role in ROLES:
         return ROLES[role]

@@ -13,7 +13,9 @@ from fasttune.console import Finding, ngettext
 from fasttune.data import lint_answers, lint_pairs, lint_persona, lint_script, lint_text, topics
 from fasttune.data.dataset import Sample
 from fasttune.data.messages import listed
+from fasttune.data.side_by_side import can_fork, side_by_side
 
+FORKED_FROM = 5_000  # samples whose comparison with each other is worth a process of its own
 QUICK_SAMPLES = 2_000  # that the quick part of a plan looks at; of more an even choice
 
 
@@ -22,12 +24,26 @@ def lint(train: Sequence[Sample], held_out: Sequence[Sample], default_system: st
     a sample has no system prompt."""
     different, found = lint_pairs.duplicates(train)
     kept, leaked = lint_pairs.leaks(different, held_out)
-    near, pairs = lint_pairs.near_duplicates(different, kept)
-    rest = [sample for sample in kept if sample.id not in near]
+
+    def compared() -> list[Finding]:
+        return by_pairs(different, kept)
+
+    def one_by_one() -> list[Finding]:
+        return [*by_sample(different, default_system), *topics.thin(different)]
+
+    if len(different) >= FORKED_FROM and can_fork():
+        pairs, single = side_by_side(compared, one_by_one)
+    else:
+        pairs, single = compared(), one_by_one()
+    return [*found, *leaked, *pairs, *single]
+
+
+def by_pairs(train: Sequence[Sample], held_out: Sequence[Sample]) -> list[Finding]:
+    """The findings about two samples each, of samples whose conversations are all different."""
+    near, pairs = lint_pairs.near_duplicates(train, held_out)
+    rest = [sample for sample in held_out if sample.id not in near]
     close = {finding.where for finding in pairs}
-    apart = [sample for sample in different if sample.id not in close]
-    found += [*leaked, *pairs, *lint_pairs.shared_turns(different, rest), *lint_pairs.contradictions(apart)]
-    return [*found, *by_sample(different, default_system), *topics.thin(different)]
+    return [*pairs, *lint_pairs.shared_turns(train, rest), *lint_pairs.contradictions(train, close)]
 
 
 def by_sample(samples: Sequence[Sample], default_system: str) -> list[Finding]:

@@ -31,28 +31,33 @@ LEAST_WORDS = 8  # of an answer that may count as cut off for the missing mark a
 ONE_WORD, ONE_WORD_MEDIAN = 2, 6  # Chinese characters of an answer of one word; not where the median answer is as short
 PARROT_SHARE, PARROT_LEAST = 0.2, 5  # of the answers that begin alike
 OPENING_CHARACTERS, OPENING_WORDS = 4, 3  # of an answer's opening, in Chinese and in English
+FIRST_WORDS = max(OPENING_CHARACTERS, OPENING_WORDS, ONE_WORD) + 1  # of an answer that are looked at one by one
 OUTLIER_TIMES, OUTLIER_SPREAD = 4.0, 5.0  # times the median; robust standard deviations of the logarithm
 LEAST_ANSWERS = 20  # that tell what is usual
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that is learned; `words` are its words and Chinese characters."""
+    """An answer that is learned; `words` are the first of its words and Chinese characters, `length` is how many it
+    has."""
 
     sample_id: str
     text: str
     words: tuple[str, ...]
+    length: int
 
 
 def answers_of(sample: Sample) -> list[Answer]:
     """The answers of a sample that the loss is taken on."""
-    return [Answer(sample.id, message.content, tuple(WORD.findall(message.content)))
-            for message in sample.messages if message.role == "assistant" and message.learn]  # fmt: skip
+    learned = [message.content for message in sample.messages if message.role == "assistant" and message.learn]
+    words = [WORD.findall(text) for text in learned]
+    return [Answer(sample.id, text, tuple(all_of_it[:FIRST_WORDS]), len(all_of_it))
+            for text, all_of_it in zip(learned, words, strict=True)]  # fmt: skip
 
 
 def findings(answers: Sequence[Answer]) -> Iterator[Finding]:
     """What is wrong with the answers of a data set."""
-    lengths = [len(answer.words) for answer in answers]
+    lengths = [answer.length for answer in answers]
     usual = median(lengths) if lengths else 0
     ends = sum(bool(ENDING.search(answer.text.rstrip())) for answer in answers) >= USUAL_ENDING * len(answers)
     for answer in answers:
@@ -64,21 +69,23 @@ def findings(answers: Sequence[Answer]) -> Iterator[Finding]:
 
 def empty_or_one_word(answer: Answer, usual: float) -> Iterator[Finding]:
     """An answer without a word, or of one word where others say more."""
+    if answer.length and (usual < ONE_WORD_MEDIAN or not is_one_word(answer)):
+        return
     text, why = answer.text.strip()[:20], _("the model learns to answer like that")
-    if not answer.words:
+    if not answer.length:
         what = _("the answer '{text}' holds no word", text=text)
         yield Finding(
             "empty-answer", "warning", answer.sample_id, what, why, _("write an answer, or remove the sample")
         )
-    elif usual >= ONE_WORD_MEDIAN and is_one_word(answer.words):
+    else:
         what = _("the answer is one word: '{text}'", text=text)
         fix = _("answer in a sentence, unless the persona is that curt")
         yield Finding("one-word-answer", "info", answer.sample_id, what, why, fix)
 
 
-def is_one_word(words: Sequence[str]) -> bool:
-    """Whether words are one: an English word, or up to ONE_WORD Chinese characters."""
-    return len(words) == 1 or (len(words) <= ONE_WORD and all(map(CHINESE.match, words)))
+def is_one_word(answer: Answer) -> bool:
+    """Whether an answer is an English word, or up to ONE_WORD Chinese characters."""
+    return answer.length == 1 or (answer.length <= ONE_WORD and all(map(CHINESE.match, answer.words)))
 
 
 def cut_off(answer: Answer, usual: bool) -> Iterator[Finding]:
@@ -89,7 +96,7 @@ def cut_off(answer: Answer, usual: bool) -> Iterator[Finding]:
         what = _("the answer ends in mid-sentence: '…{end}'", end=text[-20:])
     elif text.count("```") % 2 or (unclosed and not ENDING.search(text)):
         what = _("the answer ends inside {mark}: '…{end}'", mark=unclosed or "```", end=text[-20:])
-    elif usual and len(answer.words) >= LEAST_WORDS and not ENDING.search(text):
+    elif usual and answer.length >= LEAST_WORDS and not ENDING.search(text):
         what = _("the answer ends without a mark, which nearly all others have: '…{end}'", end=text[-20:])
     else:
         return
@@ -102,14 +109,14 @@ def length_outliers(answers: Sequence[Answer]) -> Iterator[Finding]:
     longer = [answer for answer in answers if answer.words]
     if len(longer) < LEAST_ANSWERS:
         return
-    logs = [math.log(len(answer.words)) for answer in longer]
+    logs = [math.log(answer.length) for answer in longer]
     middle = median(logs)
     spread = max(1.4826 * median(abs(one - middle) for one in logs), 0.2)
     least = math.exp(middle) * OUTLIER_TIMES
     for answer, one in zip(longer, logs, strict=True):
-        if one > middle + OUTLIER_SPREAD * spread and len(answer.words) > least:
+        if one > middle + OUTLIER_SPREAD * spread and answer.length > least:
             what = _("the answer has about {tokens:.0f} tokens, {times:.0f} times the median's words",
-                     tokens=estimate_tokens(answer.text), times=len(answer.words) / math.exp(middle))  # fmt: skip
+                     tokens=estimate_tokens(answer.text), times=answer.length / math.exp(middle))  # fmt: skip
             why = _("the loss is a mean over tokens: this answer counts like that many others")
             yield Finding("long-answer", "info", answer.sample_id, what, why, _("shorten or split it"))
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from itertools import pairwise
 
 from fasttune.console import Finding, _
 from fasttune.data.dataset import Message, Sample, conversation_key
-from fasttune.data.near_duplicates import Grams, jaccard, near_pairs, trigrams
+from fasttune.data.near_duplicates import SIMILAR, Said, jaccard, near_pairs, trigrams
 
+NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
 PARTICLES = re.compile("[吗呢呀啊吧哦嘛了]+$")
 # Questions with one right answer: who, what name, how many, where, when, which colour.
 ASKS_A_FACT = re.compile(
@@ -72,7 +77,7 @@ def near_duplicates(train: Sequence[Sample], held_out: Sequence[Sample]) -> tupl
     samples = [*train, *held_out]
     leaks: set[str] = set()
     found = []
-    for pair in near_pairs([grams_of(sample) for sample in samples], len(held_out)):
+    for pair in near_pairs([said_in(sample) for sample in samples], len(held_out)):
         one, other = samples[pair.later], samples[pair.earlier]
         if pair.later >= len(train):
             leaks.add(one.id)
@@ -88,14 +93,16 @@ def near_duplicates(train: Sequence[Sample], held_out: Sequence[Sample]) -> tupl
     return leaks, found
 
 
-def grams_of(sample: Sample) -> Grams:
-    """The trigrams of a sample's two sides."""
-    sides = {role: "\n".join(m.content for m in sample.messages if m.role == role) for role in ("user", "assistant")}
-    return Grams(trigrams(sides["user"]), trigrams(sides["assistant"]))
+def said_in(sample: Sample) -> Said:
+    """What the two sides say in a sample."""
+    sides = ("\n".join(m.content for m in sample.messages if m.role == role) for role in ("user", "assistant"))
+    return Said(*sides)
 
 
 def leaks(train: Sequence[Sample], held_out: Sequence[Sample]) -> tuple[list[Sample], list[Finding]]:
     """The held-out samples whose conversation is not trained on, and an error for each of the others."""
+    if not held_out:
+        return [], []
     first = {conversation_key(sample): sample.id for sample in reversed(train)}
     found, kept = [], []
     for sample in held_out:
@@ -111,6 +118,8 @@ def leaks(train: Sequence[Sample], held_out: Sequence[Sample]) -> tuple[list[Sam
 
 def shared_turns(train: Sequence[Sample], held_out: Sequence[Sample]) -> Iterator[Finding]:
     """A held-out sample with a first question, or an answer, that stands in a training sample too."""
+    if not held_out:
+        return
     questions = {normal(first_question(sample)): sample.id for sample in reversed(train)}
     answers = {
         normal(m.content): sample.id for sample in reversed(train) for m in sample.messages if m.role == "assistant"
@@ -126,27 +135,69 @@ def shared_turns(train: Sequence[Sample], held_out: Sequence[Sample]) -> Iterato
             yield Finding("held-out-answer-in-train", "warning", sample.id, what, why, fix)
 
 
-def contradictions(samples: Sequence[Sample]) -> Iterator[Finding]:
-    """The same question after the same turns, answered otherwise."""
-    asked: dict[tuple[str, ...], tuple[str, str]] = {}
+@dataclass(frozen=True)
+class Asked:
+    """A question with its answer. `key` is equal for the same question after the same turns, `turn` counts questions
+    from 1."""
+
+    key: bytes
+    turn: int
+    question: str
+    answer: str
+
+
+def questions_of(sample: Sample) -> Iterator[Asked]:
+    """The questions of a sample whose answers are learned; the system prompt is no turn."""
+    said = [message for message in sample.messages if message.role != "system"]
+    last = max((n for n, message in enumerate(said) if message.role == "user"), default=-1)
+    turns, turn = hashlib.sha256(), 0
+    for message, reply in pairwise(said[: last + 2]):
+        words = normal(message.content)
+        turns.update(f"{message.role}:{words}\n".encode("utf-8", "surrogatepass"))
+        if message.role == "user":
+            turn += 1
+            if words and reply.learn:
+                yield Asked(turns.digest(), turn, message.content, reply.content)
+
+
+def contradictions(samples: Sequence[Sample], close: AbstractSet[str] = frozenset()) -> Iterator[Finding]:
+    """The same question after the same turns, answered otherwise; at most one finding a sample.
+
+    Of the samples whose ids are in `close`, which are nearly the same as others, only contradictions are named.
+    """
+    first: dict[bytes, tuple[str, Asked]] = {}
     for sample in samples:
-        said = [message for message in sample.messages if message.role != "system"]
-        key = tuple(normal(message.content) for message in said[:1])
-        if len(said) < 2:
-            continue
-        other, before = asked.setdefault(key, (sample.id, said[1].content))
-        now = said[1].content
-        if other == sample.id or jaccard(trigrams(normal(before)), trigrams(normal(now))) >= 0.5:
-            continue
-        if contradict(said[0].content, before, now):
-            what = _("the question of {other} with another answer: '{now}' against '{before}'", other=other,
-                     now=now[:30], before=before[:30])  # fmt: skip
-            why, fix = _("the model can learn neither; it will say one of them by chance"), _("keep the right one")
-            yield Finding("contradicting-answers", "warning", sample.id, what, why, fix)
-        else:
-            what = _("the question of {other} has another answer here", other=other)
-            why = _("fine for a greeting; of a fact the model would learn a mixture")
-            yield Finding("several-answers", "info", sample.id, what, why)
+        for asked in questions_of(sample):
+            other, before = first.setdefault(asked.key, (sample.id, asked))
+            if before is asked or alike(before.answer, asked.answer):
+                continue
+            found = judged(sample.id, asked, other, before)
+            if found.level == "warning" or sample.id not in close:
+                yield found
+            break  # after another answer no later question is the same
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two answers are nearly the same, marks aside."""
+    return jaccard(trigrams(normal(one)), trigrams(normal(other))) >= SIMILAR
+
+
+def judged(where: str, asked: Asked, other: str, before: Asked) -> Finding:
+    """The finding about a question that sample `other` answers otherwise: a contradiction, or another good answer."""
+    if contradict(asked.question, before.answer, asked.answer):
+        values = {"other": other, "now": asked.answer[:30], "before": before.answer[:30]}
+        what = _("the question of {other} with another answer: '{now}' against '{before}'", **values)
+        if asked.turn > 1:
+            what = _("its question {turn} is asked after the same turns as in {other}, with another answer: '{now}' "
+                     "against '{before}'", turn=asked.turn, **values)  # fmt: skip
+        why, fix = _("the model can learn neither; it will say one of them by chance"), _("keep the right one")
+        return Finding("contradicting-answers", "warning", where, what, why, fix)
+    what = _("the question of {other} has another answer here", other=other)
+    if asked.turn > 1:
+        what = _("its question {turn} is asked after the same turns as in {other}, with another answer",
+                 turn=asked.turn, other=other)  # fmt: skip
+    return Finding("several-answers", "info", where, what, _("fine for a greeting; of a fact the model would learn a "
+                                                             "mixture"))  # fmt: skip
 
 
 def contradict(question: str, one: str, other: str) -> bool:
@@ -178,5 +229,5 @@ def first_question(sample: Sample) -> str:
 
 def normal(text: str) -> str:
     """A text without marks and spaces, in one case and one width, its last particles left out."""
-    letters = "".join(one for one in unicodedata.normalize("NFKC", text).casefold() if one.isalnum())
+    letters = NOT_ALPHANUMERIC.sub("", unicodedata.normalize("NFKC", text).casefold())
     return PARTICLES.sub("", letters) or letters

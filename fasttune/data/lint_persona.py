@@ -120,16 +120,15 @@ def findings(samples: Sequence[Sample], persona: Persona) -> Iterator[Finding]:
 
 def out_of_character(where: str, before: Message, answer: Message, persona: Persona) -> Iterator[Finding]:
     """ "As an AI", and the name of the base or of another assistant that nobody had asked about."""
-    fix = _("answer as the persona would")
     name = BASE_NAMES.search(answer.content) or OTHER_ASSISTANTS.search(answer.content)
     if name and name[0] not in before.content and name[0] not in persona.system:
         what = _("the answer names the base or another assistant: '{text}'", text=name[0])
         why = _("the base says this of itself anyway; trained on, it stays")
-        yield Finding("base-name", "warning", where, what, why, fix)
+        yield Finding("base-name", "warning", where, what, why, _("answer as the persona would"))
     elif phrase := AI_PHRASE.search(answer.content):
         what = _("the answer is out of character: '{text}'", text=phrase[0])
         why = _("a few such answers are enough for the persona to say it often")
-        yield Finding("ai-phrase", "warning", where, what, why, fix)
+        yield Finding("ai-phrase", "warning", where, what, why, _("answer as the persona would"))
 
 
 def another_name(where: str, answer: Message, persona: Persona) -> Iterator[Finding]:

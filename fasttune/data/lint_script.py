@@ -38,10 +38,12 @@ def findings(samples: Sequence[Sample]) -> Iterator[Finding]:
 
 
 @functools.cache
-def script_of(character: str) -> str:
-    """ "simplified", "traditional", or "" for a character that both scripts have."""
-    in_gb, in_big5 = (can_encode(character, encoding) for encoding in ("gb2312", "big5"))
-    return {(True, False): "simplified", (False, True): "traditional"}.get((in_gb, in_big5), "")
+def only_in_one() -> tuple[frozenset[str], frozenset[str]]:
+    """The Chinese characters that are simplified only, and those that are traditional only."""
+    every = map(chr, range(0x4E00, 0xA000))
+    known = [(one, can_encode(one, "gb2312"), can_encode(one, "big5")) for one in every]
+    simplified = frozenset(one for one, in_gb, in_big5 in known if in_gb and not in_big5)
+    return simplified, frozenset(one for one, in_gb, in_big5 in known if in_big5 and not in_gb)
 
 
 def can_encode(character: str, encoding: str) -> bool:
@@ -55,11 +57,10 @@ def can_encode(character: str, encoding: str) -> bool:
 
 def scripts(text: str) -> tuple[set[str], set[str]]:
     """The different characters of a text that are simplified only, and those that are traditional only."""
-    characters = set(text) if not text.isascii() else set()
-    chinese = [one for one in characters if "\u4e00" <= one <= "\u9fff"]
-    return {one for one in chinese if script_of(one) == "simplified"}, {
-        one for one in chinese if script_of(one) == "traditional"
-    }
+    if text.isascii():
+        return set(), set()
+    characters, (simplified, traditional) = set(text), only_in_one()
+    return characters & simplified, characters & traditional
 
 
 def script(where: str, counts: tuple[set[str], set[str]], usual: str, asked: str) -> Iterator[Finding]:

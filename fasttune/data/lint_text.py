@@ -33,11 +33,19 @@ NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 def findings(sample: Sample) -> Iterator[Finding]:
     """What is wrong with the texts of a sample: at most one finding of each kind."""
+    messages = [one for one in sample.messages if one.role != "system" or not is_faultless(one)]
     for rule in (encoding_damage, control_text, invisible, outer_space, placeholder):
-        if found := next((one for message in sample.messages if (one := rule(sample.id, message))), None):
+        if found := next((one for message in messages if (one := rule(sample.id, message))), None):
             yield found
             if rule is encoding_damage:  # garbled text breaks every other rule too
                 return
+
+
+@functools.lru_cache(maxsize=1024)  # most samples share their system prompt
+def is_faultless(message: Message) -> bool:
+    """Whether no rule finds anything in a message."""
+    rules = (encoding_damage, control_text, invisible, outer_space, placeholder)
+    return not any(rule("", message) for rule in rules)
 
 
 def control_text(where: str, message: Message) -> Finding | None:
@@ -57,16 +65,15 @@ def encoding_damage(where: str, message: Message) -> Finding | None:
     text = message.content
     if text.isascii() or "\ufffd" in text:  # U+FFFD is a finding of the reader
         return None
-    what = _("the {role}'s text was read in a wrong encoding: '{text}'", role=message.role, text=text.strip()[:20])
-    why = _("the model would learn the garbled text")
     better = undamaged(text)
     if better != text:
         fix = _("it should begin '{text}'; `--fix OUT` mends it", text=better.strip()[:20])
-        return Finding("encoding-damage", "warning", where, what, why, fix)
-    if LOST.search(text) or is_beyond_mending(text):
+    elif LOST.search(text) or is_beyond_mending(text):
         fix = _("a part of it is lost: write the text again, or remove the sample")
-        return Finding("encoding-damage", "warning", where, what, why, fix)
-    return None
+    else:
+        return None
+    what = _("the {role}'s text was read in a wrong encoding: '{text}'", role=message.role, text=text.strip()[:20])
+    return Finding("encoding-damage", "warning", where, what, _("the model would learn the garbled text"), fix)
 
 
 def invisible(where: str, message: Message) -> Finding | None:

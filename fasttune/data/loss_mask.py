@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from fasttune.console import _
-from fasttune.data.messages import Notes
+from fasttune.data.messages import Label, Notes
 
 MASKS = ("weight", "train", "training", "loss", "loss_weight", "loss_scale")  # of a message, or of a part of one
 SPANS = ("train_detail", "training_detail")  # axolotl: character ranges of a message
@@ -19,7 +19,7 @@ LABELS = ("label", "kto_tag")  # KTO: whether the sample's answer is a good one
 NO = ("false", "no", "0")
 
 
-def learned(label: str, message: dict[str, Any], content: Any, notes: Notes) -> bool:
+def learned(label: str | Label, message: dict[str, Any], content: Any, notes: Notes) -> bool:
     """Whether the loss may be taken on a message; adds a finding where its file asks for what can't be done."""
     parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
     said = [[_says(label, key, one[key], notes) for key in MASKS if key in one] for one in (message, *parts)]
@@ -34,7 +34,7 @@ def learned(label: str, message: dict[str, Any], content: Any, notes: Notes) -> 
     return of_message and (any(of_parts) or not of_parts)
 
 
-def _says(label: str, key: str, value: Any, notes: Notes) -> bool:
+def _says(label: str | Label, key: str, value: Any, notes: Notes) -> bool:
     """Whether a key lets its message be learned: 1, true or null does; what is neither 1 nor 0 is a finding."""
     if value is None or (isinstance(value, (bool, int, float)) and value in (0, 1)):
         return value is None or bool(value)

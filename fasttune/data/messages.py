@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from fasttune.console import Finding, Level, _
 
@@ -38,6 +38,18 @@ class Message:
     learn: bool = True
 
 
+class Label(NamedTuple):
+    """What a message is called in findings: `message` with its `{number}` and `{key}`. It is put into words where a
+    finding needs it and not before, for a file has hundreds of thousands of messages that need none."""
+
+    message: str
+    number: int
+    key: str = ""
+
+    def __str__(self) -> str:
+        return _(self.message, number=self.number, key=self.key)
+
+
 @dataclass(frozen=True)
 class Turn:
     """A message as the file has it, unchecked: `label` names it in findings; `role` is None where it is unknown.
@@ -45,7 +57,7 @@ class Turn:
     `learn` is False where the file excludes it from training.
     """
 
-    label: str
+    label: str | Label
     role: str | None
     content: Any
     learn: bool = True
@@ -56,7 +68,8 @@ class Notes:
     """The findings of a file as they are made.
 
     `where` is the record being read; `ignored` counts the keys without a meaning, `normalised` lists the records with a
-    content that was not NFC, `errors` is the number of findings that are errors.
+    content that was not NFC, `errors` is the number of findings that are errors. `systems` holds each system prompt
+    once: the one that most samples share is checked once, and is the same object in all of them.
     """
 
     where: str = ""
@@ -64,6 +77,7 @@ class Notes:
     ignored: Counter[str] = field(default_factory=Counter)
     normalised: list[str] = field(default_factory=list)
     errors: int = 0
+    systems: dict[str, Message] = field(default_factory=dict)
 
     def add(self, code: str, what: str, *, why: str = "", fix: str = "", level: Level = "error") -> None:
         """Add a finding about the record being read."""
@@ -74,13 +88,28 @@ class Notes:
 def checked(turns: list[Turn], notes: Notes) -> tuple[Message, ...] | None:
     """The messages of a sample after all checks; None after a finding that is an error."""
     before = notes.errors
-    contents = [_content(turn, notes) for turn in turns]
-    roles = [turn.role for turn in turns]
-    if None not in roles:
-        _check_order(turns, notes)
-    if None in roles or notes.errors > before:
+    messages = [_message(turn, notes) for turn in turns]
+    if any(turn.role is None for turn in turns):
         return None
-    return tuple(Message(str(turn.role), str(text), turn.learn) for turn, text in zip(turns, contents, strict=True))
+    _check_order(turns, notes)
+    if notes.errors > before:
+        return None
+    return tuple(one for one in messages if one is not None)
+
+
+def _message(turn: Turn, notes: Notes) -> Message | None:
+    """The message that a turn makes; None after a finding that is an error, or for a role that is unknown."""
+    is_system = turn.role == "system" and turn.learn and isinstance(turn.content, str)
+    if is_system and (known := notes.systems.get(turn.content)) is not None:
+        return known
+    found = len(notes.findings), len(notes.normalised)
+    text = _content(turn, notes)
+    if text is None or turn.role is None:
+        return None
+    message = Message(turn.role, text, turn.learn)
+    if is_system and (len(notes.findings), len(notes.normalised)) == found:
+        notes.systems[turn.content] = message
+    return message
 
 
 def _content(turn: Turn, notes: Notes) -> str | None:
@@ -122,7 +151,7 @@ def _is_text_part(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
-def check_characters(label: str, content: str, notes: Notes) -> None:
+def check_characters(label: str | Label, content: str, notes: Notes) -> None:
     """Findings for characters that no text should hold: controls, lone surrogates, heaps of combining marks, and U+FFFD
     (a warning)."""
     bad = CONTROL.search(content)
@@ -172,7 +201,6 @@ def _check_order(turns: list[Turn], notes: Notes) -> None:
     if first.role != "user" and len(turns) == 1:
         what = _("the only message, {label}, is the assistant's", label=first.label)
         notes.add("starts-with-assistant", what, fix=_("put a system message or the user's message before it"))
-    why = _("chat models are trained on turns that alternate")
     for one, other in pairwise(others):
         if one.role == other.role:
             what = _("{one} and {other} are both {role}", one=one.label, other=other.label, role=one.role)

@@ -1,6 +1,6 @@
 """Which conversations are nearly the same: Jaccard similarity of their character trigrams, exact for every pair named.
 
-    question, answer ── trigrams ──► Grams ── candidates ──► (later, earlier) ── scored exactly ──► Pair
+    Said(question, answer) ── trigrams ──► candidates (later, earlier) ── scored exactly ──► Pair
 
 Trigrams of characters and not of words: a Chinese sentence has no spaces and would be one word. Unrelated sentences
 stay below 0.2, one with a noun swapped reaches 0.5 and more (docs/linzhi.md), hence the threshold. White space does not
@@ -20,20 +20,38 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 SIMILAR = 0.5  # Jaccard similarity from which on two texts are nearly the same
 EXACT_UP_TO = 20_000  # conversations that the inverted index takes
 # A pair of similarity s becomes a candidate with probability 1 - (1 - s^4)^64: 0.98 at 0.5, 0.9998 at 0.6.
 BANDS, BAND_ROWS, SEED = 64, 4, 3407
+HASHED_AT_ONCE = 1_000  # texts whose trigrams are in memory together
 MOST_SCORED = 2_000  # candidates of one conversation; only an answer that thousands share has more
 
 
 @dataclass(frozen=True)
-class Grams:
-    """The trigrams of what the user says in a conversation, and of what the assistant says."""
+class Said:
+    """All that the user says in a conversation, and all that the assistant says."""
 
-    question: frozenset[str]
-    answer: frozenset[str]
+    question: str
+    answer: str
+
+
+class Grams:
+    """The trigrams of the two sides of a conversation, each made when it is first asked for: most pairs are told apart
+    by their questions, and those of 100,000 conversations at once would take a gigabyte."""
+
+    def __init__(self, said: Said) -> None:
+        self.said = said
+
+    @cached_property
+    def question(self) -> frozenset[str]:
+        return trigrams(self.said.question)
+
+    @cached_property
+    def answer(self) -> frozenset[str]:
+        return trigrams(self.said.answer)
 
 
 @dataclass(frozen=True)
@@ -63,18 +81,20 @@ def similarity(one: Grams, other: Grams) -> float:
     return min(by_question, jaccard(one.answer, other.answer)) if by_question >= SIMILAR else by_question
 
 
-def near_pairs(grams: Sequence[Grams], held_out: int = 0) -> list[Pair]:
+def near_pairs(said: Sequence[Said], held_out: int = 0) -> list[Pair]:
     """For each conversation that is nearly the same as an earlier one its pair with the first such one, in order.
 
     The last `held_out` conversations are compared with all those before them, and not with each other.
     """
-    train = len(grams) - held_out
-    answers = [one.answer for one in grams]
-    candidates = shared_trigrams(answers) if len(grams) <= EXACT_UP_TO else shared_bands(answers)
+    train = len(said) - held_out
+    answers = [one.answer for one in said]
+    exactly = len(said) <= EXACT_UP_TO
+    candidates = shared_trigrams([trigrams(one) for one in answers]) if exactly else shared_bands(answers)
     found = []
     for later, others in enumerate(candidates):
+        grams = Grams(said[later])
         for earlier in sorted({other for other in others if other < min(later, train)})[:MOST_SCORED]:
-            score = similarity(grams[later], grams[earlier])
+            score = similarity(grams, Grams(said[earlier]))
             if score >= SIMILAR:
                 found.append(Pair(later, earlier, score))
                 break
@@ -97,11 +117,15 @@ def shared_trigrams(sets: Sequence[frozenset[str]]) -> Iterator[Iterable[int]]:
             holders[gram].append(number)
 
 
-def shared_bands(sets: Sequence[frozenset[str]]) -> Iterator[Iterable[int]]:
-    """For each set those that share a band of its MinHash, earlier and later ones: candidates, not yet pairs."""
+def shared_bands(texts: Sequence[str]) -> Iterator[Iterable[int]]:
+    """For each text those that share a band of its trigrams' MinHash, earlier and later ones: candidates, not yet
+    pairs."""
     from rensa import RMinHash, RMinHashLSH
 
-    hashes = RMinHash.from_token_sets([list(grams) for grams in sets], BANDS * BAND_ROWS, SEED)
+    hashes: list[RMinHash] = []
+    for start in range(0, len(texts), HASHED_AT_ONCE):
+        sets = [trigrams(text) for text in texts[start : start + HASHED_AT_ONCE]]
+        hashes += RMinHash.from_token_sets(sets, BANDS * BAND_ROWS, SEED)
     index = RMinHashLSH(SIMILAR, BANDS * BAND_ROWS, BANDS)
     index.insert_many(hashes)
     for one in hashes:

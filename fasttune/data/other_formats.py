@@ -66,7 +66,9 @@ def as_table(value: Mapping[str, Any], formats: Formats, path: str) -> Problem |
         what = _("the object holds {n} records by number", n=len(value))
         return Problem("table", what, fix=_as_records(path, ", orient='index'"))
     for needed, _optional in formats.values():
-        columns = [value.get(key) for key in needed]
+        if not needed <= value.keys():
+            continue
+        columns = [value[key] for key in needed]
         if all(isinstance(column, dict) and _are_numbers(column) for column in columns):
             what = _("the file is a table by columns, as pandas' to_json() writes it")
             return Problem("table", what, fix=_as_records(path))

@@ -14,6 +14,7 @@ from typing import Any
 
 from fasttune.console import FasttuneError, Finding, _
 from fasttune.data import rendering
+from fasttune.data.plain_tokenizer import PlainTokenizer
 from fasttune.training import model as models
 
 # A tokenizer of transformers; no stable type can be imported without importing all of it.
@@ -44,6 +45,16 @@ SAMPLE: list[Message] = [
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a folder, as training loads it. Raises FasttuneError where it needs Python code of its own."""
     return models.load_tokenizer(folder)
+
+
+def load_template(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder as far as its template is concerned, without transformers where that is possible: it
+    takes seconds to import."""
+    try:
+        tokenizer = PlainTokenizer(folder)
+    except (OSError, ValueError):
+        return load_tokenizer(folder)
+    return tokenizer if isinstance(tokenizer.chat_template, str) else load_tokenizer(folder)
 
 
 def plain_chatml(messages: list[Message]) -> str:

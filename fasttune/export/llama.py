@@ -204,10 +204,20 @@ def stream(model: Model, prompt_ids: Sequence[int], sampling: Sampling) -> Itera
     Ends at the end token, after `max_new_tokens`, or where the context is full. Raises FasttuneError for a prompt that
     fills the context.
     """
+    return (text for text in token_texts(model, prompt_ids, sampling) if text)
+
+
+def token_texts(model: Model, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[str]:
+    """The same with one text a token: "" for a token in the middle of a character."""
     if len(prompt_ids) >= model.num_ctx:
-        what = _("the prompt has {count} tokens, the context {room}", count=len(prompt_ids), room=model.num_ctx)
-        raise error("prompt-too-long", what, fix=_("start a new conversation or raise export.num_ctx"))
+        raise prompt_too_long(len(prompt_ids), model.num_ctx)
     yield from decode_utf8(generate(model, list(prompt_ids), sampling))
+
+
+def prompt_too_long(count: int, room: int) -> FasttuneError:
+    """The error for a prompt of `count` tokens that fills a context of `room`."""
+    what = _("the prompt has {count} tokens, the context {room}", count=count, room=room)
+    return error("prompt-too-long", what, fix=_("start a new conversation or raise export.num_ctx"))
 
 
 def generate(model: Model, ids: list[int], sampling: Sampling) -> Iterator[bytes]:
@@ -227,11 +237,11 @@ def random_numbers(sampling: Sampling) -> np.random.Generator:
 
 
 def decode_utf8(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Text in pieces of whole characters; bytes that are no UTF-8 become U+FFFD."""
+    """The text of each piece, whole characters alone: "" where one goes on in the next piece. Bytes that are no UTF-8
+    become U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for piece in pieces:
-        if text := decoder.decode(piece):
-            yield text
+        yield decoder.decode(piece)
     if text := decoder.decode(b"", final=True):
         yield text
 

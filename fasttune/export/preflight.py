@@ -11,7 +11,7 @@ import glob
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from fasttune.export.artifact import document_path, is_unchanged, make_again, no
 from fasttune.export.base_reader import read_base
 from fasttune.export.merged import DOCUMENT, merged_bytes
 from fasttune.export.quantize import K_TYPES
-from fasttune.export.request import AUTO, ExportRequest
+from fasttune.export.request import AUTO, NO_BASE, ExportRequest
 from fasttune.export.vocabulary import Vocabulary, read_vocabulary
 from fasttune.export.weights import Base, Lora, Shape
 from fasttune.export.write import WRITTEN_TYPES, Metadata, written_bytes
@@ -34,6 +34,7 @@ from fasttune.runs.documents import MergedDocument
 QUANTIZATION_TYPES = (*WRITTEN_TYPES, *K_TYPES)
 KEY_BYTES = 16 << 20  # keys and vocabulary of a Qwen2 file are about 6 MB
 SPARE_BYTES = 64 << 20
+LoadTokenizer = Callable[[Path], chatml.Tokenizer]
 
 
 @dataclass(frozen=True)
@@ -124,33 +125,51 @@ def check_imatrix(request: ExportRequest, base: Base) -> list[Finding]:
     return []
 
 
-def check(request: ExportRequest) -> None:
-    """Raises FasttuneError with every finding that would stop this export once its adapter is trained.
+def check(request: ExportRequest) -> list[Finding]:
+    """The warnings about this export once its adapter is trained.
 
-    Where nothing is to be made, what training reads of the base is checked all the same; what llama.cpp alone could not
-    compute is no reason against it then. Reads no weights, so it can be asked before training.
+    Raises FasttuneError with every finding where one would stop it. Where nothing is to be made, what training reads of
+    the base is checked all the same; what llama.cpp alone could not compute is no reason against it then. Of a base
+    that is not on this machine yet (request.NO_BASE) nothing can be said. Reads no weights, and needs no transformers,
+    so it can be asked before training.
     """
-    if not request.is_empty:
-        checked_source(request, llama.import_failure(), [])
-        return
     findings: list[Finding] = []
+    if request.base == NO_BASE:
+        findings += check_options(request, llama.import_failure()) if not request.is_empty else []
+        raise_errors(findings)
+        return findings
+    if not request.is_empty:
+        checked_source(request, llama.import_failure(), findings, chatml.load_template)
+        return findings
     base = read_base(request.base, findings)
     if base is not None:
         read_vocabulary(request.tokenizer, base.shape.vocab_size, findings)
     is_trainable = base is not None and not base.config.get("quantization_config")
-    raise_errors([finding for finding in findings if finding.code != "base-unsupported" or not is_trainable])
+    findings = [finding for finding in findings if finding.code != "base-unsupported" or not is_trainable]
+    raise_errors(findings)
+    return findings
 
 
-def checked_source(request: ExportRequest, llama_failure: str | None, findings: list[Finding]) -> Source:
+def checked_source(
+    request: ExportRequest,
+    llama_failure: str | None,
+    findings: list[Finding],
+    load_tokenizer: LoadTokenizer = chatml.load_tokenizer,
+) -> Source:
     """What the files are made from; warnings go to `findings`. Raises FasttuneError with every finding."""
-    findings += [*check_types(request, llama_failure), *check_name(request.name)]
-    source = read_source(request, findings)
+    findings += check_options(request, llama_failure)
+    source = read_source(request, findings, load_tokenizer)
     raise_errors(findings)
     assert source is not None  # or there was an error
     return source
 
 
-def read_source(request: ExportRequest, findings: list[Finding]) -> Source | None:
+def check_options(request: ExportRequest, llama_failure: str | None) -> list[Finding]:
+    """Findings about what a request names: its types and the name of its files."""
+    return [*check_types(request, llama_failure), *check_name(request.name)]
+
+
+def read_source(request: ExportRequest, findings: list[Finding], load_tokenizer: LoadTokenizer) -> Source | None:
     """Base, adapter and tokenizer; reasons against them and against this machine's disk go to `findings`."""
     base_findings: list[Finding] = []
     base = read_base(request.base, base_findings)
@@ -168,7 +187,7 @@ def read_source(request: ExportRequest, findings: list[Finding]) -> Source | Non
     # transformers reads config.json too, and raises errors of its own for one that is wrong.
     if vocabulary is None or base_findings:
         return None
-    tokenizer = chatml.load_tokenizer(request.tokenizer)
+    tokenizer = load_tokenizer(request.tokenizer)
     findings += chatml.check_template(request.tokenizer, tokenizer)
     return Source(base, loras, vocabulary, tokenizer)
 

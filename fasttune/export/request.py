@@ -13,6 +13,7 @@ from fasttune.runs import documents
 from fasttune.runs.store import Run
 
 AUTO = "auto"  # the type that stands for the smallest file that keeps enough
+NO_BASE = Path("/nonexistent")  # of a request for a base that is still to be downloaded
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,13 @@ def request_for_run(run: Run, base: Path, recipe: ExportRecipe) -> ExportRequest
     )  # fmt: skip
 
 
-def request_before_training(base: Path, recipe: Recipe, system: str | None, out: Path) -> ExportRequest:
-    """What a recipe's [export] table will ask for once there is an adapter: for preflight.check."""
+def request_before_training(base: Path | None, recipe: Recipe, system: str | None, out: Path) -> ExportRequest:
+    """What a recipe's [export] table will ask for once there is an adapter: for preflight.check.
+
+    `base` is None where it is not on this machine yet.
+    """
     export = recipe.export
     return ExportRequest(
-        base, None, out, recipe.name, export.gguf, "", system, export.num_ctx, export.keep_merged,
+        base or NO_BASE, None, out, recipe.name, export.gguf, "", system, export.num_ctx, export.keep_merged,
         imatrix=export.imatrix, keep=export.keep,
     )  # fmt: skip

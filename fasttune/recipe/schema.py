@@ -12,6 +12,8 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from fasttune.console import N_
+
 
 def setting(
     default: Any,
@@ -21,6 +23,7 @@ def setting(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    most: str = "",
     prose: bool = False,
     words: bool = False,
     example: str = "",
@@ -28,12 +31,12 @@ def setting(
     """A dataclass field that is a setting.
 
     `default` is MISSING where the setting is required; then `example` is a value for hints. The bounds (≥, >, ≤, <) are
-    for numbers. A text of `prose` may hold tabs and line breaks. `words` are names of any case, and a
-    text may hold several of them between commas.
+    for numbers; `most` is why there is an upper one, where the number itself does not say it. A text of `prose` may
+    hold tabs and line breaks. `words` are names of any case, and a text may hold several of them between commas.
     """
     bounds = {sign: bound for sign, bound in (("≥", ge), (">", gt), ("≤", le), ("<", lt)) if bound is not None}
-    texts = {"prose": prose, "words": words, "example": example}
-    return field(default=default, metadata={"help": help, "bounds": bounds, **texts})
+    more = {"bounds": bounds, "most": most, "prose": prose, "words": words, "example": example}
+    return field(default=default, metadata={"help": help, **more})
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Key:
     default: Any
     help: str
     bounds: Mapping[str, float]
+    most: str
     prose: bool
     example: str
     words: bool = False
@@ -77,8 +81,27 @@ def declared(table: type, prefix: str = "") -> Iterator[Key | tuple[str, type]]:
             yield from declared(hint, name + ".")
 
 
-MOST_TOKENS = 2**20  # of a sample or a context: eight times what Qwen2.5 can be stretched to
+# Upper bounds that several settings share, and the reasons of all: beyond them lies no training that anybody runs, but
+# memory that can't be had, numbers that no float holds, and figures with a digit too many.
+MOST_TOKENS = 2**20  # Qwen2.5's longest context, of its 1M models
 MOST_STEPS = 10_000_000
+CONTEXT = N_("no Qwen2.5 model reads more tokens")
+STEPS = N_("no training has so many steps")
+EPOCHS = N_("each epoch is a pass over all samples; from about 10 on they are learned by heart")
+SHARE = N_("it is the share of the samples, and some must be left to train on")
+RANK = N_("the memory of an adapter grows with its rank, and a rank near the width of the layers adds nothing")
+SCALE = N_("so large a scale only makes the loss diverge; usual is 1 to 4 times lora.r")
+DROPOUT = N_("it is the share of the input that is dropped, and something must be left")
+ACCURACY = N_("it is a share: 1 stands for all tokens")
+RATE = N_("a step of this size overwrites the weights; usual is 0.0002 for LoRA")
+BATCH = N_("a step learns from the mean of its samples; with so many, a training has next to no steps")
+DECAY = N_("at 1 a step takes the whole learning rate's share off every weight; usual is 0 to 0.1")
+SEED = N_("numpy's generator takes 32 bits")
+KEPT = N_("it is a share, and a quantized file always loses a little")
+ROW = N_("a row is computed at once, and no GPU holds so many tokens")
+CHECKPOINTS = N_("each one holds the adapter and the optimizer's state: so many fill a disk")
+ANSWER = N_("memory is allocated for the longest answer, and a model that never ends writes all of it")
+
 Module = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 Quantization = Literal[
@@ -97,11 +120,14 @@ class ModelRecipe:
     )
     load_in_4bit: bool = setting(False, "QLoRA: hold the base in 4 bits (NF4); needs a CUDA GPU")
     max_seq_length: int = setting(
-        2048, "longest sample in tokens; a longer one is an error and never truncated", ge=16, le=MOST_TOKENS
+        2048,
+        "longest sample in tokens; a longer one is an error and never truncated",
+        ge=16,
+        le=MOST_TOKENS,
+        most=CONTEXT,
     )
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto",
-        "number type to compute in; auto: 16 bits on a GPU, float32 on a CPU; on a CPU, bfloat16 needs AMX",
+        "auto", "number type to compute in; auto: 16 bits on a GPU, float32 on a CPU; on a CPU, bfloat16 needs AMX"
     )
     revision: str = setting("", "branch, tag or commit of the hub repository; empty: its main branch")
     mirror: Literal["hf", "modelscope"] = setting("hf", "hub that the base is fetched from")
@@ -112,7 +138,9 @@ class DataRecipe:
     """The samples."""
 
     train: tuple[str, ...] = setting(MISSING, "file or files of training samples", example="data/linzhi/train.jsonl")
-    val: str | float = setting("", "file of held-out samples, or the share to hold out; empty: none", gt=0, lt=1)
+    val: str | float = setting(
+        "", "file of held-out samples, or the share to hold out; empty: none", gt=0, lt=1, most=SHARE
+    )
     system: str | None = setting(
         None,
         "system prompt of every sample that has none; unset: samples stay as they are; empty: an empty one, so that "
@@ -126,9 +154,11 @@ class DataRecipe:
 class LoraRecipe:
     """The adapter."""
 
-    r: int = setting(8, "rank of the adapter", ge=1, le=1024)
-    alpha: int = setting(0, "the adapter's product is scaled by alpha / r; 0: 2 × r", ge=0, le=65_536)
-    dropout: float = setting(0.0, "dropout on the adapter's input; above 0, no prefix can be shared", ge=0, lt=1)
+    r: int = setting(8, "rank of the adapter", ge=1, le=1024, most=RANK)
+    alpha: int = setting(0, "the adapter's product is scaled by alpha / r; 0: 2 × r", ge=0, le=65_536, most=SCALE)
+    dropout: float = setting(
+        0.0, "dropout on the adapter's input; above 0, no prefix can be shared", ge=0, lt=1, most=DROPOUT
+    )
     target_modules: tuple[Module, ...] = setting(get_args(Module), "linear layers that get an adapter")
 
 
@@ -138,7 +168,7 @@ class Until:
 
     loss: float | None = setting(None, "stop at this training loss, the mean over an epoch", gt=0)
     token_accuracy: float | None = setting(
-        None, "stop once the model ranks this share of an epoch's supervised tokens first", gt=0, le=1
+        None, "stop once the model ranks this share of an epoch's supervised tokens first", gt=0, le=1, most=ACCURACY
     )
 
 
@@ -147,45 +177,53 @@ class TrainRecipe:
     """The training."""
 
     epochs: float | Literal["auto"] = setting(
-        "auto", "passes over the training data; auto: by its samples", gt=0, le=10_000
+        "auto", "passes over the training data; auto: by its samples", gt=0, le=10_000, most=EPOCHS
     )
-    max_steps: int = setting(0, "stop after this many optimizer steps; 0: after `epochs`", ge=0, le=MOST_STEPS)
-    learning_rate: float = setting(2e-4, "peak learning rate", gt=0, le=1)
+    max_steps: int = setting(
+        0, "stop after this many optimizer steps; 0: after `epochs`", ge=0, le=MOST_STEPS, most=STEPS
+    )
+    learning_rate: float = setting(2e-4, "peak learning rate", gt=0, le=1, most=RATE)
     batch_size: int | Literal["auto"] = setting(
         "auto",
         "samples per optimizer step, over all GPUs; auto: by the number of samples; memory never changes it",
         ge=1,
         le=65_536,
+        most=BATCH,
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = setting(
         "linear", "learning rate schedule after the warmup"
     )
     warmup_steps: float = setting(
-        0.05, "warmup: below 1 a share of all steps, else a number of steps", ge=0, le=MOST_STEPS
+        0.05, "warmup: below 1 a share of all steps, else a number of steps", ge=0, le=MOST_STEPS, most=STEPS
     )
-    weight_decay: float = setting(0.0, "decoupled weight decay of the optimizer", ge=0, le=1)
+    weight_decay: float = setting(0.0, "decoupled weight decay of the optimizer", ge=0, le=1, most=DECAY)
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm; 0: never", ge=0)
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "sgd"] = setting(
         "adamw_torch_fused", "optimizer; adamw_8bit needs a CUDA GPU"
     )
-    seed: int = setting(3407, "seed of the adapter's first weights, the sample order and dropout", ge=0, le=2**32 - 1)
+    seed: int = setting(
+        3407, "seed of the adapter's first weights, the sample order and dropout", ge=0, le=2**32 - 1, most=SEED
+    )
     tokens_per_row: int | Literal["auto"] = setting(
         "auto",
         "token budget of a row; auto: by free memory; 0: one sample a row; never changes the result",
         ge=0,
         le=2**24,
+        most=ROW,
     )
     shared_prefix: bool = setting(True, "compute a prefix that samples share once a row; never changes the result")
     gradient_checkpointing: bool | Literal["auto"] = setting(
         "auto", "drop activations and compute them again: less memory, more time"
     )
-    logging_steps: int = setting(1, "steps between two lines of history.jsonl", ge=1, le=MOST_STEPS)
-    eval_steps: int = setting(0, "steps between two evaluations on data.val; 0: once an epoch", ge=0, le=MOST_STEPS)
-    save_steps: int = setting(0, "steps between two checkpoints; 0: once an epoch", ge=0, le=MOST_STEPS)
-    save_total_limit: int = setting(2, "how many of the newest checkpoints are kept", ge=1, le=10_000)
+    logging_steps: int = setting(1, "steps between two lines of history.jsonl", ge=1, le=MOST_STEPS, most=STEPS)
+    eval_steps: int = setting(
+        0, "steps between two evaluations on data.val; 0: once an epoch", ge=0, le=MOST_STEPS, most=STEPS
+    )
+    save_steps: int = setting(0, "steps between two checkpoints; 0: once an epoch", ge=0, le=MOST_STEPS, most=STEPS)
+    save_total_limit: int = setting(2, "how many of the newest checkpoints are kept", ge=1, le=10_000, most=CHECKPOINTS)
     until: Until = field(default_factory=Until)
     early_stopping_patience: int = setting(
-        0, "stop after so many evaluations without a better held-out loss; 0: never", ge=0, le=MOST_STEPS
+        0, "stop after so many evaluations without a better held-out loss; 0: never", ge=0, le=MOST_STEPS, most=STEPS
     )
     report_to: tuple[Literal["tensorboard", "wandb", "none"], ...] = setting(
         ("tensorboard",), "where metrics are reported besides history.jsonl"
@@ -212,7 +250,7 @@ class ContinueRecipe:
     start: Literal["checkpoint", "adapter", "base"] = setting(
         "checkpoint", "begin with the parent's last checkpoint (all state), with its adapter alone, or with the base"
     )
-    add_epochs: float = setting(0.0, "epochs to train beyond the parent's", ge=0, le=10_000)
+    add_epochs: float = setting(0.0, "epochs to train beyond the parent's", ge=0, le=10_000, most=EPOCHS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,12 +262,16 @@ class ExportRecipe:
         "GGUF files to write, [] for none; auto: the smallest type that keeps `export.keep` of what was learned",
         words=True,
     )
-    keep: float = setting(0.9, "share of what was learned that a file must keep, or it is warned about", gt=0, lt=1)
+    keep: float = setting(
+        0.9, "share of what was learned that a file must keep, or it is warned about", gt=0, lt=1, most=KEPT
+    )
     imatrix: str = setting(
         "own", "importance matrix for the types below q8_0: own (of the training conversations), none, or a file"
     )
     ollama: str = setting("", "name of the model in Ollama; empty: no import")
-    num_ctx: int = setting(4096, "context length in tokens, written into the Modelfile", ge=16, le=MOST_TOKENS)
+    num_ctx: int = setting(
+        4096, "context length in tokens, written into the Modelfile", ge=16, le=MOST_TOKENS, most=CONTEXT
+    )
     keep_merged: bool = setting(False, "keep the merged 16-bit model in Hugging Face layout")
 
 
@@ -238,7 +280,7 @@ class ProbeRecipe:
     """Questions that the base and the trained model both answer, to be compared by eye."""
 
     questions: tuple[str, ...] = setting((), "questions to ask", prose=True)
-    max_new_tokens: int = setting(256, "longest answer in tokens", ge=1, le=32_768)
+    max_new_tokens: int = setting(256, "longest answer in tokens", ge=1, le=32_768, most=ANSWER)
 
 
 @dataclass(frozen=True, kw_only=True)

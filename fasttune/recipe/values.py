@@ -73,10 +73,8 @@ def refusal(entry: Entry, key: Key) -> Finding | None:
     value = setting_value(key, entry.value)
     if value is REFUSED:
         return wrong_type(entry, key)
-    if isinstance(value, (int, float)) and not all(BOUNDS[sign](value, bound) for sign, bound in key.bounds.items()):
-        bounds = ", ".join(f"{sign} {bound}" for sign, bound in key.bounds.items())
-        what = _("{key} must be {bounds}, not {value}", key=key.name, bounds=bounds, value=in_short(entry.value))
-        return entry.refuse("out-of-range", what, example_line(key), _(key.help))
+    if isinstance(value, (int, float)) and not is_within(key, value):
+        return out_of_range(entry, key, value)
     texts = [value] if isinstance(value, str) else value if isinstance(value, tuple) else ()
     blank = not all(text.strip() for text in texts)
     if (key.required and (blank or not texts)) or (blank and isinstance(value, tuple)):
@@ -94,6 +92,14 @@ def refusal(entry: Entry, key: Key) -> Finding | None:
         fix = _("write a path with / or in 'single quotes': a backslash in double quotes starts an escape")
         return entry.refuse("control-character", _("{key} holds a tab or line break", key=key.name), fix)
     return None
+
+
+def out_of_range(entry: Entry, key: Key, value: float) -> Finding:
+    """The finding for a number beyond a bound: why the bound is there, where it is an upper one."""
+    bounds = ", ".join(f"{sign} {bound}" for sign, bound in key.bounds.items())
+    what = _("{key} must be {bounds}, not {value}", key=key.name, bounds=bounds, value=in_short(entry.value))
+    is_above = any(sign in ("≤", "<") and not BOUNDS[sign](value, bound) for sign, bound in key.bounds.items())
+    return entry.refuse("out-of-range", what, example_line(key), _(key.most if is_above and key.most else key.help))
 
 
 def wrong_type(entry: Entry, key: Key) -> Finding:

@@ -20,15 +20,16 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from fasttune.command import command_line, runs_option
-from fasttune.console import UsageError, _, error, usage_error
+from fasttune.console import FasttuneError, Finding, UsageError, _, error, usage_error
 from fasttune.files import (
     RUN_LOCK_SECONDS,
     SERIES_LOCK_SECONDS,
+    condition_as_error,
     file_sha256,
     is_locked,
     locked,
@@ -147,11 +148,22 @@ def list_runs(root: Path, series: str) -> list[Run]:
     return sorted((Run(root, f"{series}/{name}") for name in names), key=run_number)
 
 
-def list_series(root: Path) -> list[str]:
-    """Names of all series under a runs folder."""
-    if not root.is_dir():
-        return []
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and list_runs(root, path.name))
+def list_series(root: Path, findings: list[Finding] | None = None) -> list[str]:
+    """Names of all series under a runs folder; of one whose folder can't be listed a finding is added instead.
+
+    Raises OSError where the runs folder itself can't be listed.
+    """
+    names = []
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        try:
+            with condition_as_error():
+                is_series = folder.is_dir() and bool(list_runs(root, folder.name))
+            names += [folder.name] if is_series else []
+        except FasttuneError as problem:
+            if findings is not None:
+                why = _("{series} is not shown", series=folder.name)
+                findings += [replace(finding, why=f"{why}: {finding.why}") for finding in problem.findings]
+    return names
 
 
 def run_number(run: Run) -> int:

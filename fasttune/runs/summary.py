@@ -74,9 +74,20 @@ class Figures:
 
 
 def read_series(root: Path, name: str, findings: list[Finding]) -> list[Figures]:
-    """The runs of a series, oldest first; of a run that is damaged a finding is added instead."""
-    current, figures = store.current(root, name), []
-    for run in store.list_runs(root, name):
+    """The runs of a series, oldest first; of a run that is damaged a finding is added instead, and of a file `current`
+    that can't be read one beside them.
+
+    Raises FasttuneError where the series' folder can't be listed.
+    """
+    with files.condition_as_error():
+        runs = store.list_runs(root, name)
+    current, figures = None, []
+    try:
+        with files.condition_as_error():
+            current = store.current(root, name)
+    except FasttuneError as problem:
+        findings += problem.findings
+    for run in runs:
         try:
             figures.append(read_figures(run, run == current))
         except FasttuneError as problem:
@@ -90,12 +101,8 @@ def read_figures(run: Run, current: bool = False) -> Figures:
 
     Raises FasttuneError where its files are damaged, or can't be read by this user or from this disk.
     """
-    try:
+    with files.condition_as_error():
         return figures_of(run, current)
-    except OSError as problem:
-        if known := files.condition_as_error(problem):
-            raise known from None
-        raise
 
 
 def figures_of(run: Run, current: bool) -> Figures:

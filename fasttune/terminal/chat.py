@@ -1,116 +1,295 @@
-"""`fasttune chat`: talk to the GGUF of a run, with the template and the system prompt it was trained with."""
+"""`fasttune chat`: talk to one model or to several side by side, with the template and the system prompt of training.
+
+At a terminal the chat has commands (`/help`); from a pipe every line is a question. Answers are streamed to stdout, all
+else goes to stderr.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from fasttune.command import command_line, runs_option
-from fasttune.console import _, error, say, stderr_console, usage_error, visible
-from fasttune.data.dataset import Message
-from fasttune.data.tokenize import chat_tokens
-from fasttune.export.artifact import is_held_back, require_unchanged
-from fasttune.export.llama import Sampling, open_gguf, stream
-from fasttune.planning.parents import how_to_finish
-from fasttune.recipe.schema import ModelRecipe
-from fasttune.recipe.values import UNDECODED
-from fasttune.runs import documents, store
-from fasttune.runs.store import Run
-from fasttune.training import model as models
-from fasttune.training import provenance
+from rich.markup import escape
+
+from fasttune.analysis import sources, speakers
+from fasttune.analysis.conversation import Conversation, Pieces, Reply
+from fasttune.analysis.sources import Named
+from fasttune.command import command_line
+from fasttune.console import (
+    N_,
+    FasttuneError,
+    _,
+    can_ask,
+    ngettext,
+    say,
+    show_findings,
+    stderr_console,
+    stdout_console,
+    usage_error,
+    visible,
+)  # fmt: skip
+from fasttune.export.llama import Sampling
+from fasttune.files import append_line
+from fasttune.terminal import chat_input
+
+# What stands behind a command, and what it does.
+COMMANDS = {
+    "/help": ("", N_("this list")),
+    "/system": (N_("[TEXT]"), N_("show the system prompt, or set it and begin anew")),
+    "/reset": ("", N_("forget the conversation")),
+    "/retry": ("", N_("answer the last question again")),
+    "/compare": ("", N_("let the base answer the last question too")),
+    "/save": (N_("FILE"), N_("add the conversation to a data file (.jsonl)")),
+    "/bye": ("", N_("end the chat, as Ctrl-D does")),
+}
+BYE = "/bye"
+# Why an answer ended otherwise than by its end token; Ctrl-C needs no word.
+ENDINGS = {
+    "length": N_("cut at {n} tokens; `--max-new-tokens` allows more"),
+    "context": N_("cut: the context is full; /reset begins anew"),
+    "repetition": N_("stopped: the answer repeated itself"),
+}
 
 
-def chat(
-    name: str, root: Path, prompt: str | None, system: str | None, temperature: float, max_new_tokens: int
-) -> None:
-    """Answer one prompt, or each line from stdin until an empty one; answers are streamed to stdout.
+@dataclass(frozen=True)
+class ChatRequest:
+    """What `fasttune chat` was asked for: names of models, one question or None for a conversation, a system prompt in
+    place of each model's own, and whether a run's adapter answers in place of its GGUF file."""
 
-    A conversation that would outgrow the context (export.num_ctx of the run) loses its oldest turns, never the system
-    prompt.
-    Raises FasttuneError where the run, its GGUF file or its tokenizer is missing.
+    names: tuple[str, ...]
+    root: Path
+    prompt: str | None
+    system: str | None
+    sampling: Sampling
+    adapter: bool
+
+
+class Chat:
+    """The conversations of one chat, a model each, which are asked the same questions.
+
+    `base` is the conversation with the base, loaded when /compare first asks for it.
     """
-    for option, text in (("--prompt", prompt), ("--system", system)):
-        if text and UNDECODED.search(text):
-            what, fix = _("this holds bytes that are not UTF-8 text"), _("type it in UTF-8")
-            raise usage_error("not-utf-8", what, where=option, fix=fix)
-    run, gguf = find_gguf(name, root)
-    require_unchanged(gguf)
-    trained = documents.read_provenance(run)
-    chosen = system if system is not None else trained.system
-    base = ModelRecipe(base=trained.base.name, revision=trained.base.revision)
-    tokenizer = models.load_tokenizer(provenance.locate_base(run, base))
-    say(_("{file} of {run}; an empty line or Ctrl-D ends the chat", file=gguf.name, run=run.id))
-    turns: list[Message] = []
-    num_ctx = documents.read_setting(run, "export.num_ctx", int)  # as the Modelfile has it for Ollama
-    sampling = Sampling(max_new_tokens, temperature, seed=random.randrange(2**31))
-    with open_gguf(gguf, num_ctx) as loaded:
-        while question := prompt if prompt is not None else ask():
-            turns.append(Message("user", question))
-            ids = truncate_history(turns, chosen, tokenizer, num_ctx - max_new_tokens)
-            answer = ""
-            for piece in stream(loaded, ids, sampling):
-                sys.stdout.write(visible(piece))
-                sys.stdout.flush()
-                answer += piece
-            sys.stdout.write("\n")
-            turns.append(Message("assistant", answer))
-            if prompt is not None:
-                return
+
+    def __init__(self, request: ChatRequest, models: Sequence[Named], loading: contextlib.ExitStack) -> None:
+        self.request, self.models, self.loading = request, models, loading
+        self.typed = request.prompt is None and can_ask()
+        self.conversations = {self.title(model): self.begin(model) for model in models}
+        self.base: Conversation | None = None
+
+    def title(self, model: Named) -> str:
+        """How a model is called on the screen: a file with its run."""
+        if model.run is not None and model.source.name.endswith(".gguf"):
+            return f"{model.source.name} ({model.run.id})"
+        return model.source.name
+
+    def begin(self, model: Named) -> Conversation:
+        """A conversation with a model, which is loaded now."""
+        system = model.system if self.request.system is None else self.request.system
+        with waiting(_("loading {name}", name=model.source.name)):
+            return Conversation(self.loading.enter_context(speakers.opened(model)), system)
+
+    # Questions and answers --------------------------------------------------------------------------------------
+
+    def ask(self, question: str) -> None:
+        """Let every model answer a question."""
+        for title, conversation in self.conversations.items():
+            self.show(title, conversation, conversation.ask(question, self.sampling()))
+
+    def sampling(self) -> Sampling:
+        """How this answer is sampled: by a seed of its own."""
+        return replace(self.request.sampling, seed=random.randrange(2**31))
+
+    def show(self, title: str, conversation: Conversation, pieces: Pieces) -> None:
+        """Print an answer as it comes. Ctrl-C ends it, and the chat only where nobody is at the terminal."""
+        if len(self.conversations) > 1 or conversation is self.base:
+            stdout_console.print(f"[bold]{escape(title)}:[/]", soft_wrap=True)
+        try:
+            with contextlib.closing(pieces):
+                write(self.until_first(pieces))
+        except KeyboardInterrupt:
+            if not self.typed:
+                raise
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        if conversation.reply is not None:
+            self.remark(conversation.reply)
+
+    def until_first(self, pieces: Pieces) -> Iterator[str]:
+        """The pieces, with a spinner while the first is computed."""
+        with waiting(_("thinking")) if self.typed else contextlib.nullcontext():
+            first = next(pieces, "")
+        yield first
+        yield from pieces
+
+    def remark(self, reply: Reply) -> None:
+        """What has to be said about an answer, and at a terminal its speed."""
+        if reply.turns_left_out:
+            say(
+                ngettext(
+                    "the oldest turn no longer fits into the context and was left out",
+                    "the {n} oldest turns no longer fit into the context and were left out",
+                    reply.turns_left_out,
+                )
+            )
+        if why := ENDINGS.get(reply.ending):
+            say(_(why, n=self.request.sampling.max_new_tokens))
+        if self.typed:
+            figures = _("{tokens} tokens, {rate} tokens/s", tokens=reply.tokens, rate=f"{reply.tokens_per_second:.1f}")
+            stderr_console.print(f"[dim]{escape(figures)}[/]", soft_wrap=True)
+
+    # Commands ---------------------------------------------------------------------------------------------------
+
+    def obey(self, line: str) -> None:
+        """Do what a command says. Raises FasttuneError where it can't be done."""
+        word, _space, rest = line.partition(" ")
+        if word == "/help":
+            show_help()
+        elif word == "/system":
+            self.set_system(rest.strip())
+        elif word == "/reset":
+            self.forget()
+            say(_("the conversation begins anew"))
+        elif word == "/retry":
+            self.retry()
+        elif word == "/compare":
+            self.compare()
+        elif word == "/save":
+            self.save(rest)
+        else:
+            say(_("there is no command {word}; /help lists those there are", word=word))
+
+    def set_system(self, text: str) -> None:
+        """Show the system prompt of each model, or set it for all."""
+        if not text:
+            for title, conversation in self.conversations.items():
+                say(f"{title}: {conversation.system or _('no system prompt')}")
+            return
+        for conversation in self.conversations.values():
+            conversation.system = text
+        self.forget()
+        say(_("the system prompt is set; the conversation begins anew"))
+
+    def forget(self) -> None:
+        """Forget the turns of all conversations."""
+        for conversation in self.conversations.values():
+            conversation.reset()
+
+    def retry(self) -> None:
+        """The last question again, for every model that has one."""
+        for title, conversation in self.conversations.items():
+            if conversation.question is None:
+                say(_("nothing was asked yet"))
+            else:
+                self.show(title, conversation, conversation.ask_again(self.sampling()))
+
+    def compare(self) -> None:
+        """The last question to the base, after the same turns."""
+        spoken = next(iter(self.conversations.values()))
+        if spoken.question is None:
+            say(_("nothing was asked yet"))
+            return
+        if self.base is None:
+            self.base = self.begin(sources.base_of(self.models[0]))
+        self.base.system, self.base.turns = spoken.system, list(spoken.turns)
+        self.show(speakers.BASE, self.base, self.base.ask_again(self.sampling()))
+
+    def save(self, name: str) -> None:
+        """Add every conversation to a data file, a line each. Raises FasttuneError where that can't be written."""
+        if not name.strip():
+            say(_("name the file: `/save FILE.jsonl`"))
+            return
+        spoken = [conversation for conversation in self.conversations.values() if conversation.turns]
+        if not spoken:
+            say(_("nothing was asked yet"))
+            return
+        file = chat_input.file_named(name)
+        save_as_samples(file, spoken)
+        check = command_line(["check", str(file)])
+        say(
+            ngettext(
+                "1 conversation added to {file}; `{check}` reads it as training data",
+                "{n} conversations added to {file}; `{check}` reads them as training data",
+                len(spoken),
+                file=file,
+                check=check,
+            )
+        )
 
 
-def find_gguf(name: str, root: Path) -> tuple[Run, Path]:
-    """The run and its GGUF file by a series name, a run id or the path of a GGUF file in a run's exports."""
-    path = Path(name)
-    if path.suffix != ".gguf":
-        run = store.find(root, name)
-        return run, newest_gguf(run)
-    if not path.is_file():
-        raise usage_error("no-gguf", _("there is no file {file}", file=path))
-    return store.find(root, str(path.resolve().parent.parent)), path
+def chat(request: ChatRequest) -> None:
+    """Answer one question, or all that a person types or a pipe holds, until Ctrl-D, /bye or the end of the pipe.
 
-
-def newest_gguf(run: Run) -> Path:
-    """The GGUF of a run that was written last, of those that keep enough of what was learned to be served."""
-    files = sorted(run.exports.glob("*.gguf"), key=lambda path: path.stat().st_mtime) if run.exports.is_dir() else []
-    if not files:
-        raise error("no-gguf", _("this run has no GGUF file yet"), where=run.id, fix=how_to_get_one(run))
-    served = [path for path in files if not is_held_back(path)]
-    if not served:
-        what = _("its GGUF files keep less than half of what was learned: {names}",
-                 names=", ".join(path.name for path in files))  # fmt: skip
-        better = command_line(["export", run.id, "--gguf", "auto", *runs_option(run.root)])
-        fix = _("make one that keeps it: `{command}`, or name the file that you want to talk to", command=better)
-        raise error("gguf-loses-training", what, where=run.id, fix=fix)
-    return served[-1]
-
-
-def how_to_get_one(run: Run) -> str:
-    """The command that makes a GGUF file of a run: an export, after training where that was stopped."""
-    if run.status == "finished":
-        export = command_line(["export", run.id, "--gguf", "q8_0", *runs_option(run.root)])
-        return _("write a GGUF file: `{command}`", command=export)
-    return how_to_finish(run)
-
-
-def ask() -> str:
-    """The user's next line; empty at the end of the chat."""
-    if sys.stdin.isatty():
-        stderr_console.print("> ", end="")
-    return sys.stdin.readline().strip()
-
-
-def truncate_history(
-    turns: list[Message], system: str | None, tokenizer: Any, max_prompt_tokens: int
-) -> tuple[int, ...]:
-    """The prompt's token ids; the oldest question and answer are removed from `turns` while it is too long.
-
-    The system prompt and the last question are always kept, also where they alone are longer.
+    Raises FasttuneError where a model is missing, damaged or can't be loaded.
     """
-    first = [] if system is None else [Message("system", system)]
-    while True:
-        ids = chat_tokens([*first, *turns], tokenizer)
-        if len(ids) <= max_prompt_tokens or len(turns) < 3:
-            return ids
-        del turns[:2]
+    prompt = chat_input.option_text("--prompt", request.prompt)
+    request = replace(request, prompt=prompt, system=chat_input.option_text("--system", request.system))
+    models = speakers.find(request.names, request.root, adapter=request.adapter)
+    with contextlib.ExitStack() as loading:
+        running = Chat(request, models, loading)
+        if request.prompt is not None:
+            running.ask(request.prompt)
+        elif running.typed:
+            say(
+                _(
+                    "{names} answers; /help lists the commands, Ctrl-D ends the chat",
+                    names=", ".join(running.conversations),
+                )
+            )
+            talk(running, chat_input.TypedLines(list(COMMANDS)))
+        else:
+            for question in filter(None, map(str.strip, chat_input.piped_lines())):
+                running.ask(question)
+
+
+def talk(running: Chat, lines: Iterable[str]) -> None:
+    """The conversation with a person; an error is shown and the chat goes on."""
+    for line in map(str.strip, lines):
+        if line.split(" ")[0] == BYE:
+            return
+        if not line:
+            continue
+        try:
+            if line.startswith("/"):
+                running.obey(line)
+            else:
+                running.ask(line)
+        except FasttuneError as problem:
+            show_findings(problem.findings)
+
+
+def write(pieces: Iterable[str]) -> None:
+    """Print pieces as they come, with the control characters in them shown."""
+    for piece in pieces:
+        sys.stdout.write(visible(piece))
+        sys.stdout.flush()
+
+
+def show_help() -> None:
+    """The commands and the keys."""
+    for word, (argument, text) in COMMANDS.items():
+        say(f"  {f'{word} {_(argument)}'.strip() if argument else word:<16}{_(text)}")
+    say(_("  Enter sends, Alt+Enter begins a new line, Ctrl-C stops an answer, Up shows earlier questions"))
+
+
+def waiting(text: str) -> contextlib.AbstractContextManager[object]:
+    """A spinner with a text, on a terminal; nothing elsewhere."""
+    return stderr_console.status(escape(text)) if stderr_console.is_terminal else contextlib.nullcontext()
+
+
+def save_as_samples(file: Path, conversations: Sequence[Conversation]) -> None:
+    """Add conversations to a JSON Lines file in the format that `data.train` reads. Raises FasttuneError where the file
+    has another name or can't be written."""
+    if file.suffix != ".jsonl":
+        fix = _("name it {name}", name=f"{file.name}.jsonl")
+        raise usage_error("not-jsonl", _("a conversation is kept as a line of a .jsonl file"), where=str(file), fix=fix)
+    try:
+        for spoken in conversations:
+            messages = [{"role": one.role, "content": one.content} for one in spoken.messages]
+            append_line(file, {"messages": messages})
+    except OSError as problem:
+        what = _("the file can't be written: {reason}", reason=problem.strerror or problem)
+        raise usage_error("not-writable", what, where=str(file)) from None

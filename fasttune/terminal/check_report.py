@@ -36,7 +36,7 @@ def show(report: Report, *, as_json: bool) -> int:
         print_json({"findings": [asdict(one) for one in findings], "figures": report.figures.document()})
         return exit_code(findings)
     show_by_code(findings)
-    for line in figure_lines(report.figures, stdout_console.encoding):
+    for line in figure_lines(report.figures, stdout_console.encoding, stdout_console.width):
         stdout_console.print(line, markup=False, soft_wrap=True)
     counts = [sum(one.level == level for one in findings) for level in ("error", "warning", "info")]
     say(count_line(*counts))
@@ -77,27 +77,29 @@ def show_by_code(findings: Sequence[Finding]) -> None:
                          places=places))  # fmt: skip
 
 
-def figure_lines(figures: Figures, encoding: str) -> list[str]:
+def figure_lines(figures: Figures, encoding: str, columns: int) -> list[str]:
     """The figures in words, with a histogram of the samples' tokens and one of the answers' characters."""
     block = "█" if can_show("█", encoding) else "#"
     tokens = _("tokens a sample") if figures.exact else _("tokens a sample, estimated")
     lines = [_("{samples} samples to train on, {val} held out", samples=figures.samples, val=figures.held_out)]
     for title, values in ((tokens, figures.sample_tokens), (_("characters an answer"), figures.answer_characters)):
-        lines += ["", title, *histogram(values, block)] if values else []
+        lines += ["", title, *histogram(values, block, columns)] if values else []
     return [*lines, *prefix_lines(figures)]
 
 
-def histogram(values: Sequence[int], block: str) -> list[str]:
-    """A line for each of at most BINS equal parts of the range: where it begins and ends, a bar, how many."""
+def histogram(values: Sequence[int], block: str, columns: int) -> list[str]:
+    """A line for each of at most BINS equal parts of the range: where it begins and ends, a bar, how many; the bar as
+    long as the columns of the terminal let it be, at most WIDTH."""
     low, high = min(values), max(values)
     width = max(1, -(-(high - low + 1) // BINS))
     counts = [0] * (-(-(high - low + 1) // width))
     for value in values:
         counts[(value - low) // width] += 1
     label = len(str(high))
+    longest = max(1, min(WIDTH, columns - 2 * label - len(str(max(counts))) - len("– ") - len(" ")))
     return [
         f"{low + n * width:>{label}}–{low + (n + 1) * width - 1:<{label}} "
-        f"{block * (-(-count * WIDTH // max(counts)))} {count}"
+        f"{block * (-(-count * longest // max(counts)))} {count}"
         for n, count in enumerate(counts)
     ]
 

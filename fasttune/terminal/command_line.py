@@ -4,6 +4,7 @@ option for one that does not exist, and what a shell completes.
 
 from __future__ import annotations
 
+import contextlib
 import gettext
 import os
 from collections.abc import Sequence
@@ -177,8 +178,10 @@ def complete_setting(_ctx: click.Context, _parameter: click.Parameter, incomplet
 
 
 def complete_run(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The names of series and the ids of runs in the runs folder."""
+    """The names of series and the ids of runs in the runs folder, as far as it can be listed."""
     root = Path(ctx.params.get("root") or os.environ.get("FASTTUNE_RUNS", "runs"))
-    series = store.list_series(root)
+    series: list[str] = []
+    with contextlib.suppress(OSError):  # a shell would print it amid the line that is being typed
+        series = store.list_series(root)
     ids = [run.id for name in series for run in store.list_runs(root, name)]
     return [CompletionItem(name) for name in (*series, *ids) if name.startswith(incomplete)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fasttune.command import command_line, runs_option
-from fasttune.console import FasttuneError, UsageError, _, can_ask, say, usage_error
+from fasttune.console import FasttuneError, Finding, UsageError, _, can_ask, say, show_findings, usage_error
 from fasttune.planning.parents import began_with, find_parent, typed_value
 from fasttune.recipe.load import load_recipe, names_a_folder
 from fasttune.recipe.schema import Recipe
@@ -75,7 +75,9 @@ def ask_for_command(commands: Commands) -> list[str] | None:
 
 def ask_for_subject(commands: Commands) -> str:
     """The `kind:name` that was picked. A long list is folded, so that what a command has shown stays on the screen."""
-    found, broken = subjects(commands.root)
+    unlisted: list[Finding] = []
+    found, broken = subjects(commands.root, unlisted)
+    show_findings(unlisted)
     if "doctor" in commands.options:
         leaving = found.pop("quit")
         found |= {DOCTOR: _("what is wrong with this machine"), "quit": leaving}
@@ -102,10 +104,13 @@ def folded(subjects: Mapping[str, str]) -> dict[str, str]:
     return shown | {MORE: _("all {n} choices", n=len(subjects))} | last
 
 
-def subjects(root: Path) -> tuple[dict[str, str], list[str]]:
+def subjects(root: Path, unlisted: list[Finding] | None = None) -> tuple[dict[str, str], list[str]]:
     """{kind:name: title} of series with their state, the newest first, of recipes that were never trained, and of data
-    files that no recipe names; and the recipes that can't be trained."""
-    names = sorted(store.list_series(root), key=lambda name: store.list_runs(root, name)[-1].folder.stat().st_mtime)
+    files that no recipe names; and the recipes that can't be trained. Of a series whose folder can't be listed a
+    finding is added to `unlisted`."""
+    names = sorted(
+        store.list_series(root, unlisted), key=lambda name: store.list_runs(root, name)[-1].folder.stat().st_mtime
+    )
     found = {f"series:{name}": f"{name}: {newest_state(root, name)}" for name in reversed(names)}
     used, broken = set(), []
     for path, read in recipes().items():

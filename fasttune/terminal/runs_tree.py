@@ -34,8 +34,9 @@ from fasttune.terminal.verdicts import verdict_line, verdict_word
 def show_runs(root: Path, name: str | None, *, as_json: bool) -> int:
     """Print the runs of one series, of all, or the one run that is named; the exit code, 1 where a run is damaged.
 
-    Damaged runs are findings beside those that can be shown. Raises UsageError with the names of the series there are
-    where there is none of this name, and FasttuneError where the run that is named is damaged.
+    Damaged runs, and series whose folder can't be listed, are findings beside those that can be shown. Raises
+    UsageError with the names of the series there are where there is none of this name, and FasttuneError where the run
+    that is named is damaged.
     """
     findings: list[Finding] = []
     every: dict[str, list[Figures]] = {}
@@ -43,12 +44,13 @@ def show_runs(root: Path, name: str | None, *, as_json: bool) -> int:
         run = store.find(root, name)
         every[run.series] = [read_figures(run, run == store.current(run.root, run.series))]
     else:
-        every = {one: read_series(root, one, findings) for one in ([name] if name else store.list_series(root))}
+        names = [name] if name else store.list_series(root, findings)
+        every = {one: read_series(root, one, findings) for one in names}
     if as_json:
         listed = [asdict(one) for figures in every.values() for one in figures]
         print_json({"runs": listed, "findings": [asdict(finding) for finding in findings]})
         return exit_code(findings)
-    if not every:
+    if not every and not findings:
         say(_("no runs in {root} yet", root=root))
     for series, figures in every.items():
         stdout_console.print(tree(series, figures))

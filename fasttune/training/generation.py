@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from fasttune.recipe.schema import LoraRecipe, ModelRecipe
 from fasttune.training import device, engine, packing
 from fasttune.training import model as models
 
+Tokens = Generator[int, None, None]
 Choose = Callable[[int, torch.Tensor], int]  # the number of a prompt and its logits [V] -> the next token's id
 
 
@@ -90,14 +93,25 @@ def generate_batch(
 def decode(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: set[int], choose: Choose | None
 ) -> list[list[int]]:
-    """The answers' token ids, on a CPU: what all prompts begin with is computed once, and an answer that has ended
-    leaves the batch. transformers' own loop does neither; where arithmetic is scarce that is most of the time."""
+    """The answers' token ids, on a CPU."""
+    answers: list[list[int]] = [[] for _prompt in prompts]
+    for row, token in decode_tokens(model, prompts, max_new_tokens, ends, choose):
+        answers[row].append(token)
+    return answers
+
+
+@torch.no_grad()
+def decode_tokens(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: set[int], choose: Choose | None
+) -> Iterator[tuple[int, int]]:
+    """(number of the prompt, token id) of all answers as they are decoded, on a CPU: what all prompts begin with is
+    computed once, and an answer that has ended leaves the batch. transformers' own loop does neither; where arithmetic
+    is scarce that is most of the time."""
     shared = shared_tokens(prompts)
     cache = cached_prefix(model, prompts[0][:shared], len(prompts))
     ids, mask = left_padded([prompt[shared:] for prompt in prompts], padding=min(ends))
     mask = torch.cat((torch.ones(len(prompts), shared, dtype=mask.dtype), mask), dim=1)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, shared:]
-    answers: list[list[int]] = [[] for _prompt in prompts]
     rows = list(range(len(prompts)))  # the prompts that are still answered, by their place in the batch
     for _number in range(max_new_tokens):
         state = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
@@ -106,8 +120,7 @@ def decode(
         if choose:
             chosen = [choose(row, one) for row, one in zip(rows, logits, strict=True)]
         going = [at for at, token in enumerate(chosen) if token not in ends]
-        for at in going:
-            answers[rows[at]].append(chosen[at])
+        yield from ((rows[at], chosen[at]) for at in going)
         if not going:
             break
         if len(going) < len(rows):
@@ -116,7 +129,6 @@ def decode(
         ids = torch.tensor([[chosen[at]] for at in going])
         mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
         positions = positions[:, -1:] + 1
-    return answers
 
 
 def cached_prefix(model: Any, prefix: Sequence[int], count: int) -> Any:
@@ -186,6 +198,63 @@ def chooser(choose: Choose) -> Any:
             return chosen
 
     return Chooser()
+
+
+def stream(model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: int, choose: Choose) -> Tokens:
+    """The token ids of one answer as they are generated, up to its end token or `max_new_tokens`.
+
+    Closing the iterator stops the generation.
+    """
+    fast_language_model = models.import_unsloth()
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    with masked_attention(model):
+        with models.quiet():
+            fast_language_model.for_inference(model)
+        try:
+            if device.device_type() == "cpu":
+                yield from (token for _row, token in decode_tokens(model, [prompt], max_new_tokens, ends, choose))
+            else:
+                yield from generate_in_thread(model, tokenizer, prompt, max_new_tokens, ends, choose)
+        finally:
+            with models.quiet():
+                fast_language_model.for_training(model)
+            model.eval()
+
+
+def generate_in_thread(
+    model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: int, ends: set[int], choose: Choose
+) -> Tokens:
+    """The token ids of one answer by `generate`, which returns only when it is done and so runs in a thread of its own.
+
+    An error of that thread is raised here.
+    """
+    tokens: queue.Queue[int | BaseException | None] = queue.Queue()
+    closed = threading.Event()
+
+    def choose_and_send(row: int, logits: torch.Tensor) -> int:
+        token = min(ends) if closed.is_set() else choose(row, logits)
+        tokens.put(token)
+        return token
+
+    def work() -> None:
+        try:
+            with torch.no_grad():  # not quiet(), which would take stdout from all threads
+                generate(model, tokenizer, [prompt], max_new_tokens, ends, choose_and_send)
+            tokens.put(None)
+        except BaseException as failure:
+            tokens.put(failure)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while (token := tokens.get()) is not None:
+            if isinstance(token, BaseException):
+                raise token
+            if token not in ends:
+                yield token
+    finally:
+        closed.set()
+        thread.join()
 
 
 @contextlib.contextmanager

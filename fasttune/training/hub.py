@@ -39,21 +39,16 @@ def find_offline(recipe: ModelRecipe) -> Path | None:
     """
     if recipe.base == "builtin:tiny" or Path(recipe.base).expanduser().is_dir() or looks_like_path(recipe.base):
         return locate(recipe)
-    if recipe.mirror == "modelscope":
-        return None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
+    folder = local_tokenizer(recipe)
     try:
-        return require_model_folder(
-            Path(snapshot_download(recipe.base, revision=recipe.revision or None, local_files_only=True))
-        )
-    except (LocalEntryNotFoundError, OSError, ValueError, FasttuneError):  # not there, or not all of it
+        return require_model_folder(folder) if folder else None
+    except FasttuneError:  # the hub's cache has not all of it yet
         return None
 
 
 def local_tokenizer(recipe: ModelRecipe) -> Path | None:
-    """The local folder with the base's tokenizer, None where it is not on this machine; downloads nothing."""
+    """The local folder with the base's tokenizer, None where it is not on this machine; the weights may be missing, and
+    nothing is downloaded."""
     if recipe.base == "builtin:tiny":
         return TINY
     folder = Path(recipe.base).expanduser()
@@ -63,7 +58,10 @@ def local_tokenizer(recipe: ModelRecipe) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(recipe.base, "tokenizer.json", revision=recipe.revision or None)
+    try:
+        found = try_to_load_from_cache(recipe.base, "tokenizer.json", revision=recipe.revision or None)
+    except (OSError, ValueError):  # the cache can't be read; or this is no name of a hub
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
 

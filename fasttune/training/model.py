@@ -12,16 +12,19 @@ for two minutes), no installer, one folder for compiled kernels, no banners on s
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import io
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttune.console import _, error
+from fasttune.machine import cache_folder
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
 from fasttune.training import device, hub, memory, row_budget
 
@@ -89,18 +92,34 @@ def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) 
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Write the LoRA weights in PEFT's layout: adapter_config.json and adapter_model.safetensors."""
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    """Write the LoRA weights in PEFT's layout, adapter_config.json and adapter_model.safetensors, byte for byte as
+    PEFT's `save_pretrained` does.
+
+    Without its README.md, a form for a model's page on a hub: its template is compiled for each, which takes longer
+    than the rest of a small model's checkpoint.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    config = copy.copy(model.peft_config["default"])
+    config.base_model_name_or_path = config.base_model_name_or_path or model.get_base_model().name_or_path
+    config.inference_mode = True  # whoever loads the folder does not train it, unless it says so
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: weight.contiguous() for name, weight in weights.items()}
+    save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
 
 
 def save_trained_adapter(model: Any, folder: Path) -> None:
-    """As `save_adapter`, after the last step. Raises FasttuneError where every B of the adapter is still 0, as it was
-    before the first one: the model would say what the base says."""
+    """As `save_adapter`, after the last step, and PEFT's README.md beside it. Raises FasttuneError where every B of the
+    adapter is still 0, as it was before the first one: the model would say what the base says."""
     if not any(weight.detach().any() for name, weight in model.named_parameters() if ".lora_B." in name):
         what = _("the training changed nothing: every B of the adapter is 0, and the model answers as the base does")
         fix = _("train more steps, or set train.warmup_steps = 0; `--on-existing new` trains another run")
         raise error("nothing-trained", what, fix=fix)
     save_adapter(model, folder)
+    model.create_or_update_model_card(str(folder))
 
 
 def load_adapter(model: Any, folder: Path) -> None:
@@ -111,10 +130,13 @@ def load_adapter(model: Any, folder: Path) -> None:
 def import_unsloth() -> Any:
     """Unsloth's FastLanguageModel. Unsloth patches transformers' Trainer, so modules that import the Trainer call this
     first."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fasttune" / "unsloth"
+    import torch
+
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache))
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", unsloth_cache())
+    if not torch.cuda.is_available():  # on a CPU nothing is compiled, and importing the compiler takes 2 s of 10
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     for name in ("bitsandbytes.backends.cpu.ops", "unsloth"):  # a filter, since the import sets levels anew
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     with quiet():
@@ -124,6 +146,15 @@ def import_unsloth() -> Any:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     return FastLanguageModel
+
+
+def unsloth_cache() -> str:
+    """Where Unsloth writes the code that it compiles; a new folder for a user who has no home folder, since code is not
+    read from where others may write."""
+    try:
+        return str(cache_folder() / "unsloth")
+    except FileNotFoundError:
+        return tempfile.mkdtemp(prefix="fasttune-unsloth-")
 
 
 @contextlib.contextmanager

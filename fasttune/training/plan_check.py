@@ -6,13 +6,16 @@ Where the base is on this disk, every sample is tokenized as training does it; e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from fasttune.console import Finding, _
 from fasttune.data import token_cache
 from fasttune.data.plain_tokenizer import PlainTokenizer
 from fasttune.data.tokenize import tokenize_samples
 from fasttune.planning.data_advice import probably_too_long
+from fasttune.planning.init import context
 from fasttune.planning.strategy import Plan
+from fasttune.recipe.schema import Recipe
 from fasttune.training import hub
 
 
@@ -35,3 +38,20 @@ def base_and_samples(plan: Plan) -> Sequence[Finding]:
     if not isinstance(tokenizer.chat_template, str):  # several by name, or in a file that transformers alone knows
         return []
     return tokenize_samples(samples, tokenizer, recipe.data, recipe.model.max_seq_length, token_cache.Cache()).findings
+
+
+def length_beyond_base(recipe: Recipe, base: Path | None) -> list[Finding]:
+    """The error for a max_seq_length beyond the base's own context length; `base` is its local folder, None where it is
+    not on this machine.
+
+    Unsloth would scale RoPE linearly on a GPU, without a word: the adapter would be trained on other hidden states than
+    the served model has.
+    """
+    limit = context(str(base)) if base else recipe.model.max_seq_length
+    if recipe.model.max_seq_length <= limit:
+        return []
+    what = _("{length} tokens are more than the base's {limit}", length=recipe.model.max_seq_length, limit=limit)
+    why = _("beyond it the base's positions (RoPE) would be stretched: what is trained would not be what is served")
+    fix = _("write max_seq_length = {limit}, and split samples that are longer", limit=limit)
+    where = f"{recipe.path}: model.max_seq_length"
+    return [Finding("length-beyond-base", "error", where, what, why, fix)]

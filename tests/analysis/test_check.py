@@ -69,7 +69,7 @@ def test_a_copy_of_several_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_histogram_counts_every_value() -> None:
-    lines = histogram([1, 1, 2, 40, 100], "#")
+    lines = histogram([1, 1, 2, 40, 100], "#", 80)
     assert sum(int(line.rpartition(" ")[2]) for line in lines) == 5 and len(lines) <= check_report.BINS
     assert lines[0].startswith("  1–") and "#" * check_report.WIDTH in lines[0]
 
@@ -77,3 +77,15 @@ def test_a_histogram_counts_every_value() -> None:
 def test_counts_follow_their_numbers() -> None:
     assert check_report.count_line(0, 1, 3) == "0 errors, 1 warning, 3 notes"
     assert check_report.count_line(1, 2, 1) == "1 error, 2 warnings, 1 note"
+
+
+def test_a_base_that_is_not_here_is_said_in_one_line(tmp_path: Path) -> None:
+    path, recipe = write(tmp_path / "data.jsonl", pair("一"), pair("二")), tmp_path / "r.toml"
+    recipe.write_text(f'name = "r"\n[data]\ntrain = {json.dumps(path)}\n', encoding="utf-8")
+    report = check(recipe, ["model.base=nobody/no-such-base"])
+    (found,) = [one for one in report.findings if one.code == "tokens-estimated"]
+    assert found.level == "info" and "nobody/no-such-base is not on this machine" in found.what
+    assert f"`fasttune run {recipe} --set model.base=nobody/no-such-base`" in found.fix
+    assert not report.figures.exact
+    exact = check(recipe, ["model.base=builtin:tiny"])
+    assert exact.figures.exact and "tokens-estimated" not in {one.code for one in exact.findings}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
 
-from fasttune.data import lint_pairs, near_duplicates
+from fasttune.console import Finding
+from fasttune.data import lint as lint_module
+from fasttune.data import lint_pairs, near_duplicates, topics
 from fasttune.data.dataset import Message, Sample, read_samples
 from fasttune.data.lint import lint, quick
-from fasttune.data.near_duplicates import Grams, near_pairs, trigrams
+from fasttune.data.near_duplicates import Grams, Said, near_pairs
+from fasttune.data.side_by_side import side_by_side
 
 LINZHI = REPOSITORY / "data" / "linzhi"
 TRAIN = read_samples(str(LINZHI / "train.jsonl")).samples
@@ -126,14 +131,15 @@ def test_near_pairs_are_those_of_all_pairs(up_to: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(near_duplicates, "EXACT_UP_TO", up_to)
     texts = [one.messages[-1].content for one in TRAIN[:150]]
     texts += [text[:-6] + "好了。" for text in texts[:100] if len(text) > 30]
-    sets = [Grams(trigrams("问"), trigrams(text)) for text in texts]
+    said = [Said("问", text) for text in texts]
+    sets = [Grams(one) for one in said]
     expected = {
         later: min(others)
         for later, one in enumerate(sets)
         if (others := [n for n in range(later) if near_duplicates.similarity(one, sets[n]) >= near_duplicates.SIMILAR])
     }
     assert len(expected) > 20
-    assert {pair.later: pair.earlier for pair in near_pairs(sets)} == expected
+    assert {pair.later: pair.earlier for pair in near_pairs(said)} == expected
 
 
 @pytest.mark.parametrize(
@@ -148,3 +154,86 @@ def test_near_pairs_are_those_of_all_pairs(up_to: int, monkeypatch: pytest.Monke
 )
 def test_contradictions(question: str, one: str, other: str, is_contradiction: bool) -> None:
     assert lint_pairs.contradict(question, one, other) == is_contradiction
+
+
+def test_a_second_process_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every planted fault at once, compared in this process and in a second one."""
+    planted_samples = [replace(one, id=f"planted:{n}") for n, one in enumerate(FAULTS.values())]
+    samples = [*TRAIN, *planted_samples]
+    forked = []
+
+    def counted(beside: Callable[[], list[Finding]], here: Callable[[], list[Finding]]) -> tuple[Any, Any]:
+        forked.append(beside)
+        return side_by_side(beside, here)
+
+    expected = lint(samples, VAL, "")
+    monkeypatch.setattr(lint_module, "FORKED_FROM", 1)
+    monkeypatch.setattr(lint_module, "can_fork", lambda: True)
+    monkeypatch.setattr(lint_module, "side_by_side", counted)
+    assert lint(samples, VAL, "") == expected and len(forked) == 1
+    codes = {one.code for one in expected}
+    assert len(codes) > 15 and {"near-duplicate-sample", "val-in-train"} <= codes, "both parts have something to find"
+
+
+def talk(where: str, *said: str, learn: bool = True) -> Sample:
+    """A sample in which the user begins; `learn`: whether the last answer is learned."""
+    messages = [Message("user" if n % 2 == 0 else "assistant", text) for n, text in enumerate(said)]
+    return Sample(where, (SYSTEM, *messages[:-1], replace(messages[-1], learn=learn)))
+
+
+CAT = ("下雨了", "那你进来坐会儿，伞搁门口就行。", "你的猫叫什么名字？")
+
+
+def test_a_later_question_after_the_same_turns_contradicts() -> None:
+    samples = [talk("a:1", *CAT, "定影，三花的。"), talk("a:2", *CAT, "小黑，纯黑的公猫，睡在米缸上头。")]
+    (found,) = lint_pairs.contradictions(samples)
+    assert (found.code, found.where) == ("contradicting-answers", "a:2")
+    assert "its question 2 is asked after the same turns as in a:1" in found.what and "定影" in found.what
+    assert found in lint(samples, (), ""), "also where the two samples are nearly the same"
+
+
+def test_a_later_question_after_other_turns_contradicts_nothing() -> None:
+    other = (CAT[0], "又下，裤脚都湿了。", CAT[2])
+    samples = [talk("a:1", *CAT, "定影，三花的。"), talk("a:2", *other, "小黑，纯黑的公猫，睡在米缸上头。")]
+    assert [one.code for one in lint_pairs.contradictions(samples)] == ["several-answers"], "the first answers differ"
+    opened = [talk("a:1", "下雪了", *CAT[1:], "定影，三花的。"), talk("a:2", *CAT, "小黑，纯黑的公猫。")]
+    assert list(lint_pairs.contradictions(opened)) == []
+
+
+def test_an_answer_that_is_not_learned_contradicts_nothing() -> None:
+    samples = [talk("a:1", *CAT, "定影，三花的。"), talk("a:2", *CAT, "小黑，纯黑的公猫。", learn=False)]
+    assert list(lint_pairs.contradictions(samples)) == []
+
+
+def test_a_shared_greeting_is_no_question() -> None:
+    """Where the assistant begins, what the user says then is no answer to it."""
+    greeting, asked = Message("assistant", "你叫什么名字？来坐。"), [Message("user", one) for one in ("阿强", "小美")]
+    samples = [Sample(f"a:{n}", (greeting, one, Message("assistant", "坐吧。"))) for n, one in enumerate(asked)]
+    assert list(lint_pairs.contradictions(samples)) == []
+
+
+def test_nearly_the_same_samples_are_named_once_where_they_contradict_nothing() -> None:
+    samples = [talk("a:1", *CAT[:2], "你好", "来了？门槛高。"), talk("a:2", *CAT[:2], "你好", "坐吧，茶在桌上。")]
+    assert [one.code for one in lint_pairs.contradictions(samples)] == ["several-answers"]
+    assert list(lint_pairs.contradictions(samples, {"a:2"})) == []
+
+
+def test_topics_that_few_samples_ask_about() -> None:
+    plain = [sample(f"第{n}张照片拍的是什么？", f"第{n}张拍的是河边的柳树。") for n in range(40)]
+    asked = [sample(one, "嗯。") for one in ("你是谁", "你叫什么", "介绍一下自己", "你好", "您好", "再见")]
+    (found,) = topics.thin([*plain, *asked])
+    assert (found.code, found.level, found.where) == ("thin-topics", "info", "planted")
+    assert found.what == (
+        "topics with fewer than 3 samples: greetings (2), farewells (1), feelings (0), likes and dislikes (0), being an AI (0)"
+    )
+    assert list(topics.thin(plain[: topics.LEAST_SAMPLES - 1])) == [], "too few samples to miss a topic in"
+    every = ["你是谁", "你好", "再见", "好难过", "你喜欢什么", "你是机器人吗"] * topics.FEW
+    assert list(topics.thin([*plain, *[sample(one, "嗯。") for one in every]])) == []
+
+
+def test_several_system_prompts_are_a_note_where_none_is_usual() -> None:
+    prompts = [Message("system", f"你是照相馆的{who}，说话简短。") for who in ("林栀", "外公", "林栀")]
+    samples = [replace(sample(f"第{n}问", "嗯，来了。", one), id=f"a:{n}") for n, one in enumerate(prompts)]
+    found = [one for one in lint(samples, (), "") if "system-prompt" in one.code]
+    assert [(one.code, one.level, one.where) for one in found] == [("many-system-prompts", "info", "a:1")]
+    assert "2 different system prompts" in found[0].what and "林栀" in found[0].what and "of 2 samples" in found[0].what

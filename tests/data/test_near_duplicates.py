@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pytest
 
 from fasttune.data import near_duplicates
-from fasttune.data.near_duplicates import SIMILAR, Grams, Pair, jaccard, near_pairs, similarity, trigrams
-
-
-@dataclass(frozen=True)
-class Said:
-    """A conversation of one question and one answer."""
-
-    question: str
-    answer: str
-
-    @property
-    def grams(self) -> Grams:
-        return Grams(trigrams(self.question), trigrams(self.answer))
-
-
-def grams(said: Sequence[Said]) -> list[Grams]:
-    return [one.grams for one in said]
+from fasttune.data.near_duplicates import SIMILAR, Grams, Pair, Said, jaccard, near_pairs, similarity, trigrams
 
 
 def varied(seed: int, count: int) -> list[Said]:
@@ -49,7 +31,7 @@ def by_all_pairs(said: list[Said], held_out: int = 0) -> list[Pair]:
     found = []
     for later, one in enumerate(said):
         for earlier in range(min(later, len(said) - held_out)):
-            if (score := similarity(one.grams, said[earlier].grams)) >= SIMILAR:
+            if (score := similarity(Grams(one), Grams(said[earlier]))) >= SIMILAR:
                 found.append(Pair(later, earlier, score))
                 break
     return found
@@ -66,22 +48,22 @@ def test_the_inverted_index_misses_no_pair(seed: int) -> None:
     said = varied(seed, 150)
     expected = by_all_pairs(said, held_out=30)
     assert len(expected) > 3
-    assert near_pairs(grams(said), held_out=30) == expected
+    assert near_pairs(said, held_out=30) == expected
 
 
 def test_minhash_finds_nearly_all_pairs_and_names_none_below(monkeypatch: pytest.MonkeyPatch) -> None:
     said = varied(7, 400)
     expected = by_all_pairs(said)
     monkeypatch.setattr(near_duplicates, "EXACT_UP_TO", 0)
-    found = near_pairs(grams(said))
+    found = near_pairs(said)
     assert all(
-        similarity(said[pair.later].grams, said[pair.earlier].grams) == pair.similarity >= SIMILAR for pair in found
+        similarity(Grams(said[pair.later]), Grams(said[pair.earlier])) == pair.similarity >= SIMILAR for pair in found
     )
     assert len(expected) > 20 and len(found) >= 0.95 * len(expected)
 
 
 def test_both_sides_have_to_be_alike() -> None:
     one = Said("门口的灯是谁修好的", "隔壁的木匠，修了一下午，手很巧。")
-    assert near_pairs(grams([one, Said("后院那盏灯笼呢", one.answer)])) == []
-    assert near_pairs(grams([one, Said(one.question, "不知道，早上来就亮着了。")])) == []
-    assert [pair.earlier for pair in near_pairs(grams([one, Said(one.question, one.answer[:-1] + "！")]))] == [0]
+    assert near_pairs([one, Said("后院那盏灯笼呢", one.answer)]) == []
+    assert near_pairs([one, Said(one.question, "不知道，早上来就亮着了。")]) == []
+    assert [pair.earlier for pair in near_pairs([one, Said(one.question, one.answer[:-1] + "！")])] == [0]

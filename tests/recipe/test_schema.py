@@ -32,3 +32,8 @@ def test_tables_and_keys_follow_the_declarations() -> None:
     assert set(TABLES) == {"model", "data", "lora", "train", "train.until", "continue", "export", "probe", "facts"}
     assert {key.table for key in KEYS.values()} == {"", *TABLES}
     assert LEAVES["r"] == "lora.r" and KEYS["lora.r"].leaf == "r" and KEYS["name"].table == ""
+
+
+def test_every_upper_bound_has_its_reason() -> None:
+    bounded = {key.name for key in KEYS.values() if {"≤", "<"} & key.bounds.keys()}
+    assert len(bounded) > 15 and bounded == {key.name for key in KEYS.values() if key.most}

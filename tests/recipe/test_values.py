@@ -24,7 +24,7 @@ Sizes = Literal["small", "large"]
 
 
 def key(hint: Any, default: Any = 1, **more: Any) -> Key:
-    values: dict[str, Any] = {"help": "what it is", "bounds": {}, "prose": False, "example": ""}
+    values: dict[str, Any] = {"help": "what it is", "bounds": {}, "most": "", "prose": False, "example": ""}
     return Key("train.size", hint, default, **{**values, **more})
 
 
@@ -81,6 +81,13 @@ def test_a_refused_value_has_a_code_and_a_remedy(setting: Key, value: Any, code:
     finding = refusal(Entry("train.size", value, "a.toml:7: train.size", "recipe"), setting)
     assert finding is not None
     assert (finding.code, finding.level, finding.where, finding.fix) == (code, "error", "a.toml:7: train.size", fix)
+
+
+@pytest.mark.parametrize(("value", "why"), [(0, "what it is"), (8, "why no more"), (9, "why no more")])
+def test_a_number_above_its_bound_is_refused_with_the_reason_of_the_bound(value: int, why: str) -> None:
+    bounded = key(int, bounds={"≥": 1, "<": 8}, most="why no more")
+    finding = refusal(Entry("train.size", value, "a.toml", "recipe"), bounded)
+    assert finding is not None and finding.why == why
 
 
 def test_line_breaks_are_for_prose_only() -> None:

@@ -1,55 +1,39 @@
-"""`fasttune chat`: the trained file answers as it was taught, once and in a conversation."""
+"""`fasttune chat`: the trained file answers as it was taught, once, from a pipe and at a terminal."""
 
 from __future__ import annotations
 
-import contextlib
+import json
+import os
 import shutil
-import types
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Quickstart, call_here
+from terminal import answer
 
+from fasttune.analysis import speakers
+from fasttune.analysis.conversation import Conversation, Reply
 from fasttune.data.dataset import Message
-from fasttune.runs import documents, store
-from fasttune.runs.documents import BaseRecord
+from fasttune.export.llama import Sampling
 from fasttune.terminal import chat
-from fasttune.training import hub
-from fasttune.training import model as models
+from fasttune.terminal.chat import Chat, ChatRequest
+
+GREEDY = ("--temperature", "0")
 
 
 def test_one_prompt(quickstart: Quickstart) -> None:
     probe = quickstart.result["probes"][0]
-    done = quickstart.fasttune("chat", "quickstart/001", "--prompt", probe["question"], "--temperature", "0")
+    done = quickstart.fasttune("chat", "quickstart/001", "--prompt", probe["question"], *GREEDY)
     assert done.returncode == 0, done.stderr
     assert done.stdout == probe["trained"] + "\n"
 
 
-def test_control_characters_in_an_answer_are_shown(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    run = store.create(tmp_path, "linzhi", "fresh")
-    provenance = types.SimpleNamespace(system=None, base=BaseRecord("builtin:tiny", "", ""))
-    monkeypatch.setattr(chat, "find_gguf", lambda name, root: (run, Path("x.gguf")))
-    monkeypatch.setattr(documents, "read_provenance", lambda run: provenance)
-    plan = types.SimpleNamespace(values={"export.num_ctx": 8192})
-    monkeypatch.setattr(documents, "read_plan", lambda run: plan)
-    contexts: list[int] = []
-
-    def open_gguf(path: Path, num_ctx: int) -> contextlib.AbstractContextManager[None]:
-        contexts.append(num_ctx)
-        return contextlib.nullcontext()
-
-    monkeypatch.setattr(chat, "open_gguf", open_gguf)
-    monkeypatch.setattr(chat, "stream", lambda model, ids, sampling: iter(["a\x1b", "]0;PWN\x07\x9b", "2J\n你"]))
-    chat.chat("linzhi", tmp_path, "hello", None, 0.0, 8)
-    assert capsys.readouterr().out == "a\\x1b]0;PWN\\x07\\x9b2J\n你\n"
-    assert contexts == [8192]  # export.num_ctx of the run, and not a number of chat's own
-
-
 def test_a_file_of_a_run(quickstart: Quickstart) -> None:
     probe, (artifact,) = quickstart.result["probes"][0], quickstart.result["exports"]
-    done = quickstart.fasttune("chat", artifact["path"], "--prompt", probe["question"], "--temperature", "0")
+    done = quickstart.fasttune("chat", artifact["path"], "--prompt", probe["question"], *GREEDY)
     assert (done.returncode, done.stdout) == (0, probe["trained"] + "\n")
     missing = quickstart.fasttune("chat", "nowhere.gguf", "--prompt", "x")
     assert missing.returncode == 2 and "there is no file nowhere.gguf" in missing.stderr
@@ -67,24 +51,27 @@ def test_a_damaged_file_does_not_answer(quickstart: Quickstart, tmp_path: Path) 
     assert f"{file.name} is not what was exported" in done.stderr and "`fasttune export quickstart/001" in done.stderr
 
 
-def test_a_conversation_from_stdin(quickstart: Quickstart) -> None:
+def test_every_line_of_a_pipe_is_a_question(quickstart: Quickstart) -> None:
+    """An empty line does nothing, and no line is a command."""
     one, other = quickstart.result["probes"][:2]
-    lines = f"{one['question']}\n{other['question']}\n\nnever asked\n"
-    done = quickstart.fasttune("chat", "quickstart/001", "--temperature", "0", stdin=lines)
+    lines = f"{one['question']}\n\n{other['question']}\n/bye\n"
+    done = quickstart.fasttune("chat", "quickstart/001", *GREEDY, stdin=lines)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(one["trained"] + "\n")
-    assert len(done.stdout.splitlines()) == 2
+    assert len(done.stdout.splitlines()) == 3
 
 
-def test_a_long_conversation_drops_its_oldest_turns() -> None:
-    tokenizer = models.load_tokenizer(hub.TINY)
-    turns = [Message(role, f"{role} {n} " + "word " * 20) for n in range(10) for role in ("user", "assistant")]
-    turns.append(Message("user", "the last question"))
-    ids = chat.truncate_history(turns, "You are Lumen.", tokenizer, 300)
-    text = tokenizer.decode(ids)
-    assert len(ids) <= 300
-    assert text.startswith("<|im_start|>system\nYou are Lumen.<|im_end|>\n<|im_start|>user\n")
-    assert "user 0 " not in text and "the last question" in text
+def test_several_side_by_side(quickstart: Quickstart) -> None:
+    probe, (artifact,) = quickstart.result["probes"][0], quickstart.result["exports"]
+    done = quickstart.fasttune("chat", "quickstart", "base", "--prompt", probe["question"], *GREEDY)
+    assert done.returncode == 0, done.stderr
+    file, run = Path(artifact["path"]).name, quickstart.result["id"]
+    assert done.stdout == f"{file} ({run}):\n{probe['trained']}\nbase:\n{probe['base']}\n"
+
+
+def test_a_cut_answer_is_said(quickstart: Quickstart) -> None:
+    done = quickstart.fasttune("chat", "quickstart", "--prompt", "Who are you?", "--max-new-tokens", "2", *GREEDY)
+    assert done.returncode == 0 and "cut at 2 tokens; `--max-new-tokens` allows more" in done.stderr
 
 
 @pytest.mark.parametrize("option", ["--prompt", "--system"])
@@ -92,3 +79,108 @@ def test_an_option_in_another_encoding_is_refused(tmp_path: Path, option: str) -
     """Bytes of the command line that are not UTF-8 are lone surrogates in Python, which no tokenizer takes."""
     done = call_here(tmp_path, "chat", "quickstart", option, "caf\udce9")
     assert done.returncode == 2 and f"{option}: this holds bytes that are not UTF-8 text" in done.stderr
+
+
+# At a terminal ------------------------------------------------------------------------------------------------------
+
+
+def at_terminal(quickstart: Quickstart, steps: Sequence[tuple[str, str]], *names: str) -> str:
+    """What the terminal shows of a chat, in this process."""
+    request = ChatRequest(names, quickstart.folder.parents[1], None, None, Sampling(64), False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(quickstart.folder.parents[2] / "cache"))
+        _none, screen = answer([(words, f"{keys}\r") for words, keys in steps], lambda: chat.chat(request) or "ended")
+    return screen
+
+
+def test_a_conversation_at_a_terminal(quickstart: Quickstart, tmp_path: Path) -> None:
+    probe, file = quickstart.result["probes"][0], tmp_path / "said.jsonl"
+    screen = at_terminal(
+        quickstart,
+        [
+            ("ends the chat", probe["question"]),
+            ("tokens/s", "/retry"),
+            ("tokens/s", "/compare"),
+            ("tokens/s", f"/save {file}"),
+            ("as training data", "/system You are Bob."),
+            ("begins anew", "/system"),
+            ("You are Bob.", "/retry"),
+            ("nothing was asked yet", "/nonsense"),
+            ("there is no command /nonsense", ""),
+            (">", "/save /nowhere/x.jsonl"),
+            ("can't be written", "/save x.txt"),
+            ("name it x.txt.jsonl", "/help"),
+            ("Up shows", "/bye"),
+        ],
+        "quickstart",
+    )
+    assert screen.count(probe["trained"]) == 2 and f"base:\n{probe['base']}" in screen
+    assert "Traceback" not in screen
+    (line,) = file.read_text(encoding="utf-8").splitlines()
+    roles = [message["role"] for message in json.loads(line)["messages"]]
+    assert roles[-2:] == ["user", "assistant"] and json.loads(line)["messages"][-1]["content"] == probe["trained"]
+
+
+class Interrupted:
+    """A speaker whose person presses Ctrl-C after the second token."""
+
+    num_ctx = 100
+
+    def encode(self, messages: Sequence[Message]) -> Sequence[int]:
+        return [1]
+
+    def token_texts(self, ids: Sequence[int], sampling: Sampling) -> Iterator[str]:
+        yield from ("one", " two")
+        os.kill(os.getpid(), signal.SIGINT)
+        yield from (" three",) * 50
+
+
+def a_chat(monkeypatch: pytest.MonkeyPatch, speaker: Any, *, typed: bool) -> tuple[Chat, Conversation]:
+    """A chat with a speaker of this test."""
+    running = Chat.__new__(Chat)
+    conversation = Conversation(speaker, None)
+    running.request = ChatRequest(("x",), Path("runs"), None, None, Sampling(8), False)
+    running.typed, running.conversations, running.base = typed, {"x": conversation}, None
+    return running, conversation
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running, conversation = a_chat(monkeypatch, Interrupted(), typed=True)
+    running.ask("hello")
+    reply = conversation.reply
+    assert isinstance(reply, Reply) and reply.ending == "stopped" and reply.text.startswith("one two")
+    assert capsys.readouterr().out.startswith("one two") and reply.tokens < 50
+    running, _conversation = a_chat(monkeypatch, Interrupted(), typed=False)
+    with pytest.raises(KeyboardInterrupt):
+        running.ask("hello")
+
+
+class Hostile(Interrupted):
+    """A speaker that says what a terminal would obey."""
+
+    def token_texts(self, ids: Sequence[int], sampling: Sampling) -> Iterator[str]:
+        yield from ["a\x1b", "]0;PWN\x07\x9b", "2J\n你"]
+
+
+def test_control_characters_in_an_answer_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running, _conversation = a_chat(monkeypatch, Hostile(), typed=False)
+    running.ask("hello")
+    assert capsys.readouterr().out == "a\\x1b]0;PWN\\x07\\x9b2J\n你\n"
+
+
+def test_what_is_left_out_of_the_context_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running, _conversation = a_chat(monkeypatch, Hostile(), typed=False)
+    running.remark(Reply("x", 8, 1.0, 90, 4, "context"))
+    said = capsys.readouterr().err
+    assert "the 4 oldest turns no longer fit" in said and "the context is full" in said and "tokens/s" not in said
+
+
+def test_the_context_is_that_of_the_run(quickstart: Quickstart) -> None:
+    (named,) = speakers.find(["quickstart"], quickstart.folder.parents[1], adapter=False)
+    assert named.run is not None and speakers.context_of(named.run) == 4096 and speakers.context_of(None) == 4096

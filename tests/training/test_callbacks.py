@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from series import Series, assert_same_run, checkpoints, history
-from transformers import TrainerControl, TrainerState
 
 from fasttune.training import callbacks
 from fasttune.training.callbacks import RunCallback
+
+# isort: split
+from transformers import TrainerControl, TrainerState  # after Unsloth, which patches it
 
 
 def callback(

@@ -269,7 +269,7 @@ def test_killed_while_its_folder_was_made(short: Path, tmp_path: Path) -> None:
 # Damage -------------------------------------------------------------------------------------------------------------
 
 FILES = [
-    "adapter_config.json", "adapter_model.safetensors", "manifest.json", "optimizer.pt", "proof.json", "README.md",
+    "adapter_config.json", "adapter_model.safetensors", "manifest.json", "optimizer.pt", "proof.json",
     "rng_state.pth", "scheduler.pt", "trainer_state.json", "window.json",
 ]  # fmt: skip
 

@@ -128,3 +128,40 @@ def test_samples_score_as_the_training_evaluated_them(model: Any, tokenizer: Any
     assert sum(score.loss for score in scores) / tokens == pytest.approx(last["eval_loss"], rel=1e-4)
     assert sum(score.hits for score in scores) / tokens == pytest.approx(last["eval_mean_token_accuracy"], rel=1e-6)
     assert [score.sample_id for score in scores] == [sample.id for sample in reading.samples]
+
+
+def streamed(model: Any, tokenizer: Any, prompt: tuple[int, ...], count: int) -> list[int]:
+    return list(generation.stream(model, tokenizer, prompt, count, lambda _row, logits: int(logits.argmax())))
+
+
+def test_a_streamed_answer_is_that_of_a_batch(model: Any, tokenizer: Any, prompts: list[tuple[int, ...]]) -> None:
+    batch = generation.generate_batch(model, tokenizer, prompts[:1], 32)
+    ids = streamed(model, tokenizer, prompts[0], 32)
+    assert [tokenizer.decode(ids, skip_special_tokens=True).strip()] == batch and len(ids) > 4
+
+
+def test_the_thread_of_a_gpu_streams_the_same(model: Any, tokenizer: Any, prompts: list[tuple[int, ...]]) -> None:
+    """On a GPU `generate` runs in a thread of its own; here it is asked on the CPU."""
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+    def in_thread(choose: generation.Choose) -> generation.Tokens:
+        return generation.generate_in_thread(model, tokenizer, prompts[0], 32, ends, choose)
+
+    with generation.masked_attention(model):
+        assert list(in_thread(lambda _row, logits: int(logits.argmax()))) == streamed(model, tokenizer, prompts[0], 32)
+        asked = []
+
+        def ramble(_row: int, logits: torch.Tensor) -> int:
+            asked.append(int(logits.argmin()))
+            return asked[-1]
+
+        tokens = in_thread(ramble)
+        next(tokens)
+        tokens.close()  # ends the thread, which would go on for 32 tokens
+        assert len(asked) < 32
+
+        def fail(_row: int, logits: torch.Tensor) -> int:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            list(in_thread(fail))

@@ -14,6 +14,7 @@ import pytest
 from fasttune.console import FasttuneError
 from fasttune.data.tokenize import Example
 from fasttune.export import chatml
+from fasttune.recipe.schema import LoraRecipe, ModelRecipe
 from fasttune.training import engine, hub, packing
 from fasttune.training import model as models
 
@@ -69,6 +70,26 @@ def peft_model(dropout: float = 0.0, targets: tuple[str, ...] = SOME) -> Any:
         init_lora_weights=False,
     )  # fmt: skip
     return peft.get_peft_model(transformers.Qwen2ForCausalLM(config), lora)
+
+
+def test_an_adapter_is_written_as_peft_writes_it(tmp_path: Path) -> None:
+    """Byte for byte, and the model goes on training; PEFT's README.md is in the finished adapter alone."""
+    base = models.load_base(hub.TINY, ModelRecipe(base="builtin:tiny"))
+    model = models.add_lora(base, LoraRecipe(r=4), 0, checkpointing=False)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data.add_(1)
+    names = ["adapter_config.json", "adapter_model.safetensors"]
+    for name, write in (("checkpoint", models.save_adapter), ("adapter", models.save_trained_adapter)):
+        (tmp_path / name).mkdir()
+        write(model, tmp_path / name)
+    model.save_pretrained(tmp_path / "peft")
+    for name in names:
+        assert len({(tmp_path / folder / name).read_bytes() for folder in ("checkpoint", "adapter", "peft")}) == 1, name
+    assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["README.md", *names]
+    assert json.loads((tmp_path / "adapter" / names[0]).read_text())["inference_mode"]
+    assert not model.peft_config["default"].inference_mode
 
 
 def logits_and_gradients(model: Any) -> list[Any]:
@@ -152,3 +173,30 @@ def test_an_adapter_that_learned_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FasttuneError, match="changed nothing"):
         models.save_trained_adapter(model, tmp_path / "untrained")
     assert not (tmp_path / "untrained").exists()
+
+
+@pytest.mark.parametrize("variable", [None, ""])
+def test_what_unsloth_compiles_lies_in_the_folder_of_caches(
+    variable: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty XDG_CACHE_HOME stands for none, and not for the current folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", variable) if variable is not None else monkeypatch.delenv(
+        "XDG_CACHE_HOME", raising=False
+    )
+    assert models.unsloth_cache() == str(tmp_path / ".cache" / "fasttune" / "unsloth")
+
+
+def test_a_user_without_a_home_folder_gets_a_new_one_for_what_unsloth_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "cache_folder", raising(FileNotFoundError))
+    first, second = Path(models.unsloth_cache()), Path(models.unsloth_cache())
+    assert first != second and first.stat().st_mode & 0o077 == 0
+    first.rmdir()
+    second.rmdir()
+
+
+def raising(problem: type[Exception]) -> Any:
+    def fail() -> None:
+        raise problem
+
+    return fail

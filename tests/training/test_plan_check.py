@@ -96,3 +96,14 @@ def test_the_verb_ends_with_1_and_one_message(tmp_path: Path, fasttune: Cli) -> 
     done = fasttune("plan", write_recipe(tmp_path, CONTROL), "--json")
     codes = [one["code"] for one in json.loads(done.stdout)["findings"]]
     assert done.returncode == 0 and "template-default-system" in codes
+
+
+def test_a_length_beyond_the_bases_own_is_refused_by_every_verb(tmp_path: Path, fasttune: Cli) -> None:
+    """On a GPU, Unsloth would stretch the positions of the base without a word."""
+    recipe = write_recipe(tmp_path, pair("Who are you?", "Pip."))
+    for verb in ("plan", "check", "run"):
+        done = fasttune(verb, recipe, "--set", "model.max_seq_length=4097")
+        assert done.returncode == 1, verb
+        assert "4097 tokens are more than the base's 4096" in done.stderr + done.stdout, verb
+        assert "c.toml: model.max_seq_length" in done.stderr + done.stdout
+    assert fasttune("plan", recipe, "--set", "model.max_seq_length=4096").returncode == 0

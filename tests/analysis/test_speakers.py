@@ -1,0 +1,92 @@
+"""Which model a name of `fasttune chat` stands for, and that adapter and file speak alike."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from conftest import Quickstart
+
+from fasttune.analysis import speakers
+from fasttune.analysis.answers import GgufSource, TorchSource
+from fasttune.analysis.conversation import Conversation
+from fasttune.console import FasttuneError, UsageError
+from fasttune.data.dataset import Message
+from fasttune.export.llama import Sampling
+from fasttune.training import hub
+from fasttune.training import model as models
+
+
+def test_the_names(quickstart: Quickstart) -> None:
+    root = quickstart.folder.parents[1]
+    (artifact,) = quickstart.result["exports"]
+    run, base = speakers.find(["quickstart", "base"], root, adapter=False)
+    assert isinstance(run.source, GgufSource) and run.source.name == Path(artifact["path"]).name
+    assert isinstance(base.source, TorchSource) and not base.source.adapter and base.source.name == "base"
+    (adapter,) = speakers.find(["quickstart"], root, adapter=True)
+    assert isinstance(adapter.source, TorchSource) and adapter.source.adapter and adapter.system == run.system
+    (tiny,) = speakers.find(["builtin:tiny"], root, adapter=False)
+    assert isinstance(tiny.source, TorchSource) and tiny.source.loaded.base == hub.TINY and tiny.system is None
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("base", "`base` is the base of another model"),
+        ("ollama:linzhi", "a model in Ollama is talked to there"),
+        ("nobody", "no run called nobody"),
+        ("nobody/001", "no run called nobody/001"),
+        ("gone.gguf", "there is no file gone.gguf"),
+        ("quickstart@7", "has no checkpoint at step 7"),
+    ],
+)
+def test_names_of_nothing(quickstart: Quickstart, name: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        speakers.find([name], quickstart.folder.parents[1], adapter=False)
+
+
+def test_adapter_and_file_speak_alike(quickstart: Quickstart) -> None:
+    """Token by token, as `fasttune run` answered the same question at once; the base says something else."""
+    probe, root = quickstart.result["probes"][0], quickstart.folder.parents[1]
+    said = {}
+    for name, adapter in (("quickstart", True), ("quickstart", False), ("base", False)):
+        names = ["quickstart", name] if name == "base" else [name]
+        named = speakers.find(names, root, adapter=adapter)[-1]
+        with speakers.opened(named) as speaker:
+            conversation = Conversation(speaker, named.system)
+            said[name, adapter] = "".join(conversation.ask(probe["question"], Sampling(64)))
+    assert said["quickstart", True].strip() == said["quickstart", False].strip() == probe["trained"]
+    assert said["base", False].strip() == probe["base"]
+
+
+def test_a_prompt_that_fills_the_context(quickstart: Quickstart) -> None:
+    loaded = speakers.find(["builtin:tiny"], quickstart.folder.parents[1], adapter=False)[0]
+    with speakers.opened(loaded) as opened:
+        assert isinstance(opened, speakers.TorchSpeaker)
+        small = speakers.TorchSpeaker(opened.loaded, False, num_ctx=12)
+        with pytest.raises(FasttuneError, match=r"the prompt has \d+ tokens, the context 12"):
+            list(Conversation(small, None).ask("a question that is longer than twelve tokens, surely", Sampling(4)))
+
+
+def test_a_character_of_several_tokens_comes_whole() -> None:
+    tokenizer = models.load_tokenizer(hub.TINY)
+    text = "灯塔🐈‍⬛ naïve 龘\U00020bb7"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    texts = list(speakers.decoded(iter(ids), tokenizer))
+    assert len(texts) == len(ids) and "" in texts and "\ufffd" not in "".join(texts)
+    assert "".join(texts) == text
+
+
+def test_a_file_of_unknown_origin_is_asked_in_chatml(quickstart: Quickstart, tmp_path: Path) -> None:
+    (artifact,) = quickstart.result["exports"]
+    copy = tmp_path / "somebody's.gguf"
+    copy.write_bytes((quickstart.folder / artifact["path"]).read_bytes())
+    (named,) = speakers.find([str(copy)], tmp_path, adapter=False)
+    with contextlib.ExitStack() as stack:
+        unknown = stack.enter_context(speakers.opened(named))
+        known = stack.enter_context(
+            speakers.opened(speakers.find(["quickstart"], quickstart.folder.parents[1], adapter=False)[0])
+        )
+        messages = [Message("system", "s, 系统"), Message("user", " hello ")]
+        assert list(unknown.encode(messages)) == list(known.encode(messages))
