@@ -14,8 +14,8 @@ from fasttune.runs import documents
 from fasttune.runs.epochs import served_adapter
 from fasttune.runs.store import Run
 
-NO_BASE = Path("/nonexistent")  # of a request for a base that is still to be downloaded
 AUTO = "auto"  # the type that stands for the smallest file that keeps enough
+NO_BASE = Path("/nonexistent")  # of a request for a base that is still to be downloaded
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ RATE = N_("a step of this size overwrites the weights; usual is 0.0002 for LoRA"
 BATCH = N_("a step learns from the mean of its samples; with so many, a training has next to no steps")
 DECAY = N_("at 1 a step takes the whole learning rate's share off every weight; usual is 0 to 0.1")
 SEED = N_("numpy's generator takes 32 bits")
+KEPT = N_("it is a share, and a quantized file always loses a little")
 ROW = N_("a row is computed at once, and no GPU holds so many tokens")
 CHECKPOINTS = N_("each one holds the adapter and the optimizer's state: so many fill a disk")
 KEPT = N_("it is a share, and every type below f16 loses some")

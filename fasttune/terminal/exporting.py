@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fasttune.console import _, exit_code, print_json, say, show_findings
+from fasttune.console import _, exit_code, print_json, say, show_findings, stderr_console
+from fasttune.terminal.export_table import exports_table
 from fasttune.terminal.tables import line, ollama_json
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ def show_exported(made: Exported, *, as_json: bool) -> int:
     if as_json:
         print_json(exported_json(made))
         return exit_code(findings)
+    if figures := [artifact.figures for artifact in made.artifacts if artifact.figures is not None]:
+        stderr_console.print(exports_table(figures))
     paths = [artifact.path for artifact in made.artifacts]
     paths += [path for path in (made.merged, made.lora_file) if path is not None]
     for path in (*paths, *made.copies):

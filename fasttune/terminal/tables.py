@@ -29,6 +29,7 @@ from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
 from fasttune.runs import summary, typed_json
 from fasttune.terminal import estimates, runs_tree
+from fasttune.terminal.export_table import exports_table
 from fasttune.terminal.verdicts import result_lines
 
 if TYPE_CHECKING:
@@ -189,6 +190,8 @@ def show_result(
         line(text)
     line(_("run      {folder}", folder=record.run.folder))
     line(_("adapter  {folder}", folder=record.run.adapter))
+    if figures_of_files := [one.figures for one in artifacts if one.figures is not None]:
+        stdout_console.print(exports_table(figures_of_files))
     for artifact in artifacts:
         line(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
     line(runs_tree.use_line(record.run, has_file=bool(artifacts)))
@@ -207,7 +210,11 @@ def ollama_json(ollama: OllamaImport | None) -> dict[str, Any] | None:
 def result_json(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe]) -> dict[str, Any]:
     """The document of `fasttune run --json`."""
     figures = summary.read_figures(record.run)
-    exports = [{"path": str(one.path), "type": one.type, "bytes": one.bytes, "sha256": one.sha256} for one in artifacts]
+    exports = [
+        {"path": str(one.path), "type": one.type, "bytes": one.bytes, "sha256": one.sha256}
+        | {"figures": None if one.figures is None else asdict(one.figures)}
+        for one in artifacts
+    ]
     return {
         "run": record.run.id,
         "steps": record.steps,

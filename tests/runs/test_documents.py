@@ -107,8 +107,8 @@ def test_a_document_without_a_format_number_is_read_whole(tmp_path: Path, name: 
         added = {"sharing_check": None, "longest_answer": 0, "base": before["base"] | {"folder": ""}}
     if name == "scores.json":
         added = {"facts": None, "epochs": [], "exports": []}
-        if name == "artifact.json":
-            added = {"figures": None, "imatrix": "none", "ollama": None}
+    if name == "artifact.json":
+        added = {"figures": None, "imatrix": "none", "ollama": None}
     assert after == before | added
 
 

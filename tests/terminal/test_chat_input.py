@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from terminal import CTRL_C, ENTER, UP, answer
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from terminal import CTRL_C, ENTER, UP
 
 from fasttune import console
 from fasttune.terminal import chat_input
@@ -17,26 +19,35 @@ END = "\x04"
 PASTE = "\x1b[200~{}\x1b[201~"
 
 
-def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *keys: str) -> tuple[list[str], str]:
-    """The lines that come of keys, typed one after the other with Ctrl-D at the end."""
+def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> list[str]:
+    """The questions that come of keys, each line with Enter after the one before was answered; then Ctrl-D."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    steps = [(">", "".join(keys) + END)]
-    return answer(steps, lambda: list(chat_input.TypedLines(["/help", "/bye"])))
+    with create_pipe_input() as keyboard:
+        monkeypatch.setattr(chat_input, "create_input", lambda stdin: keyboard)
+        monkeypatch.setattr(chat_input, "create_output", lambda stdout: DummyOutput())
+        keys, questions = [*(line + ENTER for line in lines), END], []
+        keyboard.send_text(keys.pop(0))
+        for question in chat_input.TypedLines(["/help", "/bye"]):
+            questions.append(question)
+            keyboard.send_text(keys.pop(0))
+    return questions
 
 
 def test_a_paste_of_several_lines_is_one_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines, _screen = typed(tmp_path, monkeypatch, PASTE.format("一\n二\n"), ENTER, "a\x1b\rb", ENTER)
+    lines = typed(tmp_path, monkeypatch, PASTE.format("一\n二\n"), "a\x1b\rb")
     assert lines == ["一\n二\n", "a\nb"]
 
 
-def test_ctrl_c_empties_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines, screen = typed(tmp_path, monkeypatch, "你好", "\x7f", "们", ENTER, "wrong", CTRL_C, "right", ENTER)
-    assert lines == ["你们", "right"] and "/bye ends the chat" in screen
+def test_ctrl_c_empties_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = typed(tmp_path, monkeypatch, "你好\x7f们", f"wrong{CTRL_C}right")
+    assert lines == ["你们", "right"] and "/bye ends the chat" in capsys.readouterr().err
 
 
 def test_the_history_outlives_the_program_and_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    typed(tmp_path, monkeypatch, "from yesterday", ENTER)
-    lines, _screen = typed(tmp_path, monkeypatch, UP, ENTER)
+    typed(tmp_path, monkeypatch, "from yesterday")
+    lines = typed(tmp_path, monkeypatch, UP)
     assert lines == ["from yesterday"]
     (file,) = (tmp_path / "fasttune").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -44,7 +55,7 @@ def test_the_history_outlives_the_program_and_is_private(tmp_path: Path, monkeyp
 
 def test_without_a_place_for_the_history_it_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "fasttune").write_text("a file in its place")
-    lines, _screen = typed(tmp_path, monkeypatch, "one", ENTER, UP, ENTER)
+    lines = typed(tmp_path, monkeypatch, "one", UP)
     assert lines == ["one", "one"]
 
 
