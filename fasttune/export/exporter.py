@@ -78,6 +78,8 @@ def to_serve(artifacts: Sequence[Artifact]) -> Artifact | None:
 
 def record_figures(run: Run, artifacts: Sequence[Artifact]) -> None:
     """Put the figures of files into scores.json, in the place of older ones of the same name."""
+    if not any(artifact.figures for artifact in artifacts):
+        return
     scores = documents.read_scores(run)
     found = {one.file: one for one in scores.exports}
     found |= {artifact.figures.file: artifact.figures for artifact in artifacts if artifact.figures is not None}
