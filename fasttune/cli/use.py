@@ -18,10 +18,8 @@ from fasttune.terminal import command_line
 @click.option("--system", help=_("A system prompt in place of the trained one."))
 @click.option(
     "--temperature",
-    default=0.7,
-    show_default=True,
     type=click.FloatRange(0, 2),
-    help=_("Sampling temperature; 0 takes the likeliest token each time."),
+    help=_("Sampling temperature, 0 for the likeliest token each time (default: as the run is served, else 0.7)."),
 )
 @click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(1))
 @click.option("--adapter", is_flag=True, help=_("Let the adapter answer, by torch, in place of the GGUF file."))
@@ -30,7 +28,7 @@ def chat(
     names: tuple[str, ...],
     prompt: str | None,
     system: str | None,
-    temperature: float,
+    temperature: float | None,
     max_new_tokens: int,
     adapter: bool,
     root: Path,
@@ -38,7 +36,8 @@ def chat(
     from fasttune.export.llama import Sampling
     from fasttune.terminal.chat import ChatRequest, chat
 
-    chat(ChatRequest(names, root, prompt, system, Sampling(max_new_tokens, temperature), adapter))
+    sampling = Sampling(max_new_tokens, 0.7 if temperature is None else temperature)
+    chat(ChatRequest(names, root, prompt, system, sampling, adapter, as_served=temperature is None))
 
 
 @click.command(

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from exportable import exportable
 from exports import TINY
 from ollama_server import Server, llama_engine, running_server
 
+from fasttune.analysis.answers import GgufSource
+from fasttune.analysis.sources import Named
+from fasttune.analysis.speakers import served_sampling
 from fasttune.export import lora_file
 from fasttune.export.artifact import read_document
+from fasttune.export.llama import Sampling
 from fasttune.files import locked
 from fasttune.runs.store import Run
 
@@ -115,6 +120,16 @@ def test_to_lm_studio(export: Export, tmp_path: Path, monkeypatch: pytest.Monkey
     copy = tmp_path / ".lmstudio" / "models" / "fasttune" / "linzhi" / "linzhi-F16.gguf"
     assert done.returncode == 0 and copy.is_file() and done.stdout.splitlines()[-1] == str(copy)
     assert f"llama-server --model {copy}" in done.stderr
+
+
+def test_chat_samples_as_the_run_is_served(run: Run) -> None:
+    edit(run.provenance, longest_answer=0)
+    text = run.recipe.read_text(encoding="utf-8").replace("num_ctx = 1024", "top_k = 20\nrepeat_penalty = 1.1")
+    run.recipe.write_text(text, encoding="utf-8")
+    model = Named(GgufSource("x.gguf", run.exports / "x.gguf", None), run, None)
+    found = served_sampling(model, Sampling(64, temperature=0.7))
+    assert found == Sampling(64, temperature=0.0, top_k=20, repeat_penalty=1.1)  # greedy as the tiny base says
+    assert served_sampling(replace(model, run=None), Sampling(64, temperature=0.7)) == Sampling(64, temperature=0.7)
 
 
 # What goes wrong ---------------------------------------------------------------------------------------------------
