@@ -108,7 +108,7 @@ def whole_run(root: Path, text: str = "小灯") -> Run:
     losses = HeldOutLosses(digest, (SampleLoss(f"{text}:7", 4.5, 5.0), SampleLoss("val.jsonl:3", 1.0)))
     scores = Scores(
         (Probe(text, f"base {text}", f"trained {text}"),), "persona-Q8_0.gguf",
-        FactScores(text, "0" * 64, 64, arms, (fact,), (rule,)), before.epochs, losses,
+        FactScores(text, "0" * 64, 64, arms, (fact,), (rule,)), before.epochs, held_out=losses,
     )  # fmt: skip
     documents.write(run.scores, scores)
     return run
