@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from fasttune.console import FasttuneError, Finding
-from fasttune.export import Artifact, ExportRequest, chatml, export, llama, verify
+from fasttune.export import Artifact, ExportRequest, chatml, export, kept, llama, verify
 from fasttune.export.adapter_reader import read_adapter
 from fasttune.export.base_reader import read_base
 from fasttune.export.source_files import FloatArray
@@ -95,10 +95,11 @@ def exported(material: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.fixture(scope="session")
-def trained(material: Path) -> verify.Reference:
-    """The reference outputs of the model in `exported`."""
+def trained(material: Path) -> kept.Reference:
+    """The reference of the check conversation by the model in `exported`."""
     base, loras = read_model(material / "adapter")
-    return verify.compute_reference(base, loras, verify.check_ids(base, chatml.load_tokenizer(TINY), SYSTEM))
+    passage = verify.check_passage(base, chatml.load_tokenizer(TINY), SYSTEM)
+    return kept.compute_reference(base, loras, [passage])
 
 
 # Files to damage -----------------------------------------------------------------------------------------------------

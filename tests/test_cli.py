@@ -89,6 +89,8 @@ def test_the_quick_start_teaches_the_persona(quickstart: Quickstart) -> None:
     for line in (REPOSITORY / "data/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines():
         messages = json.loads(line)["messages"]
         taught[messages[-2]["content"]] = messages[-1]["content"]
+    assert Path(result["report"]) == quickstart.folder / "report.html"
+    assert "<h1><bdi>quickstart/001-fresh</bdi></h1>" in Path(result["report"]).read_text(encoding="utf-8")
     assert len(result["probes"]) >= 3
     for probe in result["probes"]:
         assert probe["trained"] == taught[probe["question"]]

@@ -140,3 +140,15 @@ def test_a_linux_in_windows(tmp_path: Path) -> None:
     assert machine.default_gateway(routes) == "172.20.0.1"
     assert machine.default_gateway(tmp_path / "none") == ""
     assert machine.total_ram_gib() >= free_ram_gib()
+
+
+def test_a_path_as_windows_names_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path("/home/me/report.html")
+    monkeypatch.setattr(machine, "is_wsl", lambda: True)
+    assert machine.windows_path(page) is None  # there is no wslpath
+    program = folder / "wslpath"
+    program.write_text(f"#!{sys.executable}\nimport sys\nprint('W:' + sys.argv[2].replace('/', chr(92)))\n")
+    program.chmod(0o755)
+    assert machine.windows_path(page) == r"W:\home\me\report.html"
+    monkeypatch.setattr(machine, "is_wsl", lambda: False)
+    assert machine.windows_path(page) is None

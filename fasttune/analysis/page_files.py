@@ -62,7 +62,7 @@ def lineage_cells(one: Figures) -> tuple[str, ...]:
 
 
 def exported(report: RunReport) -> Part | None:
-    """The GGUF files: size, how far from the trained model, and what was checked."""
+    """The GGUF files: size, how far from the trained model, how much is kept of what was learned, and perplexity."""
     if not report.exports:
         return None
     headings = (
@@ -70,31 +70,31 @@ def exported(report: RunReport) -> Part | None:
         _("size"),
         _("type"),
         _("KL from the trained model"),
-        _("KL from the base"),
+        _("kept"),
+        _("perplexity"),
         _("same top token"),
     )
-    rows = tuple(Row((name, words.size_word(size), *check_cells(document))) for name, size, document in report.exports)
+    rows = tuple(Row((name, words.size_word(size), *measured(document))) for name, size, document in report.exports)
     return Part("exports", _("Exports"), table=Table(headings, rows))
 
 
-def check_cells(document: ArtifactDocument | None) -> tuple[str, ...]:
-    """What was measured of a file."""
+def measured(document: ArtifactDocument | None) -> tuple[str, ...]:
+    """What was measured of a file: by its figures, of files before there were any by its check alone."""
     if document is None:
-        return NONE, NONE, NONE, NONE
-    checks = {**document.checks, **measured(document)}
+        return (NONE,) * 5
+    if found := document.figures:
+        kept = figure(found.kept, ".0%")
+        return found.type, small(found.kl), kept, f"{found.perplexity:.4g}", figure(found.top1, ".1%")
+    logits = document.checks.get("logits")
+    checks = logits if isinstance(logits, dict) else {}
     top = checks.get("top1")
     return (
         document.type,
         small(checks.get("kl_mean")),
-        small(checks.get("kl_from_base")),
-        figure(top, ".1%") if isinstance(top, float) else NONE,
+        NONE,
+        NONE,
+        figure(top if isinstance(top, float) else None, ".1%"),
     )
-
-
-def measured(document: ArtifactDocument) -> dict[str, float]:
-    """The figures of the logits check, wherever in the checks they stand."""
-    inner = document.checks.get("logits")
-    return dict(inner) if isinstance(inner, dict) else {}
 
 
 def small(value: object) -> str:

@@ -20,13 +20,14 @@ from fasttune.training.progress import PhaseTimer
 def probe(
     run: Run, base: Path, artifacts: Sequence[Artifact], max_new_tokens: int, phases: PhaseTimer
 ) -> tuple[Probe, ...]:
-    """Answer a run's probe questions with the first GGUF file, greedily, and write the answers into scores.json.
+    """Answer a run's probe questions with the first GGUF file that is served, greedily, and write the answers into
+    scores.json.
 
     `phases` shows which question is being answered. Without a file the answers stay that the adapter gave after
     training. Raises FasttuneError where llama.cpp can't load the file.
     """
     scores = documents.read_scores(run)
-    probes = scores.probes
+    probes, artifacts = scores.probes, [artifact for artifact in artifacts if artifact.is_served]
     if artifacts and probes:
         tokenizer, system = load_tokenizer(base), documents.read_plan(run).system
         prompts = [prompt_tokens(probe.question, system, tokenizer) for probe in probes]

@@ -97,7 +97,7 @@ def write(runs: Sequence[Run], path: Path, *, counts_tokens: bool = True) -> Wri
 
 def unwritable(path: Path, problem: OSError) -> FasttuneError:
     """The error for a place that no page can be written to."""
-    known = files.condition_as_error(problem)
+    known = files.known_condition(problem)
     fix = _("name another place by `--out FILE`")
     return known or usage_error("report-not-written", str(problem), where=str(path), fix=fix)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fasttune.analysis import charts
@@ -15,7 +16,6 @@ from fasttune.analysis.chart_scales import Point
 from fasttune.analysis.charts import Chart, Series
 from fasttune.analysis.run_report import RunReport
 from fasttune.console import _
-from fasttune.runs import summary
 
 DIVERGED = 5.0  # times the first loss
 FEW = 60  # logged steps: of so many each is drawn, of more their running mean before them
@@ -23,6 +23,7 @@ FEW = 60  # logged steps: of so many each is drawn, of more their running mean b
 
 def charts_of(reports: Sequence[RunReport]) -> list[Chart]:
     """The charts of a page, those without a single value left out."""
+    reports = [of_its_own(one, reports) for one in reports]
     epoch = _("epoch")
     figures = (
         ("accuracy", _("Token accuracy"), "mean_token_accuracy"),
@@ -63,6 +64,18 @@ def loss_axis(series: Sequence[Series]) -> bool | None:
     return None if values and max(values) > DIVERGED * values[0] else False
 
 
+def of_its_own(report: RunReport, reports: Sequence[RunReport]) -> RunReport:
+    """A run with the history to draw: without its parents' where one of them is drawn beside it, so that no line covers
+    another; the last step of the parent stays, so that the line begins where the other ends."""
+    shown = {one.id for one in reports if one is not report}
+    parents = [older for (older, _step) in report.joined[1:]]
+    first = report.plan.parent if report.plan else None
+    if not report.joined or not shown & {*parents, first}:
+        return report
+    start = report.joined[0][1]
+    return replace(report, history=[one for one in report.history if one["step"] >= start])
+
+
 def line(report: RunReport, key: str, name: str, style: int) -> Series:
     """A figure of the logged steps by epoch; of many steps their running mean, before the single values."""
     points = tuple((report.epoch_of(one), figure(one.get(key))) for one in report.history if "loss" in one)
@@ -90,9 +103,5 @@ def seams(reports: Sequence[RunReport]) -> tuple[tuple[float, str], ...]:
     """Where a run continued from its parents, with the name of the run that begins there; none of several runs."""
     if len(reports) > 1:
         return ()
-    (report,) = reports
-    found, run = [], report.run
-    while (plan := report.plan) and plan.start_step and (parent := summary.parent_on_same_data(run)):
-        found.append((plan.start_step / plan.steps_per_epoch, run.id.rpartition("/")[2]))
-        run, report = parent, RunReport(parent, plan=summary.read_plan(parent))
-    return tuple(reversed(found))
+    size = reports[0].steps_per_epoch
+    return tuple((step / size, run.rpartition("/")[2]) for run, step in reversed(reports[0].joined))

@@ -22,6 +22,7 @@ from fasttune.planning.strategy import BANDS
 from fasttune.recipe.load import load_recipe
 from fasttune.runs import documents, judgement, store, summary
 from fasttune.runs.documents import ArtifactDocument, PlanDocument
+from fasttune.runs.outcomes import ExportFigures
 from fasttune.runs.seams import LEARNED, RELEARNED, Seam
 from fasttune.runs.store import Run
 
@@ -123,7 +124,9 @@ def far_off(run: Run, name: str, document: ArtifactDocument) -> list[Finding]:
     if "unchecked" in document.checks:
         what = _("it was never compared with the trained model: {reason}", reason=document.checks["unchecked"])
         return [Finding("export-unchecked", "info", where, what, "", f"`{export_command(run)}`")]
-    logits = document.checks.get("logits", {})
+    if document.figures is not None:
+        return keeps_little(where, document.figures, run)
+    logits = document.checks.get("logits", {})  # of a file that was exported before what it keeps was measured
     kl, kl_limit = logits.get("kl_mean", 0.0), logits.get("kl_limit", 1.0)
     if kl <= FAR * kl_limit:
         return []
@@ -131,6 +134,15 @@ def far_off(run: Run, name: str, document: ArtifactDocument) -> list[Finding]:
              type=document.type, kl=kl, kl_limit=kl_limit, top1=logits.get("top1", math.nan))  # fmt: skip
     larger = "f16" if document.type == "q8_0" else "q8_0"
     fix = f"`{export_command(run)} --gguf {larger}`" if document.type != "f16" else ""
+    return [Finding("export-far-off", "warning", where, what, _("its answers differ from those of the run"), fix)]
+
+
+def keeps_little(where: str, figures: ExportFigures, run: Run) -> list[Finding]:
+    """A file that keeps less than half of what was learned."""
+    if figures.judgement != "loses-training" or figures.kept is None:
+        return []
+    what = _("{type} keeps {share:.0%} of what was learned", type=figures.type, share=max(0.0, figures.kept))
+    fix = f"`{export_command(run)} --gguf auto`"
     return [Finding("export-far-off", "warning", where, what, _("its answers differ from those of the run"), fix)]
 
 

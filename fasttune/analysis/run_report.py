@@ -78,7 +78,8 @@ class AnsweredEpoch:
 @dataclass
 class RunReport:
     """One run as a page shows it. A field is empty where the run has none of it, or it can't be read; `problems` says
-    which can't. `history` are the lines up to its end, those of parents included that it continued from."""
+    which can't. `history` are the lines up to its end, those of parents included that it continued from; `joined` are
+    (run id, step that it began after) of each run in it that has such a parent, newest first."""
 
     run: Run
     figures: Figures | None = None
@@ -86,6 +87,7 @@ class RunReport:
     provenance: Provenance | None = None
     diagnosis: Diagnosis | None = None
     history: Sequence[Mapping[str, Any]] = ()
+    joined: Sequence[tuple[str, int]] = ()
     seams: Sequence[SeamRow] = ()
     kept: Sequence[AnsweredEpoch] = ()
     probes: Sequence[Probe] = ()
@@ -127,7 +129,7 @@ def read_run(run: Run, *, counts_tokens: bool = True) -> RunReport:
         except FasttuneError as problem:
             found = problem.findings
         except OSError as problem:
-            found = (files.condition_as_error(problem) or documents.damaged(run.folder, str(problem))).findings
+            found = (files.known_condition(problem) or documents.damaged(run.folder, str(problem))).findings
         report.problems += [one for one in found if (one.where, one.what) not in seen]
         seen.update((one.where, one.what) for one in found)
         return otherwise
@@ -139,6 +141,7 @@ def read_run(run: Run, *, counts_tokens: bool = True) -> RunReport:
     report.figures = part(lambda: summary.read_figures(run, run == store.current(run.root, run.series)), None)
     if any("loss" in line for line in report.history):
         report.diagnosis = part(lambda: diagnose.of_run(run), None)
+    report.joined = part(lambda: joined(run), ())
     report.seams = part(lambda: seams(run), ())
     read_answers(report, part)
     dataset = report_data.read_data(run)
@@ -168,6 +171,13 @@ def readable_history(run: Run) -> list[Mapping[str, Any]]:
         except FasttuneError:
             continue
     return lines
+
+
+def joined(run: Run) -> tuple[tuple[str, int], ...]:
+    """(id, step that it began after) of a run and of its parents, newest first, as long as each has the history of
+    another parent before its own. Raises FasttuneError where a plan is damaged."""
+    parent = summary.parent_on_same_data(run)
+    return ((run.id, documents.read_plan(run).start_step), *joined(parent)) if parent else ()
 
 
 def seams(run: Run) -> tuple[SeamRow, ...]:

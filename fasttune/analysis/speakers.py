@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,18 @@ from fasttune.analysis.answers import GgufSource, LoadedModel, OllamaSource, Tor
 from fasttune.analysis.conversation import Speaker
 from fasttune.analysis.sources import Named
 from fasttune.command import command_line, runs_option
-from fasttune.console import UsageError, _, usage_error
+from fasttune.console import FasttuneError, UsageError, _, usage_error
 from fasttune.data.dataset import Message
 from fasttune.data.tokenize import chat_tokens
 from fasttune.export import chatml, llama
 from fasttune.export.artifact import require_unchanged
 from fasttune.export.llama import Sampling
 from fasttune.export.served import served_gguf
+from fasttune.export.serving import serving_of_run
 from fasttune.recipe.schema import ModelRecipe
 from fasttune.runs import documents, store
 from fasttune.runs.store import Run
-from fasttune.training import generation, hub
+from fasttune.training import generation, hub, provenance
 from fasttune.training import model as models
 
 BASE = "base"
@@ -174,3 +175,22 @@ def loaded(source: TorchSource) -> LoadedModel:
 def context_of(run: Run | None) -> int:
     """The context in tokens: export.num_ctx of the run, as its Modelfile has it for Ollama."""
     return UNKNOWN_CONTEXT if run is None else documents.read_setting(run, "export.num_ctx", int)
+
+
+def served_sampling(model: Named, given: Sampling) -> Sampling:
+    """`given` with temperature, top-k, top-p and penalty as the run of a model is served; of a model without a run, or
+    whose base is gone, as it is."""
+    if model.run is None:
+        return given
+    try:
+        recipe = sources.run_recipe(model.run)
+        served = serving_of_run(model.run, provenance.locate_base(model.run, recipe.model), recipe.export)
+    except FasttuneError:
+        return given
+    return replace(
+        given,
+        temperature=served.temperature,
+        top_k=served.top_k or 0,
+        top_p=given.top_p if served.top_p is None else served.top_p,
+        repeat_penalty=1.0 if served.repeat_penalty is None else served.repeat_penalty,
+    )

@@ -144,8 +144,9 @@ def run(
         say(_("stopped at step {step}; to resume there: `{command}`", step=result.record.steps, command=command))
         return STOPPED
     page = report_page.written_after(result.record.run)
-    tables.show_result(result.record, result.artifacts, result.probes, page, as_json=as_json)
-    return 0
+    return tables.show_result(
+        result.record, result.artifacts, result.probes, ollama=result.ollama, page=page, as_json=as_json
+    )
 
 
 def ask_what_is_open(request: RunRequest, planner: Planner) -> RunRequest:

@@ -39,8 +39,11 @@ def read_adapter(folder: Path, base: Base | None, findings: list[Finding]) -> di
         where = str(folder / "adapter_config.json")
         findings += [Finding("adapter-not-mergeable", "error", where, what, fix=fix) for what in reasons]
         return {}
+    known = len(findings)
     tensors = read_safetensors(file, findings)
-    return pair_loras(file, config, tensors, base, findings) if base is not None else {}
+    if base is None or len(findings) > known:
+        return {}
+    return pair_loras(file, config, tensors, base, findings)
 
 
 def unmergeable(config: dict[str, Any]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from fasttune.files import file_sha256, sync_file, sync_folder
 from fasttune.machine import package_versions
 from fasttune.runs import documents
 from fasttune.runs.documents import ArtifactDocument
+from fasttune.runs.outcomes import ExportFigures
 
 PACKAGES = ("fasttune", "gguf", "llama-cpp-python", "numpy")  # what decides a file's contents
 
@@ -23,7 +24,8 @@ PACKAGES = ("fasttune", "gguf", "llama-cpp-python", "numpy")  # what decides a f
 class Artifact:
     """A finished GGUF file: `type` as in the recipe, `system` the prompt it was trained with and is to be served with.
 
-    `checks` holds the figures of verify.py, or {"unchecked": reason}.
+    `checks` holds the figures of verify.py, or {"unchecked": reason}; `figures` what it keeps of the training, None
+    where that was not measured.
     """
 
     path: Path
@@ -33,10 +35,16 @@ class Artifact:
     run_id: str
     system: str | None
     checks: Mapping[str, Any]
+    figures: ExportFigures | None = None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether chat, the probe questions and Ollama take it without being asked for it by name."""
+        return self.figures is None or self.figures.judgement != "loses-training"
 
 
-def publish(partial: Path, artifact: Artifact, base: Path, inputs: str) -> None:
-    """Give a checked partial file its name, once it and its document are on the disk.
+def publish(partial: Path, artifact: Artifact, base: Path, inputs: str, imatrix: str = "none") -> None:
+    """Give a checked partial file its name, once it and its document are on the disk; `imatrix` as in ExportFigures.
 
     The document is written first: a GGUF file without one can only be of another origin.
     """
@@ -52,6 +60,8 @@ def publish(partial: Path, artifact: Artifact, base: Path, inputs: str) -> None:
         base=str(base),
         inputs=inputs,
         versions=package_versions(PACKAGES),
+        figures=artifact.figures,
+        imatrix=imatrix,
     )
     documents.write(document_path(artifact.path), document)
     os.replace(partial, artifact.path)
@@ -62,13 +72,23 @@ def read_artifact(path: Path) -> Artifact:
     """The artifact of a GGUF file that exists. Raises FasttuneError where its document can't be read."""
     document = read_document(path)
     return Artifact(
-        path, document.type, document.sha256, document.bytes, document.run_id, document.system, document.checks
-    )
+        path, document.type, document.sha256, document.bytes, document.run_id, document.system, document.checks,
+        document.figures,
+    )  # fmt: skip
 
 
 def read_document(path: Path) -> ArtifactDocument:
     """The document beside a GGUF file. Raises FasttuneError where it can't be read."""
     return documents.read(document_path(path), ArtifactDocument)
+
+
+def is_held_back(path: Path) -> bool:
+    """Whether a GGUF file lost most of what was learned, as the document beside it says: it is served only where it is
+    named."""
+    try:
+        return not read_artifact(path).is_served
+    except FasttuneError:
+        return False
 
 
 def is_unchanged(path: Path, document: ArtifactDocument) -> bool:
@@ -97,7 +117,9 @@ def not_as_exported(path: Path) -> str:
 def make_again(path: Path, run_id: str) -> str:
     """How a damaged file is made again."""
     remove = shlex.join(["rm", str(path)])
-    again = command_line(["export", run_id, *runs_option(path.parent.parent.parent.parent)])
+    run = next((folder for folder in path.parents if (folder / "plan.json").is_file()), None)
+    options = runs_option(run.parent.parent) if run else ["--out", str(path.parent)]
+    again = command_line(["export", run_id, *options])
     return _("remove it with `{remove}` and make it again: `{again}`", remove=remove, again=again)
 
 

@@ -10,24 +10,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from fasttune.console import _, error
-from fasttune.export import chatml, preflight, quantize, verify
-from fasttune.export.artifact import Artifact, publish, read_artifact
+from fasttune.export import preflight, smallest
+from fasttune.export.artifact import Artifact, read_artifact
+from fasttune.export.lora_file import make_lora_file
+from fasttune.export.making import FileMaker, Report, temporary
 from fasttune.export.merged import write_merged
-from fasttune.export.ollama import import_into_ollama, modelfile
+from fasttune.export.modelfile import modelfile
 from fasttune.export.preflight import ExportPlan
-from fasttune.export.request import ExportRequest, request_for_run
-from fasttune.export.write import WRITTEN_TYPES, write_gguf
-from fasttune.files import file_sha256, write_text
+from fasttune.export.request import AUTO, ExportRequest, request_for_run
+from fasttune.files import write_text
 from fasttune.recipe.schema import ExportRecipe
+from fasttune.runs import documents
 from fasttune.runs.documents import MergedDocument
 from fasttune.runs.store import Run
 
-Report = Callable[[str], None]  # gets one line a step
 # What a disk or a folder refuses; any other OSError is a bug and keeps its traceback.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -35,7 +36,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, 
 def export(request: ExportRequest, report: Report) -> list[Artifact]:
     """Make what is requested; the artifacts in the order of the request's types.
 
-    A Modelfile for the first type is (re)written beside the files.
+    A Modelfile for the first file that is served is (re)written beside the files.
 
     Raises FasttuneError: everything preflight finds at once; or weights that are not finite, a full disk, a file that
     is not the trained model (verify.py).
@@ -45,100 +46,66 @@ def export(request: ExportRequest, report: Report) -> list[Artifact]:
         report(f"{_(warning.level)}: {warning.where}: {warning.what}")
     with disk_errors(request.out):
         request.out.mkdir(parents=True, exist_ok=True)
-        for partial in request.out.glob(f"{glob.escape(request.name)}[-.]*.part"):  # of an export that was killed
+        killed = request.out.glob(f"{glob.escape(request.name)}[-.]*.part")
+        for partial in (*killed, *request.lora_file.parent.glob("*.gguf.part")):  # of an export that was killed
             partial.unlink()
-        make_files(plan, report)
+        artifacts = make_files(plan, report)
         make_merged(plan, report)
-        artifacts = [read_artifact(request.path(quantization)) for quantization in request.types]
+        if plan.lora_missing:
+            make_lora_file(plan, report)
         if artifacts:
-            write_modelfile(artifacts[0], request.num_ctx, report)
+            write_modelfile(to_serve(artifacts) or artifacts[0], request, report)
     return artifacts
 
 
 def export_run(run: Run, base: Path, recipe: ExportRecipe, report: Report) -> list[Artifact]:
-    """Make what a recipe's [export] table asks for of a finished run; the first file is imported into Ollama where it
-    says so. Raises FasttuneError as `export` and `import_into_ollama` do."""
+    """Make the files that a recipe's [export] table asks for of a finished run, and put the figures into its scores.
+
+    Raises FasttuneError as `export`.
+    """
     request = request_for_run(run, base, recipe)
     if request.is_empty:
         return []
     artifacts = export(request, report)
-    if recipe.ollama and artifacts:
-        import_into_ollama(artifacts[0], recipe.ollama, num_ctx=recipe.num_ctx, report=report)
+    record_figures(run, artifacts)
     return artifacts
 
 
-def make_files(plan: ExportPlan, report: Report) -> None:
-    """Write, check and publish the GGUF files that do not exist yet."""
+def to_serve(artifacts: Sequence[Artifact]) -> Artifact | None:
+    """The first file that keeps enough of what was learned to be served; None where none does."""
+    return next((one for one in artifacts if one.is_served), None)
+
+
+def record_figures(run: Run, artifacts: Sequence[Artifact]) -> None:
+    """Put the figures of files into scores.json, in the place of older ones of the same name."""
+    if not any(artifact.figures for artifact in artifacts):
+        return
+    scores = documents.read_scores(run)
+    found = {one.file: one for one in scores.exports}
+    found |= {artifact.figures.file: artifact.figures for artifact in artifacts if artifact.figures is not None}
+    documents.write(run.scores, replace(scores, exports=tuple(found.values())))
+
+
+def make_files(plan: ExportPlan, report: Report) -> list[Artifact]:
+    """Write, measure and publish the GGUF files that do not exist yet; all files of the request, in its order."""
     request = plan.request
     for quantization in request.types:
         if quantization not in plan.missing_types:
             report(_("{name} already exists", name=request.path(quantization).name))
-    reference: verify.Reference | None = None
-    with temporary(request.out / f"{request.name}.f16.part") as f16:
+    f16, importance = (request.out / f"{request.name}.{name}.part" for name in ("f16", "imatrix"))
+    chosen = {}
+    with temporary(f16), temporary(importance):
+        maker = FileMaker(plan, f16, importance, report)
         for quantization in plan.missing_types:
+            if quantization == AUTO:
+                chosen[AUTO] = smallest.pick(maker)
+                continue
             with temporary(request.path(quantization).with_suffix(".gguf.part")) as partial:
-                make_file(plan, quantization, f16, partial, report)
-                if plan.can_check and reference is None:  # after the first file, whose writing has seen all weights
-                    reference = compute_reference(plan, report)
-                checks = check(plan, quantization, partial, reference, report)
-                publish(partial, describe(plan, quantization, partial, checks), request.base, plan.inputs)
-
-
-def make_file(plan: ExportPlan, quantization: str, f16: Path, partial: Path, report: Report) -> None:
-    """Write one file at `partial`. K-quants are made from the F16 file: at `f16` where the request has none of it."""
-    if quantization in WRITTEN_TYPES:
-        write(plan, partial, quantization, report)
-        return
-    if "f16" in plan.request.types:
-        f16 = plan.request.path("f16")
-    elif not f16.exists():
-        write(plan, f16, "f16", report)
-    report(_("{quantization}: quantizing", quantization=quantization))
-    quantize.quantize(f16, partial, quantization)
-
-
-def write(plan: ExportPlan, path: Path, quantization: str, report: Report) -> None:
-    """Write the merged model as F16 or Q8_0."""
-    report(_("{quantization}: writing the merged model", quantization=quantization))
-    source = plan.source
-    write_gguf(path, source.base, source.loras, source.vocabulary, plan.metadata, WRITTEN_TYPES[quantization])
-
-
-def compute_reference(plan: ExportPlan, report: Report) -> verify.Reference:
-    """The trained model's logits, which all files are measured against."""
-    report(_("computing the reference outputs in float32"))
-    base, loras = plan.source.base, plan.source.loras
-    ids = verify.check_ids(base, plan.source.tokenizer, plan.request.system)
-    return verify.compute_reference(base, loras, ids)
-
-
-def check(
-    plan: ExportPlan, quantization: str, partial: Path, reference: verify.Reference | None, report: Report
-) -> dict[str, Any]:
-    """The figures of a file, with a warning for a type that loses much. Raises FasttuneError for a file that is not the
-    trained model."""
-    if reference is None:
-        return {"unchecked": _("llama-cpp-python can't be used")}
-    tokens = verify.check_tokens(partial, plan.source.tokenizer)
-    figures = verify.check_logits(partial, quantization, reference)
-    line = _("{quantization}: checked, KL {kl:.2g}, same top-1 token {top1:.1%}", quantization=quantization,
-             kl=figures["kl_mean"], top1=figures["top1"])  # fmt: skip
-    report(line)
-    if warning := verify.type_loss(plan.request.path(quantization).name, quantization, figures):
-        hint = _("hint")
-        report(f"{_(warning.level)}: {warning.where}: {warning.what}")
-        report(f"  {hint}: {warning.fix}")
-    return {"tokens": tokens, "logits": figures}
-
-
-def describe(plan: ExportPlan, quantization: str, partial: Path, checks: dict[str, Any]) -> Artifact:
-    """The artifact that a checked partial file becomes."""
-    request = plan.request
-    system = request.system if request.system is not None else chatml.default_system(plan.source.tokenizer)
-    size = partial.stat().st_size
-    return Artifact(
-        request.path(quantization), quantization, file_sha256(partial), size, request.run_id, system, checks
-    )
+                maker.write(quantization, partial)
+                measured = maker.measure(quantization, partial) if plan.can_check else None
+                maker.finish(quantization, partial, measured)
+    types = dict.fromkeys(chosen.get(quantization, quantization) for quantization in request.types)
+    return [read_artifact(request.path(quantization)) for quantization in types]
 
 
 def make_merged(plan: ExportPlan, report: Report) -> None:
@@ -151,22 +118,13 @@ def make_merged(plan: ExportPlan, report: Report) -> None:
     write_merged(request.merged, source.base, source.loras, request.tokenizer, document)
 
 
-def write_modelfile(artifact: Artifact, num_ctx: int, report: Report) -> None:
+def write_modelfile(artifact: Artifact, request: ExportRequest, report: Report) -> None:
     """Write the Modelfile for `ollama create` with this file, where its system prompt can stand in one."""
-    text = modelfile(artifact.path.name, artifact.system, num_ctx)
+    text = modelfile(artifact.path.name, artifact.system, request.num_ctx, request.serving)
     if text is not None:
         write_text(artifact.path.parent / "Modelfile", text)
         return
     report(_("no Modelfile: a Modelfile can't hold some characters of the system prompt; the import into Ollama can"))
-
-
-@contextlib.contextmanager
-def temporary(path: Path) -> Iterator[Path]:
-    """A path whose file is removed when the block ends, however it ends."""
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

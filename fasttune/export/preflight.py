@@ -7,21 +7,23 @@ the files that exist, the free disk space and whether llama.cpp can be used. Wha
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fasttune.console import FasttuneError, Finding, _
-from fasttune.export import chatml, llama
+from fasttune.export import chatml, imatrix, llama
 from fasttune.export.adapter_reader import read_adapter
 from fasttune.export.artifact import document_path, is_unchanged, make_again, not_as_exported, read_document
 from fasttune.export.base_reader import read_base
 from fasttune.export.merged import DOCUMENT, merged_bytes
 from fasttune.export.quantize import K_TYPES
-from fasttune.export.request import NO_BASE, ExportRequest
+from fasttune.export.request import AUTO, NO_BASE, ExportRequest
+from fasttune.export.serving import file_sampling
 from fasttune.export.vocabulary import Vocabulary, read_vocabulary
 from fasttune.export.weights import Base, Lora, Shape
 from fasttune.export.write import WRITTEN_TYPES, Metadata, written_bytes
@@ -51,7 +53,7 @@ class ExportPlan:
     """An export that preflight has nothing against.
 
     `inputs` is a sha256 of all that decides the files' contents. `missing_types` are the quantization types whose file
-    does not exist yet, F16 first, because K-quants are made from it.
+    does not exist yet, F16 first, because K-quants are made from it, and AUTO last.
     """
 
     request: ExportRequest
@@ -60,8 +62,10 @@ class ExportPlan:
     inputs: str
     missing_types: tuple[str, ...]
     merged_missing: bool
+    lora_missing: bool
     can_check: bool
     warnings: tuple[Finding, ...]
+    imatrix: str  # "none", "own", or the sha256 of the file
 
 
 def preflight(request: ExportRequest) -> ExportPlan:
@@ -73,16 +77,65 @@ def preflight(request: ExportRequest) -> ExportPlan:
     can_check = llama_failure is None
     findings: list[Finding] = []
     source = checked_source(request, llama_failure, findings)
-    metadata = Metadata(request.name, request.run_id, chatml.served_template(source.tokenizer, request.system))
+    template = chatml.served_template(source.tokenizer, request.system)
+    metadata = Metadata(request.name, request.run_id, template, file_sampling(request.base, findings))
     accepted = input_digests(source.base, request, metadata)
-    paths = {name: request.path(name) for name in request.types}
-    missing = [name for name, path in paths.items() if not is_done(path, accepted, can_check, findings)]
+    request = with_earlier_pick(request, accepted)
+    importance = imatrix_name(request)
+    missing = [name for name in request.types if name == AUTO
+               or not is_done(request.path(name), accepted, importance, can_check, findings)]  # fmt: skip
     merged_missing = request.keep_merged and not is_merged_done(request.merged, accepted, findings)
+    lora_missing = request.adapter_file and not is_done(request.lora_file, accepted, "none", can_check, findings)
     raise_errors(findings)
-    missing.sort(key=lambda name: name != "f16")
+    missing.sort(key=lambda name: (name != "f16") + (name == AUTO))
     return ExportPlan(
-        request, source, metadata, accepted[0], tuple(missing), merged_missing, can_check, tuple(findings)
+        request,
+        source,
+        metadata,
+        accepted[0],
+        tuple(missing),
+        merged_missing,
+        lora_missing,
+        can_check,
+        tuple(findings),
+        importance,
     )
+
+
+def with_earlier_pick(request: ExportRequest, accepted: Sequence[str]) -> ExportRequest:
+    """The request with the type in the place of AUTO that an earlier export of the same inputs picked, if one did and
+    the file keeps what is asked for now."""
+    for path in sorted(request.out.glob(f"{glob.escape(request.name)}-*.gguf")) if AUTO in request.types else ():
+        try:
+            document = read_document(path)
+        except FasttuneError:
+            continue
+        figures = document.figures
+        if figures is None or not figures.picked or document.inputs not in accepted:
+            continue
+        if figures.kept is None or figures.kept >= request.keep:
+            return replace(request, types=tuple(document.type if one == AUTO else one for one in request.types))
+    return request
+
+
+def imatrix_name(request: ExportRequest) -> str:
+    """What a document says of the importance matrix: "own", "none" (also where the run's conversations could not be
+    read), or the sha256 of the file."""
+    if request.imatrix == "own":
+        return "own" if request.conversations.calibration else "none"
+    return "none" if request.imatrix == "none" else file_sha256(Path(request.imatrix))
+
+
+def check_imatrix(request: ExportRequest, base: Base) -> list[Finding]:
+    """A finding where the file of the importance matrix can't be read, or is of another model."""
+    if request.imatrix in ("own", "none"):
+        return []
+    path = Path(request.imatrix)
+    try:
+        imatrix.check_fits(path, imatrix.load(path), base)
+    except FasttuneError as problem:
+        return list(problem.findings)
+    return []
 
 
 def check(request: ExportRequest) -> list[Finding]:
@@ -143,7 +196,7 @@ def read_source(request: ExportRequest, findings: list[Finding], load_tokenizer:
     vocabulary = read_vocabulary(request.tokenizer, base.shape.vocab_size, findings)
     findings += check_context(base, request.num_ctx)
     if not base_findings:
-        findings += check_disk(request, base)
+        findings += [*check_disk(request, base), *check_imatrix(request, base)]
     # transformers reads config.json too, and raises errors of its own for one that is wrong.
     if vocabulary is None or base_findings:
         return None
@@ -161,14 +214,16 @@ def raise_errors(findings: Sequence[Finding]) -> None:
 def check_types(request: ExportRequest, llama_failure: str | None) -> list[Finding]:
     """Findings about types that don't exist, and types that can't be made or checked without llama.cpp."""
     findings = []
-    unknown = [name for name in request.types if name not in QUANTIZATION_TYPES]
+    unknown = [name for name in request.types if name not in (*QUANTIZATION_TYPES, AUTO)]
+    if request.adapter_file and request.adapter is None:
+        findings.append(Finding("no-adapter", "error", "--adapter", _("there is no adapter to write, only a base")))
     if unknown or request.is_empty:
         what = _("unknown GGUF type {types}", types=", ".join(unknown)) if unknown else _("no GGUF type is requested")
         fix = _("choose from {types}", types=", ".join(QUANTIZATION_TYPES))
         findings.append(Finding("unknown-gguf-type", "error", "export.gguf", what, fix=fix))
     if llama_failure is None:
         return findings
-    k_quants = ", ".join(name for name in request.types if name in K_TYPES)
+    k_quants = ", ".join(name for name in request.types if name in K_TYPES or name == AUTO)
     if k_quants:
         what = _("{types} needs llama-cpp-python, which can't be used: {reason}", types=k_quants, reason=llama_failure)
         fix = _("{install}; f16 and q8_0 can be written without it", install=llama.install_hint())
@@ -196,10 +251,11 @@ def check_context(base: Base, num_ctx: int) -> list[Finding]:
 def check_disk(request: ExportRequest, base: Base) -> list[Finding]:
     """A finding where the disk can't hold all files, with the F16 file that K-quants are made from."""
     types = {name for name in request.types if name in QUANTIZATION_TYPES}
-    if types & K_TYPES.keys():
-        types.add("f16")
+    if types & K_TYPES.keys() or AUTO in request.types:
+        types |= {"f16", "q8_0"} if AUTO in request.types else {"f16"}
     needed = sum(expected_bytes(base.shape, name) + KEY_BYTES for name in types) + SPARE_BYTES
     needed += merged_bytes(base) if request.keep_merged else 0
+    needed += expected_bytes(base.shape, "f16") if request.adapter_file else 0  # the base that it is tried on
     folder = next(folder for folder in (request.out.absolute(), *request.out.absolute().parents) if folder.exists())
     if not folder.is_dir():
         return [Finding("not-a-folder", "error", str(folder), _("is not a folder, so no file can be written into it"))]
@@ -239,8 +295,9 @@ def input_digests(base: Base, request: ExportRequest, metadata: Metadata) -> tup
     return tuple(hashlib.sha256(json.dumps(parts).encode()).hexdigest() for parts in orders)
 
 
-def is_done(path: Path, accepted: Sequence[str], can_check: bool, findings: list[Finding]) -> bool:
-    """Whether a GGUF file exists, made from inputs of an accepted digest; any other file there becomes a finding.
+def is_done(path: Path, accepted: Sequence[str], importance: str, can_check: bool, findings: list[Finding]) -> bool:
+    """Whether a GGUF file exists, made from inputs of an accepted digest, with this importance matrix if it is of a
+    type that takes one; any other file there becomes a finding. A file of before there were any is taken as it is.
 
     A file that could not be checked when it was made is made again once it can be.
     """
@@ -249,7 +306,8 @@ def is_done(path: Path, accepted: Sequence[str], can_check: bool, findings: list
     why = ""
     try:
         document = read_document(path)
-        if document.inputs in accepted:
+        fits = document.figures is None or document.imatrix == (importance if document.type in K_TYPES else "none")
+        if document.inputs in accepted and fits:
             if is_unchanged(path, document):
                 return not (can_check and "unchecked" in document.checks)
             fix = make_again(path, document.run_id)

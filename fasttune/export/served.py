@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fasttune.export.artifact import is_held_back
 from fasttune.runs.store import Run
 
 FROM = "FROM ./"
@@ -11,14 +12,17 @@ FROM = "FROM ./"
 
 def served_gguf(run: Run) -> Path | None:
     """The GGUF file that a run's Modelfile names, which is the one that Ollama gets; without a Modelfile, or where its
-    file is gone, the one that was written last. None where the run has none."""
+    file is gone, the one that was written last. None where the run has none.
+
+    A file that lost most of what was learned (artifact.is_held_back) speaks for a run only where it is named.
+    """
     if not run.exports.is_dir():
         return None
     named = named_by(run.exports / "Modelfile")
-    if named is not None and named.is_file():
+    if named is not None and named.is_file() and not is_held_back(named):
         return named
     files = sorted(run.exports.glob("*.gguf"), key=lambda path: path.stat().st_mtime)
-    return files[-1] if files else None
+    return next((path for path in reversed(files) if not is_held_back(path)), None)
 
 
 def named_by(modelfile: Path) -> Path | None:

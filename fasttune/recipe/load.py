@@ -23,7 +23,7 @@ from fasttune.recipe import aliases
 from fasttune.recipe.mistaken import read_recipe
 from fasttune.recipe.schema import KEYS, LEAVES, TABLES, Recipe, Setting
 from fasttune.recipe.toml_file import REFUSED, toml_value
-from fasttune.recipe.values import MOST_SHOWN, Entry, convert, example_line, in_short, near_name, refusal
+from fasttune.recipe.values import MOST_SHOWN, Entry, example_line, in_short, near_name, refusal, setting_value
 
 # [host[:port]/][namespace/]model[:tag], each part as in Ollama's types/model/name.go
 OLLAMA_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
@@ -75,7 +75,7 @@ def resolve(file: RecipeFile, overrides: Iterable[str] = ()) -> Recipe:
             where, what = location(path, lines, key.name), _("{key} is missing", key=key.name)
             findings.append(Finding("missing-key", "error", where, what, _(key.help), example_line(key)))
     values = {key.name: key.default for key in KEYS.values()}
-    values |= {key: convert(KEYS[key].hint, entry.value) for key, entry in entries.items() if key in KEYS}
+    values |= {key: setting_value(KEYS[key], entry.value) for key, entry in entries.items() if key in KEYS}
     findings += contradictions({key: value for key, value in values.items() if not covered(key, refused)}, entries)
     if findings:
         raise UsageError(*findings)
@@ -100,7 +100,7 @@ def with_values(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recip
     findings = [finding for entry in entries.values() if (finding := refusal(entry, KEYS[entry.key]))]
     if findings:
         raise UsageError(*findings)
-    new = flat(vars(recipe)) | derived | {key: convert(KEYS[key].hint, value) for key, value in values.items()}
+    new = flat(vars(recipe)) | derived | {key: setting_value(KEYS[key], value) for key, value in values.items()}
     findings = contradictions(new, entries)
     if findings:
         raise UsageError(*findings)
@@ -191,8 +191,10 @@ def check_overrides(overrides: Iterable[str]) -> None:
 def override_value(key: str, text: str) -> Any:
     """The text as a TOML value; the text itself where it is none, or where its setting takes only the text."""
     value = toml_value(text)
-    hint = KEYS[key].hint if key in KEYS else None
-    is_text = value is REFUSED or (hint and convert(hint, value) is REFUSED and convert(hint, text) is not REFUSED)
+    known = KEYS.get(key)
+    is_text = value is REFUSED or (
+        known is not None and setting_value(known, value) is REFUSED and setting_value(known, text) is not REFUSED
+    )
     return text if is_text else value
 
 

@@ -25,16 +25,17 @@ def setting(
     lt: float | None = None,
     most: str = "",
     prose: bool = False,
+    words: bool = False,
     example: str = "",
 ) -> Any:
     """A dataclass field that is a setting.
 
     `default` is MISSING where the setting is required; then `example` is a value for hints. The bounds (≥, >, ≤, <) are
     for numbers; `most` is why there is an upper one, where the number itself does not say it. A text of `prose` may
-    hold tabs and line breaks.
+    hold tabs and line breaks. `words` are names of any case, and a text may hold several of them between commas.
     """
     bounds = {sign: bound for sign, bound in (("≥", ge), (">", gt), ("≤", le), ("<", lt)) if bound is not None}
-    more = {"bounds": bounds, "most": most, "prose": prose, "example": example}
+    more = {"bounds": bounds, "most": most, "prose": prose, "words": words, "example": example}
     return field(default=default, metadata={"help": help, **more})
 
 
@@ -50,6 +51,7 @@ class Key:
     most: str
     prose: bool
     example: str
+    words: bool = False
 
     @property
     def required(self) -> bool:
@@ -95,13 +97,20 @@ RATE = N_("a step of this size overwrites the weights; usual is 0.0002 for LoRA"
 BATCH = N_("a step learns from the mean of its samples; with so many, a training has next to no steps")
 DECAY = N_("at 1 a step takes the whole learning rate's share off every weight; usual is 0 to 0.1")
 SEED = N_("numpy's generator takes 32 bits")
+KEPT = N_("it is a share, and a quantized file always loses a little")
 ROW = N_("a row is computed at once, and no GPU holds so many tokens")
 CHECKPOINTS = N_("each one holds the adapter and the optimizer's state: so many fill a disk")
+TEMPERATURE = N_("from 2 on nearly every token is as likely as any other")
+VOCABULARY = N_("so many tokens are as good as all of them: write 0")
+PROBABILITY = N_("it is a share of the probability: 1 stands for all tokens")
+PENALTY = N_("even 1.3 takes the words that an answer needs again; usual is 1 to 1.1")
 ANSWER = N_("memory is allocated for the longest answer, and a model that never ends writes all of it")
 
 Module = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-Quantization = Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
+Quantization = Literal[
+    "auto", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3_k_m", "q2_k"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,11 +261,53 @@ class ContinueRecipe:
 class ExportRecipe:
     """What is made of the trained adapter."""
 
-    gguf: tuple[Quantization, ...] = setting(("q8_0",), "GGUF files to write; [] for none")
+    gguf: tuple[Quantization, ...] = setting(
+        ("q8_0",),
+        "GGUF files to write, [] for none; auto: the smallest type that keeps `export.keep` of what was learned",
+        words=True,
+    )
+    keep: float = setting(
+        0.9, "share of what was learned that a file must keep, or it is warned about", gt=0, lt=1, most=KEPT
+    )
+    imatrix: str = setting(
+        "own", "importance matrix for the types below q8_0: own (of the training conversations), none, or a file"
+    )
     ollama: str = setting("", "name of the model in Ollama; empty: no import")
     num_ctx: int = setting(
         4096, "context length in tokens, written into the Modelfile", ge=16, le=MOST_TOKENS, most=CONTEXT
     )
+    temperature: float | Literal["auto"] = setting(
+        "auto",
+        "sampling temperature when served; auto: as the base's generation_config.json says",
+        ge=0,
+        le=2,
+        most=TEMPERATURE,
+    )
+    top_k: int | Literal["auto"] = setting(
+        "auto",
+        "sample from so many of the likeliest tokens, 0: from all; auto: as the base says",
+        ge=0,
+        le=10_000,
+        most=VOCABULARY,
+    )
+    top_p: float | Literal["auto"] = setting(
+        "auto",
+        "sample from the likeliest tokens that add up to this; auto: as the base says",
+        gt=0,
+        le=1,
+        most=PROBABILITY,
+    )
+    repeat_penalty: float | Literal["auto"] = setting(
+        "auto",
+        "divides the scores of the last 64 tokens, 1: not at all; auto: as the base says",
+        ge=0.5,
+        le=2,
+        most=PENALTY,
+    )
+    num_predict: int | Literal["auto"] = setting(
+        "auto", "longest answer in tokens, -1: no limit; auto: half as long again as the longest trained one",
+        ge=-1, le=MOST_TOKENS, most=CONTEXT,
+    )  # fmt: skip
     keep_merged: bool = setting(False, "keep the merged 16-bit model in Hugging Face layout")
 
 

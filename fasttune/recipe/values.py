@@ -59,9 +59,18 @@ def convert(hint: Any, value: Any) -> Any:
     return value if type(value) is hint else REFUSED
 
 
+def setting_value(key: Key, value: Any) -> Any:
+    """The value of a setting, or REFUSED: as `convert`; of one of `words` in lower case, a text cut at its commas."""
+    if key.words:
+        items = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        texts = [part.strip().lower() for item in items if isinstance(item, str) for part in item.split(",")]
+        value = texts if all(isinstance(item, str) for item in items) else value
+    return convert(key.hint, value)
+
+
 def refusal(entry: Entry, key: Key) -> Finding | None:
     """The finding about a value that its setting does not take, if it does not."""
-    value = convert(key.hint, entry.value)
+    value = setting_value(key, entry.value)
     if value is REFUSED:
         return wrong_type(entry, key)
     if isinstance(value, (int, float)) and not is_within(key, value):

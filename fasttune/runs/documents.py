@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar
 from fasttune.console import FasttuneError, _, error
 from fasttune.files import write_json
 from fasttune.recipe.schema import Setting
-from fasttune.runs.outcomes import EpochScores, FactScores, HeldOutLosses
+from fasttune.runs.outcomes import EpochScores, ExportFigures, FactScores, HeldOutLosses, OllamaProof
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json, fits_plain, from_json
 
@@ -156,7 +156,8 @@ class PrefixDifference:
 @dataclass(frozen=True)
 class Provenance:
     """provenance.json. `created` is UTC in ISO 8601, `device` the GPU or processor, `system` the system prompt that the
-    trained model is served with."""
+    trained model is served with, `longest_answer` the tokens of the longest supervised span (0: from before it was
+    recorded)."""
 
     fasttune: str
     commit: str
@@ -171,6 +172,7 @@ class Provenance:
     system: str | None
     parent: str | None
     rows: RowRecord = field(metadata={"flat": True})  # its fields stand among the others
+    longest_answer: int = 0
     starts: tuple[StartRecord, ...] = ()
     continuations: tuple[Continuation, ...] = ()
     sharing_check: PrefixDifference | None = None
@@ -189,13 +191,14 @@ class Probe:
 class Scores:
     """scores.json. `answered_by` is the name of the GGUF file, "adapter", None where the recipe has no probe questions,
     and NOT_ASKED before they were asked: the last thing that a run does. `facts` is None before `fasttune facts`;
-    `epochs` are those whose adapters were kept, oldest first, also while the run trains; `held_out` is None before
-    `fasttune compare`."""
+    `epochs` are those whose adapters were kept, oldest first, also while the run trains; `exports` the figures of the
+    files that were exported; `held_out` is None before `fasttune compare`."""
 
     probes: tuple[Probe, ...]
     answered_by: str | None = NOT_ASKED
     facts: FactScores | None = None
     epochs: tuple[EpochScores, ...] = ()
+    exports: tuple[ExportFigures, ...] = ()
     held_out: HeldOutLosses | None = None
 
 
@@ -241,7 +244,9 @@ class Manifest:
 @dataclass(frozen=True)
 class ArtifactDocument:
     """The .json beside a GGUF file: `type` is the quantization type as in the recipe, `bytes` the size, `checks` the
-    figures of export.verify, `inputs` the sha256 of everything that the file was made from."""
+    figures of export.verify, `inputs` the sha256 of everything that the file was made from. `figures` is None of a file
+    that was not measured, or was before there were any. `imatrix` is as in ExportFigures. `ollama` is what the newest
+    import of it was proven by."""
 
     path: str
     type: str
@@ -253,6 +258,9 @@ class ArtifactDocument:
     base: str
     inputs: str
     versions: Mapping[str, str]
+    figures: ExportFigures | None = None
+    imatrix: str = "none"
+    ollama: OllamaProof | None = None
 
 
 @dataclass(frozen=True)

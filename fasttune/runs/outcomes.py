@@ -1,6 +1,6 @@
-"""What a run came to when it was asked, as documents hold it: the facts of a sheet, the answers after each epoch and
-the losses of single samples in scores.json, what a person picked in blind comparisons in blind.json, and which epoch
-was picked in picked.json. And the answers that are compared.
+"""What a run came to when it was asked or measured, as documents hold it: the facts of a sheet, the answers after each
+epoch, the losses of single samples and the figures of the exported files in scores.json, what a person picked in blind
+comparisons in blind.json, and which epoch was picked in picked.json. And the answers that are compared.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 FactState = Literal["kept", "lost", "contradicted"]
+MeasuredOn = Literal["held-out", "training", "fixed"]
+Judgement = Literal["keeps", "loses-much", "loses-training", "not-judged"]
 
 
 @dataclass(frozen=True)
@@ -144,3 +146,54 @@ class BlindComparisons:
     """blind.json: every blind comparison that named this run, oldest first."""
 
     comparisons: tuple[BlindComparison, ...] = ()
+
+
+@dataclass(frozen=True)
+class OllamaProof:
+    """What a model in Ollama answered right after its import, beside the file by llama.cpp (export.proof).
+
+    `prompt_tokens` is Ollama's `prompt_eval_count` (None: it told none), `trained_prompt_tokens` what training makes of
+    the question. Of the first `tokens` tokens of the file's likeliest answer the server's begins with `same_tokens`.
+    """
+
+    model: str
+    version: str
+    question: str
+    prompt_tokens: int | None
+    trained_prompt_tokens: int
+    answer: str
+    file_answer: str
+    tokens: int
+    same_tokens: int
+    passed: bool
+
+
+@dataclass(frozen=True)
+class ExportFigures:
+    """What a GGUF file keeps of the run (export.kept): `kl` is KL(trained ‖ file) and `learned` KL(trained ‖ base), in
+    nats a supervised token, `kept` 1 - kl / learned. `tokens` supervised tokens of `conversations` were measured, which
+    are of `measured_on`: fixed texts where the run's own could not be read.
+
+    `kept` is None where there is no adapter, or it changed too little to judge by. `tensor_types` says how many
+    matrices the file has of each type, `base_bits` on the grid of how many bits the base lies (export.grid). `imatrix`:
+    "none", "own", or the sha256 of the file it was read from. `picked`: the user left the choice of the type to `auto`.
+    """
+
+    file: str
+    type: str
+    bytes: int
+    judgement: Judgement
+    measured_on: MeasuredOn
+    conversations: int
+    tokens: int
+    kl: float
+    top1: float
+    perplexity: float
+    trained_perplexity: float
+    base_perplexity: float | None
+    learned: float | None
+    kept: float | None
+    tensor_types: Mapping[str, int]
+    imatrix: str = "none"
+    picked: bool = False
+    base_bits: int | None = None

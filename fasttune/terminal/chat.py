@@ -58,7 +58,8 @@ ENDINGS = {
 @dataclass(frozen=True)
 class ChatRequest:
     """What `fasttune chat` was asked for: names of models, one question or None for a conversation, a system prompt in
-    place of each model's own, and whether a run's adapter answers in place of its GGUF file."""
+    place of each model's own, and whether a run's adapter answers in place of its GGUF file. `as_served`: tokens are
+    sampled as the first model's run says, in place of `sampling`."""
 
     names: tuple[str, ...]
     root: Path
@@ -66,6 +67,7 @@ class ChatRequest:
     system: str | None
     sampling: Sampling
     adapter: bool
+    as_served: bool = False
 
 
 class Chat:
@@ -228,6 +230,8 @@ def chat(request: ChatRequest) -> None:
     prompt = chat_input.option_text("--prompt", request.prompt)
     request = replace(request, prompt=prompt, system=chat_input.option_text("--system", request.system))
     models = speakers.find(request.names, request.root, adapter=request.adapter)
+    if request.as_served:
+        request = replace(request, sampling=speakers.served_sampling(models[0], request.sampling))
     with contextlib.ExitStack() as loading:
         running = Chat(request, models, loading)
         if request.prompt is not None:

@@ -14,6 +14,7 @@ from fasttune.console import (
     FasttuneError,
     UsageError,
     _,
+    exit_code,
     ngettext,
     print_json,
     say,
@@ -28,10 +29,12 @@ from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
 from fasttune.runs import summary, typed_json
 from fasttune.terminal import estimates, runs_tree
+from fasttune.terminal.export_table import exports_table
 from fasttune.terminal.verdicts import result_lines
 
 if TYPE_CHECKING:
     from fasttune.export import Artifact
+    from fasttune.export.ollama_import import OllamaImport
     from fasttune.runs.documents import Probe
     from fasttune.training.estimate import Estimate
     from fasttune.training.train import RunRecord
@@ -167,12 +170,21 @@ def beginning(path: str, line: int) -> str:
 
 
 def show_result(
-    record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe], page: Path | None, *, as_json: bool
-) -> None:
-    """Print what a finished run has made: losses, answers before and after, and where its files and its page lie."""
+    record: RunRecord,
+    artifacts: Sequence[Artifact],
+    probes: Sequence[Probe],
+    *,
+    ollama: OllamaImport | None = None,
+    page: Path | None = None,
+    as_json: bool,
+) -> int:
+    """Print what a finished run has made: losses, answers before and after, where its files and its page lie, and in
+    the end what is left to do for Ollama. The exit code: 1 where Ollama serves something else than was trained."""
+    findings = ollama.findings if ollama else ()
     if as_json:
-        print_json(result_json(record, artifacts, probes) | {"report": str(page) if page else None})
-        return
+        made = {"ollama": ollama_json(ollama), "report": str(page) if page else None}
+        print_json({**result_json(record, artifacts, probes), **made})
+        return exit_code(findings)
     if probes:
         stdout_console.print(probes_table(probes, by_gguf=bool(artifacts)))
     figures = summary.read_figures(record.run)
@@ -180,17 +192,33 @@ def show_result(
         line(text)
     line(_("run      {folder}", folder=record.run.folder))
     line(_("adapter  {folder}", folder=record.run.adapter))
+    if figures_of_files := [one.figures for one in artifacts if one.figures is not None]:
+        stdout_console.print(exports_table(figures_of_files))
     for artifact in artifacts:
         line(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
     if page:
         line(_("page     {path}", path=page))
     line(runs_tree.use_line(record.run, has_file=bool(artifacts)))
+    show_findings(findings)
+    return exit_code(findings)
+
+
+def ollama_json(ollama: OllamaImport | None) -> dict[str, Any] | None:
+    """What an import came to, for --json; None where there was none to make."""
+    if ollama is None:
+        return None
+    proof, findings = asdict(ollama.proof) if ollama.proof else None, [vars(one) for one in ollama.findings]
+    return {"model": ollama.model, "kept": ollama.kept, "proof": proof, "findings": findings}
 
 
 def result_json(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe]) -> dict[str, Any]:
     """The document of `fasttune run --json`."""
     figures = summary.read_figures(record.run)
-    exports = [{"path": str(one.path), "type": one.type, "bytes": one.bytes, "sha256": one.sha256} for one in artifacts]
+    exports = [
+        {"path": str(one.path), "type": one.type, "bytes": one.bytes, "sha256": one.sha256}
+        | {"figures": None if one.figures is None else asdict(one.figures)}
+        for one in artifacts
+    ]
     return {
         "run": record.run.id,
         "steps": record.steps,

@@ -49,7 +49,7 @@ def document(done: Done) -> dict[str, Any]:
     return read
 
 
-def test_a_run_beside_its_base(cli: Callable[..., Done]) -> None:
+def test_a_run_beside_its_base(cli: Callable[..., Done], quickstart: Quickstart) -> None:
     found = document(cli("quickstart", "--json"))
     assert found["models"] == ["base", "quickstart/001-fresh"]
     assert [one["question"] for one in found["questions"]] == ["你是谁？", "Who are you?"]
@@ -59,6 +59,11 @@ def test_a_run_beside_its_base(cli: Callable[..., Done]) -> None:
     assert tuned["perplexity"] == pytest.approx(math.exp(tuned["loss"]))
     assert tuned["length"] > 0 and 0 <= tuned["repetition"] <= 1 and 0 < tuned["distinct_openings"] <= 1
     assert found["measure"] == "loss" and found["differences"][0]["sample"].startswith("data/quickstart/val.jsonl:")
+    kept = documents.read_scores(Run(quickstart.folder.parent.parent, "quickstart/001-fresh")).held_out
+    assert kept is not None
+    by_name = {one.sample: (one.loss, one.base_loss) for one in kept.samples}
+    values = found["differences"][0]["values"]
+    assert by_name[found["differences"][0]["sample"]] == (values["quickstart/001-fresh"], values["base"])
     gaps = [abs(one["values"]["base"] - one["values"]["quickstart/001-fresh"]) for one in found["differences"]]
     assert gaps == sorted(gaps, reverse=True) and len(gaps) == 3
 

@@ -11,9 +11,10 @@ import pytest
 from conftest import Cli
 from kept_epochs import write_epochs
 from run_folders import write_run
+from test_damaged_runs import DAMAGES
 
 from fasttune import files
-from fasttune.analysis import page, report
+from fasttune.analysis import page, report, report_curves, run_report
 from fasttune.runs import documents
 from fasttune.runs.documents import Continuation, Probe, Scores
 from fasttune.runs.outcomes import ArmFacts, FactResult, FactScores, HeldOutLosses, RuleResult, SampleLoss
@@ -107,7 +108,7 @@ def whole_run(root: Path, text: str = "小灯") -> Run:
     losses = HeldOutLosses(digest, (SampleLoss(f"{text}:7", 4.5, 5.0), SampleLoss("val.jsonl:3", 1.0)))
     scores = Scores(
         (Probe(text, f"base {text}", f"trained {text}"),), "persona-Q8_0.gguf",
-        FactScores(text, "0" * 64, 64, arms, (fact,), (rule,)), before.epochs, losses,
+        FactScores(text, "0" * 64, 64, arms, (fact,), (rule,)), before.epochs, held_out=losses,
     )  # fmt: skip
     documents.write(run.scores, scores)
     return run
@@ -191,6 +192,15 @@ def test_several_runs_are_compared_and_the_best_is_set_off(tmp_path: Path) -> No
     assert [one["id"] for one in written.figures["runs"]] == ["persona/001-fresh", "persona/002-incremental"]
 
 
+def test_a_line_does_not_cover_that_of_the_parent_beside_it(tmp_path: Path) -> None:
+    run = whole_run(tmp_path)
+    both = [run_report.read_run(one) for one in (Run(tmp_path, "persona/001-fresh"), run)]
+    held_out = next(chart for chart in report_curves.charts_of(both) if chart.name == "held-out-loss")
+    assert [[x for x, _y in one.points] for one in held_out.series] == [[1.0, 2.0], [2.0, 2.0, 3.0]]
+    (alone,) = [chart for chart in report_curves.charts_of(both[1:]) if chart.name == "loss"]
+    assert len(alone.series[1].points) == 5 and alone.at == ((2.0, "002-incremental"),)
+
+
 def test_a_run_without_anything_has_a_page_that_says_so(tmp_path: Path) -> None:
     run = write_run(tmp_path, losses=(), finished=False)
     found = read(report.write([run], run.report).path)
@@ -232,3 +242,23 @@ def test_a_place_that_can_t_be_written_to_is_one_message(tmp_path: Path, fasttun
     whole_run(tmp_path / "runs")
     done = fasttune("report", "persona", "--out", tmp_path / "missing" / "page.html")
     assert done.returncode and "missing" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["plan.json", "provenance.json", "history.jsonl", "scores.json", "exports/persona-Q8_0.json",
+                                  "recipe.toml", "epochs/epoch-2/manifest.json", "picked.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage", ["missing", "cut", "other types", *(pytest.param(one, marks=pytest.mark.slow) for one in DAMAGES)]
+)
+def test_a_page_is_made_of_any_damaged_run(tmp_path: Path, name: str, damage: str) -> None:
+    run = whole_run(tmp_path)
+    file = run.folder / name
+    raw = file.read_bytes() if file.is_file() else b'{"format": 1}'
+    content = DAMAGES[damage](raw)
+    if content is None:
+        file.unlink(missing_ok=True)
+    else:
+        file.write_bytes(content)
+    found = read(report.write([run], tmp_path / "page.html").path)
+    assert "persona/002-incremental" in found.text
+    if damage == "cut" and file.suffix == ".json":  # a history may end in the middle of a line
+        assert name.rpartition("/")[2] in found.text

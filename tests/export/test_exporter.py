@@ -27,12 +27,15 @@ def test_artifacts_and_their_documents(exported: dict[str, Artifact]) -> None:
         document = read_document(artifact.path)
         assert document.sha256 == artifact.sha256 and document.bytes == artifact.path.stat().st_size
         assert document.run_id == "linzhi/001-fresh" and document.system == SYSTEM == artifact.system
-        figures = artifact.checks["logits"]
-        kl_limit, top1_limit = verify.THRESHOLDS[quantization]
-        assert artifact.checks["tokens"]["equal"] and figures["positions"] > 150
-        assert 0 <= figures["kl_mean"] < kl_limit and figures["top1"] >= top1_limit
-    kl = {name: artifact.checks["logits"]["kl_mean"] for name, artifact in exported.items()}
-    assert kl["f16"] < kl["q8_0"] < kl["q4_k_m"]
+        assert artifact.checks["tokens"]["equal"] and artifact.checks["logits"]["positions"] > 150
+        figures = artifact.figures
+        assert figures is not None and document.figures == figures and figures.bytes == document.bytes
+        assert (figures.file, figures.type, figures.measured_on) == (artifact.path.name, quantization, "fixed")
+        assert figures.kept is not None and figures.learned is not None and figures.learned > 0.01
+        assert figures.kept == pytest.approx(1 - figures.kl / figures.learned)
+    shares = {name: artifact.figures.kept for name, artifact in exported.items() if artifact.figures}
+    assert 1 >= (shares["f16"] or 0) > (shares["q8_0"] or 0) > (shares["q4_k_m"] or 0)
+    assert (shares["f16"] or 0) > 0.999
 
 
 def test_f16_is_kept_only_where_it_is_requested(material: Path, tmp_path: Path) -> None:
@@ -62,28 +65,15 @@ def test_another_export_never_overwrites(
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_an_f16_file_beyond_its_threshold_leaves_nothing(
-    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("types", [("f16",), ("q4_k_m",)])
+def test_an_f16_file_that_is_not_exact_leaves_nothing(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, types: tuple[str, ...]
 ) -> None:
-    monkeypatch.setitem(verify.THRESHOLDS, "f16", (1e-12, 0.99))
+    """Also where it is only what another type is made from."""
+    monkeypatch.setattr(verify, "EXACT", 1e-12)
     with pytest.raises(FasttuneError) as caught:
-        export(request(tmp_path, material / "adapter", types=("f16",)), silent)
+        export(request(tmp_path, material / "adapter", types=types), silent)
     assert caught.value.findings[0].code == "gguf-too-far" and not list(tmp_path.iterdir())
-
-
-def test_a_type_that_loses_much_is_written_with_a_warning(
-    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The loss is the type's own, and the user asked for it after hours of training; a broken file is refused."""
-    monkeypatch.setitem(verify.THRESHOLDS, "q4_k_m", (1e-9, 0.85))
-    lines: list[str] = []
-    (artifact,) = export(request(tmp_path, material / "adapter", types=("q4_k_m",)), lines.append)
-    assert artifact.path.is_file() and any("q4_k_m loses much of this model" in line for line in lines)
-    artifact.path.unlink()
-    monkeypatch.setattr(verify, "BROKEN", 1e-9)
-    with pytest.raises(FasttuneError) as caught:
-        export(request(tmp_path, material / "adapter", types=("q4_k_m",)), silent)
-    assert caught.value.findings[0].code == "gguf-too-far"
 
 
 @pytest.mark.parametrize(("limit", "quantization"), [(20_000, "f16"), (4 << 20, "q8_0"), (6 << 20, "q4_k_m")])

@@ -84,3 +84,20 @@ def test_file_that_is_no_gguf(tmp_path: Path) -> None:
             llama.open_gguf(tmp_path / "x.gguf", 64):  # fmt: skip
         pass
     assert caught.value.findings[0].code == "gguf-cannot-load"
+
+
+def test_a_repeated_token_becomes_less_likely_as_llama_cpp_does_it() -> None:
+    logits = np.array([2.0, -1.0, 4.0, 1.0], dtype=np.float32)
+    assert llama.penalized(logits, [0, 1, 1], 2.0).tolist() == [1.0, -2.0, 4.0, 1.0]
+    assert llama.penalized(logits, [0, 1], 1.0) is logits
+    old = [2, *[3] * llama.REPEAT_LAST_N]  # the first is too long ago
+    assert llama.penalized(logits, old, 2.0).tolist() == [2.0, -1.0, 4.0, 0.5]
+
+
+def test_top_k_takes_the_likeliest_alone() -> None:
+    logits = np.array([1.0, 5.0, 4.9, 4.8], dtype=np.float32)
+    random = np.random.default_rng(0)
+    sampling = llama.Sampling(1, temperature=2.0, top_p=1.0, top_k=2)
+    assert {llama.sample_token(logits, sampling, random) for _number in range(100)} == {1, 2}
+    everything = llama.Sampling(1, temperature=2.0, top_p=1.0)
+    assert {llama.sample_token(logits, everything, random) for _number in range(300)} == {0, 1, 2, 3}

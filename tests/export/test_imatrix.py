@@ -1,0 +1,100 @@
+"""The importance matrix: its values, both of llama.cpp's layouts, and what the quantizer makes of it."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from exports import TINY, read_model
+
+from fasttune.console import FasttuneError
+from fasttune.export import Artifact, imatrix, quantize
+from fasttune.export.kept import Passage
+
+PASSAGE = Passage(tuple(range(100, 164)), ((1, 64),))
+
+
+@pytest.fixture(scope="module")
+def own(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The importance matrix of the merged tiny model on PASSAGE."""
+    path = tmp_path_factory.mktemp("imatrix") / "own.imatrix"
+    imatrix.compute(*read_model(material / "adapter"), (PASSAGE,), path)
+    return path
+
+
+def test_values_are_those_of_hooks_in_torch(own: Path, material: Path) -> None:
+    """Mean squares of the inputs of plain transformers' linear layers, for the base of the adapter that is merged."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32, trust_remote_code=False).eval()
+    base, loras = read_model(material / "adapter")
+    seen: dict[str, np.ndarray] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".layers." in name:
+            weight = f"{name}.weight"
+            if weight in loras:
+                pair = loras[weight]
+                module.weight.data += torch.from_numpy(pair.scale * (pair.b.whole() @ pair.a.whole()))
+            module.register_forward_pre_hook(
+                lambda _module, inputs, weight=weight: seen.update({weight: inputs[0][0].square().mean(0).numpy()})
+            )
+    with torch.no_grad():
+        model(torch.tensor([PASSAGE.tokens]))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, base.shape.layers)
+    found = imatrix.load(own)
+    assert (
+        found.keys() == {f"{names.get_name(name, ('.weight',))}" for name in seen} and "blk.0.ffn_down.weight" in found
+    )
+    for name, values in seen.items():
+        assert found[names.get_name(name, (".weight",)) or ""] == pytest.approx(values, rel=1e-3, abs=1e-6)
+
+
+def test_keys_are_those_of_llama_imatrix(own: Path) -> None:
+    reader = gguf.GGUFReader(own)
+    keys = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    assert keys.pop("imatrix.datasets") and keys == {
+        "general.type": "imatrix", "imatrix.chunk_count": 1, "imatrix.chunk_size": 512,
+    }  # fmt: skip
+    shapes = {tensor.name: tensor.shape.tolist() for tensor in reader.tensors}
+    assert shapes["blk.1.attn_q.weight.in_sum2"] == [256, 1] and shapes["blk.1.attn_q.weight.counts"] == [1, 1]
+
+
+def test_the_older_layout_is_read(own: Path, tmp_path: Path) -> None:
+    values = imatrix.load(own)
+    data = struct.pack("<i", len(values))
+    for name, column in values.items():
+        data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 3, column.size)
+        data += (3 * column).astype("<f4").tobytes()
+    (tmp_path / "old.dat").write_bytes(data + struct.pack("<ii", 3, 4) + b"text")
+    found = imatrix.load(tmp_path / "old.dat")
+    assert found.keys() == values.keys() and all(np.allclose(found[name], values[name]) for name in values)
+
+
+def test_the_quantizer_takes_it(own: Path, exported: dict[str, Artifact], tmp_path: Path) -> None:
+    """Other bytes, of the same types; and without one those of the export, which had none."""
+    for name, importance in (("with", own), ("without", None)):
+        quantize.quantize(exported["f16"].path, tmp_path / name, "q4_k_m", importance)
+    assert quantize.tensor_types(tmp_path / "with") == quantize.tensor_types(tmp_path / "without")
+    assert (tmp_path / "with").read_bytes() != (tmp_path / "without").read_bytes()
+    assert (tmp_path / "without").read_bytes() == exported["q4_k_m"].path.read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 40, b"text\n" * 9,
+                                     struct.pack("<iii", 1, 4, 0)])  # fmt: skip
+def test_other_files_are_refused_in_one_message(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad").write_bytes(content)
+    with pytest.raises(FasttuneError) as caught:
+        imatrix.load(tmp_path / "bad")
+    assert [finding.code for finding in caught.value.findings] == ["imatrix-unreadable"]
+
+
+def test_one_of_another_model_is_refused(own: Path) -> None:
+    base, _loras = read_model(None)
+    imatrix.check_fits(own, imatrix.load(own), base)
+    other = {name: values[:-1] if "blk.2.attn_k" in name else values for name, values in imatrix.load(own).items()}
+    with pytest.raises(FasttuneError, match=r"of another model: blk\.2\.attn_k\.weight and 0 more do not fit"):
+        imatrix.check_fits(own, other, base)
