@@ -259,7 +259,7 @@ def test_a_file_that_changed_since_is_not_taken_for_done(export: Export, run: Ru
     flip(run.exports / "linzhi-F16.gguf")
     done = export("linzhi")
     assert done.returncode == 1 and "is not what was exported" in done.stderr
-    assert f"rm {run.exports}/linzhi-F16.gguf" in done.stderr and f"export {run.id} " in done.stderr
+    assert f"rm {run.exports}/linzhi-F16.gguf" in done.stderr and f"export {run.id}`" in done.stderr
 
 
 def test_another_file_where_a_copy_should_go(export: Export, tmp_path: Path) -> None:
