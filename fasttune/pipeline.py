@@ -25,6 +25,7 @@ from fasttune.runs.store import Run
 
 if TYPE_CHECKING:
     from fasttune.export import Artifact
+    from fasttune.export.ollama_import import OllamaImport
     from fasttune.runs.documents import Probe
     from fasttune.training.train import RunRecord
 
@@ -77,6 +78,7 @@ class RunResult:
     record: RunRecord
     artifacts: list[Artifact]
     probes: tuple[Probe, ...]
+    ollama: OllamaImport | None = None
 
 
 class Planner:
@@ -211,7 +213,8 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
     phases = PhaseTimer()
     with phases("import", _("loading torch and Unsloth")):
         from fasttune.analysis import probe
-        from fasttune.export import export_run
+        from fasttune.export.exporter import export_run, not_imported, to_serve
+        from fasttune.export.ollama_import import import_after_training
         from fasttune.training import hub, train
 
     base, export_recipe = hub.locate(plan.recipe.model), plan.recipe.export
@@ -227,8 +230,13 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
     with store.exclusive(record.run):
         artifacts = export_run(record.run, base, export_recipe, say)
         probes = probe.probe(record.run, base, artifacts, plan.recipe.probe.max_new_tokens, phases)
+        imported, served = None, to_serve(artifacts)
+        if export_recipe.ollama and served is not None:
+            imported = import_after_training(record.run, base, served, export_recipe, say)
+        elif export_recipe.ollama and artifacts:
+            say(not_imported(record.run, export_recipe.ollama))
     remove_replaced(record.run)
-    return RunResult(record, artifacts, probes)
+    return RunResult(record, artifacts, probes, imported)
 
 
 def remove_replaced(run: Run) -> None:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from fasttune.export import llama
+
+# (what was sent to create the model, the request for an answer) -> (the answer, the tokens of the prompt)
+Engine = Callable[[dict[str, Any], dict[str, Any]], tuple[str, int | None]]
 
 
 class Server(ThreadingHTTPServer):
     """Ollama's endpoints for the import (its docs/api.md); what was stored, copied and created can be looked at.
 
     `keys` are the Authorization headers of the requests for a blob, `head_status` the answer where there is none;
-    `asked` the bodies of the requests for an answer, which is the last message in capitals.
+    `asked` the bodies of the requests for an answer, which is the last message in capitals, unless an `engine` gives it
+    (`llama_engine` does it as Ollama does, by llama.cpp with the file that was uploaded).
     """
 
     def __init__(self) -> None:
@@ -29,6 +37,8 @@ class Server(ThreadingHTTPServer):
         self.head_status = 404
         self.keys: list[str | None] = []
         self.asked: list[dict[str, Any]] = []
+        self.version: Any = "0.34.4"
+        self.engine: Engine | None = None
 
     @property
     def host(self) -> str:
@@ -61,6 +71,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.calls.append(f"GET {self.path}")
+        if self.path == "/api/version":
+            self.reply(200, {"version": self.server.version})
+            return
         models = self.server.models
         listed: Any = models
         if isinstance(models, dict):
@@ -80,11 +93,12 @@ class Handler(BaseHTTPRequestHandler):
             self.store(content)
         elif name == "copy":
             body = json.loads(content)
-            source = body["source"] if ":" in body["source"] else body["source"] + ":latest"
-            self.server.models[body["destination"]] = self.server.models[source]
+            self.server.models[full_name(body["destination"])] = self.server.models[full_name(body["source"])]
             self.reply(200)
         elif name == "chat":
             self.chat(json.loads(content))
+        elif name == "show":
+            self.show(json.loads(content))
         else:
             self.create(json.loads(content))
 
@@ -101,8 +115,23 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.failure:
             self.reply(500, {"error": self.server.failure})
             return
-        text = body["messages"][-1]["content"].upper()
-        self.reply(200, {"model": body["model"], "message": {"role": "assistant", "content": text}, "done": True})
+        text, count = body["messages"][-1]["content"].upper(), None
+        if self.server.engine is not None:
+            text, count = self.server.engine(self.server.models[full_name(body["model"])], body)
+        reply = {"model": body["model"], "message": {"role": "assistant", "content": text}, "done": True}
+        self.reply(200, reply | ({} if count is None else {"prompt_eval_count": count}))
+
+    def show(self, body: dict[str, Any]) -> None:
+        found = self.server.models.get(full_name(body["model"]))
+        if found is None:
+            self.reply(404, {"error": f"model '{body['model']}' not found"})
+            return
+        self.reply(200, {"template": found.get("template", ""), "system": found.get("system", "")})
+
+    def do_DELETE(self) -> None:
+        self.server.calls.append("DELETE model")
+        gone = self.server.models.pop(full_name(json.loads(self.body())["model"]), None)
+        self.reply(404 if gone is None else 200)
 
     def create(self, body: dict[str, Any]) -> None:
         if self.server.version_is_old:
@@ -120,8 +149,39 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.failure:
             self.wfile.write(json.dumps({"error": self.server.failure}).encode() + b"\n")
         elif "success" in self.server.statuses:
-            name = body["model"] if ":" in body["model"] else body["model"] + ":latest"
-            self.server.models[name] = body
+            self.server.models[full_name(body["model"])] = body
+
+
+def full_name(model: str) -> str:
+    return model if ":" in model else model + ":latest"
+
+
+def llama_engine(server: Server, folder: Path) -> Engine:
+    """Answers by llama.cpp with the uploaded file, as Ollama does it: the model's SYSTEM before a conversation without
+    one, its TEMPLATE, the likeliest token at temperature 0."""
+
+    def answer(created: dict[str, Any], body: dict[str, Any]) -> tuple[str, int | None]:
+        assert body["options"]["temperature"] == 0
+        (digest,) = created["files"].values()
+        path = folder / "blob.gguf"
+        path.write_bytes(server.blobs[digest.split(":")[-1]])
+        messages = body["messages"]
+        if created.get("system") and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": created["system"]}, *messages]
+        with llama.open_gguf(path, 2048) as model:
+            ids = model.tokenize(rendered(created["template"], messages))
+            return llama.answer(model, ids, llama.Sampling(body["options"]["num_predict"])), len(ids)
+
+    return answer
+
+
+def rendered(template: str, messages: list[dict[str, str]]) -> str:
+    """A conversation by TEMPLATE (export/modelfile.py), whose Go tags are few enough to be put in by hand; that Go does
+    the same, test_go_template.py shows."""
+    start, turn, end = re.fullmatch(r"(.*?\{\{- range [^}]*\}\})(.*)\{\{ end \}\}(.*)", template, re.DOTALL).groups()  # type: ignore[union-attr]
+    assert start == "{{- range .Messages }}"
+    turns = [turn.replace("{{ .Role }}", one["role"]).replace("{{ .Content }}", one["content"]) for one in messages]
+    return "".join(turns) + end
 
 
 @contextmanager

@@ -102,14 +102,7 @@ def asked_with(model: Named, system: str | None, lent: str | None) -> Named:
 
 def checkpoint(run: Run, step: int) -> Named:
     """The adapter of a run's checkpoint. Raises FasttuneError where there is none at this step or it is damaged."""
-    folder = run.checkpoints / f"checkpoint-{step}"
-    if not folder.is_dir():
-        known = ", ".join(str(checkpoints.checkpoint_step(one)) for one in checkpoints.list_checkpoints(run))
-        what = _("{run} has no checkpoint at step {step}", run=run.id, step=step)
-        fix = _("its checkpoints are at the steps {steps}", steps=known or _("none yet"))
-        raise usage_error("no-checkpoint", what, where=run.id, fix=fix)
-    if flaw := checkpoints.find_damage(folder):
-        raise error("checkpoint-damaged", flaw, where=str(folder))
+    folder = checkpoints.checkpoint_at(run, step)
     source = TorchSource(f"{run.id}@{step}", loaded_model(run, folder), adapter=True)
     return Named(source, run, documents.read_plan(run).system)
 
@@ -118,8 +111,8 @@ def gguf(path: Path, root: Path) -> Named:
     """A GGUF file, with the run in whose exports it lies. Raises FasttuneError where there is no such file."""
     if not path.is_file():
         raise usage_error("no-gguf", _("there is no file {file}", file=path))
-    folder = path.resolve().parent.parent
-    if not (folder / "plan.json").is_file():
+    folder = next((one for one in path.resolve().parents if (one / "plan.json").is_file()), None)
+    if folder is None:
         return Named(GgufSource(path.name, path, None), None, None)
     run = store.find(root, str(folder))
     try:

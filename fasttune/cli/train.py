@@ -140,8 +140,7 @@ def run(
         command = request.resuming.command
         say(_("stopped at step {step}; to resume there: `{command}`", step=result.record.steps, command=command))
         return STOPPED
-    tables.show_result(result.record, result.artifacts, result.probes, as_json=as_json)
-    return 0
+    return tables.show_result(result.record, result.artifacts, result.probes, ollama=result.ollama, as_json=as_json)
 
 
 def ask_what_is_open(request: RunRequest, planner: Planner) -> RunRequest:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from fasttune.cli.options import runs_option
-from fasttune.console import _, say, stderr_console
+from fasttune.cli.options import json_option, runs_option
+from fasttune.console import _, say
 from fasttune.terminal import command_line
 
 
@@ -41,7 +41,11 @@ def chat(
     chat(ChatRequest(names, root, prompt, system, Sampling(max_new_tokens, temperature), adapter))
 
 
-@click.command(help=_("Write GGUF files of a finished run, as its recipe or the options say."))
+@click.command(
+    help=_(
+        "Write the files of a run, as its recipe or the options say. RUN may be a checkpoint: linzhi/001/checkpoint-10."
+    )
+)
 @click.argument("name", metavar="RUN", shell_complete=command_line.complete_run)
 @click.option(
     "--gguf",
@@ -51,24 +55,31 @@ def chat(
     help=_("f16, q8_0, q4_k_m …, or auto: the smallest that keeps what was learned; several between commas."),
 )
 @click.option("--imatrix", metavar="own|none|FILE", help=_("Importance matrix of the types below q8_0."))
-@click.option("--ollama", metavar="MODEL", help=_("Import the first file into Ollama under this name."))
+@click.option("--merged", is_flag=True, help=_("The merged 16-bit model as a Hugging Face folder."))
+@click.option("--adapter", is_flag=True, help=_("The adapter alone as a GGUF file, for llama.cpp's --lora."))
+@click.option("--epoch", metavar="N|best", help=_("Of the adapter that was kept after so many epochs."))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help=_("Folder for the files (default: the run's exports/)."),
+)
+@click.option(
+    "--to", metavar="lmstudio|DIR", help=_("Copy the GGUF files to where LM Studio looks for them, or into a folder.")
+)
+@click.option(
+    "--ollama", metavar="[MODEL]", is_flag=False, flag_value="",
+    help=_("Import the first file into Ollama under this name (default: the recipe's, or the series'), and prove it."),
+)  # fmt: skip
+@click.option("--restore", metavar="TAG", help=_("Only give the model in Ollama back what is kept under this tag."))
 @runs_option
-def export(name: str, types: tuple[str, ...], imatrix: str | None, ollama: str | None, root: Path) -> None:
-    from fasttune.export import export_run
-    from fasttune.recipe.load import load_recipe
-    from fasttune.runs import documents, store
-    from fasttune.terminal.export_table import exports_table
-    from fasttune.training import provenance
+@json_option
+def export(name: str, root: Path, restore: str | None, as_json: bool, types: tuple[str, ...], **given: Any) -> int:
+    from fasttune.export.run_export import ExportOptions, export_named, restore_named
+    from fasttune.terminal.exporting import show_exported
 
-    run = store.find(root, name)
-    given = [f"export.gguf={json.dumps(types)}"] * bool(types)
-    given += [f"export.ollama={ollama}"] * bool(ollama) + [f"export.imatrix={imatrix}"] * bool(imatrix)
-    recipe = load_recipe(run.recipe, [*documents.recorded_overrides(run), *given])
-    base = provenance.locate_base(run, recipe.model)
-    provenance.require_same_base(run, base)
-    with store.exclusive(run):
-        artifacts = export_run(run, base, recipe.export, say)
-    if figures := [artifact.figures for artifact in artifacts if artifact.figures is not None]:
-        stderr_console.print(exports_table(figures))
-    for artifact in artifacts:
-        click.echo(artifact.path)
+    if restore is not None:
+        click.echo(restore_named(name, root, given["ollama"] or "", restore, say))
+        return 0
+    options = ExportOptions(types=types or None, **given)
+    return show_exported(export_named(name, root, options, say), as_json=as_json)

@@ -18,7 +18,6 @@ from fasttune.doctor.situation import Situation
 SECONDS = 3.0  # for an answer
 ASKED_FOR = "Qwen/Qwen2.5-0.5B-Instruct"
 OLLAMA_PORT = 11434
-OLDEST_OLLAMA = (0, 5, 5)  # takes files and a template by its HTTP API
 
 
 def hub(_situation: Situation) -> Check:
@@ -66,7 +65,7 @@ def seconds_to(address: str) -> float | str:
 def ollama() -> Check:
     """Whether an Ollama answers where an export would send a model, and its version; under WSL2 also the one of
     Windows."""
-    from fasttune.export.ollama import server_version
+    from fasttune.export.ollama_server import server_version
 
     return find_ollama(server_version, machine.default_gateway() if machine.is_wsl() else "")
 
@@ -102,8 +101,9 @@ def find_ollama(server_version: Callable[[str | None, float], str], gateway: str
 def judge_ollama(found: str) -> Check:
     """The result for a server of this version."""
     what = _("version {version} answers", version=found)
-    numbers = [int(part) if part.isdigit() else 0 for part in [*found.split("-")[0].split("."), "0", "0"][:3]]
-    if tuple(numbers) >= OLDEST_OLLAMA:
+    from fasttune.export.ollama_server import INSTALL, OLDEST_VERSION, is_too_old
+
+    if not is_too_old(found):
         return ok("ollama", what)
-    why = _("fasttune's import needs 0.5.5 or newer")
-    return Check("ollama", "warning", what, why, _("update it: `curl -fsSL https://ollama.com/install.sh | sh`"))
+    why = _("fasttune's import needs {oldest} or newer", oldest=OLDEST_VERSION)
+    return Check("ollama", "warning", what, why, _("update it: `{command}`", command=INSTALL))

@@ -117,7 +117,9 @@ def not_as_exported(path: Path) -> str:
 def make_again(path: Path, run_id: str) -> str:
     """How a damaged file is made again."""
     remove = shlex.join(["rm", str(path)])
-    again = command_line(["export", run_id, *runs_option(path.parent.parent.parent.parent)])
+    run = next((folder for folder in path.parents if (folder / "plan.json").is_file()), None)
+    options = runs_option(run.parent.parent) if run else ["--out", str(path.parent)]
+    again = command_line(["export", run_id, *options])
     return _("remove it with `{remove}` and make it again: `{again}`", remove=remove, again=again)
 
 

@@ -25,7 +25,7 @@ def check_before_training(
     Raises FasttuneError with every finding where one of them would stop the export.
     """
     return findings_of(
-        lambda: files(recipe, system, base, root, run), lambda: ollama.warn_if_silent(recipe.export.ollama)
+        lambda: files(recipe, system, base, root, run), lambda: ollama.look_before_training(recipe.export.ollama)
     )
 
 

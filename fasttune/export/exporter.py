@@ -18,9 +18,10 @@ from fasttune.command import command_line, runs_option
 from fasttune.console import _, error
 from fasttune.export import preflight, smallest
 from fasttune.export.artifact import Artifact, read_artifact
+from fasttune.export.lora_file import make_lora_file
 from fasttune.export.making import FileMaker, Report, temporary
 from fasttune.export.merged import write_merged
-from fasttune.export.ollama import import_into_ollama, modelfile
+from fasttune.export.modelfile import modelfile
 from fasttune.export.preflight import ExportPlan
 from fasttune.export.request import AUTO, ExportRequest, request_for_run
 from fasttune.files import write_text
@@ -46,33 +47,24 @@ def export(request: ExportRequest, report: Report) -> list[Artifact]:
         report(f"{_(warning.level)}: {warning.where}: {warning.what}")
     with disk_errors(request.out):
         request.out.mkdir(parents=True, exist_ok=True)
-        for partial in request.out.glob(f"{glob.escape(request.name)}[-.]*.part"):  # of an export that was killed
+        killed = request.out.glob(f"{glob.escape(request.name)}[-.]*.part")
+        for partial in (*killed, *request.lora_file.parent.glob("*.gguf.part")):  # of an export that was killed
             partial.unlink()
         artifacts = make_files(plan, report)
         make_merged(plan, report)
+        if plan.lora_missing:
+            make_lora_file(plan, report)
         if artifacts:
-            write_modelfile(to_serve(artifacts) or artifacts[0], request.num_ctx, report)
+            write_modelfile(to_serve(artifacts) or artifacts[0], request, report)
     return artifacts
 
 
 def export_run(run: Run, base: Path, recipe: ExportRecipe, report: Report) -> list[Artifact]:
-    """Make what a recipe's [export] table asks for of a finished run, and put the figures into its scores; the first
-    file that is served is imported into Ollama where it says so.
-
-    Raises FasttuneError as `export` and `import_into_ollama` do.
-    """
+    """Make the files that a recipe's [export] table asks for of a finished run, and put their figures into its scores.
+    Raises FasttuneError as `export`."""
     request = request_for_run(run, base, recipe)
-    if request.is_empty:
-        return []
-    artifacts = export(request, report)
+    artifacts = [] if request.is_empty else export(request, report)
     record_figures(run, artifacts)
-    served = to_serve(artifacts)
-    if recipe.ollama and served is not None:
-        import_into_ollama(served, recipe.ollama, num_ctx=recipe.num_ctx, report=report)
-    elif recipe.ollama and artifacts:
-        command = command_line(["export", run.id, "--gguf", AUTO, "--ollama", recipe.ollama, *runs_option(run.root)])
-        report(_("not imported into Ollama: no file keeps half of what was learned; `{command}` imports the smallest "
-                 "that does", command=command))  # fmt: skip
     return artifacts
 
 
@@ -81,8 +73,17 @@ def to_serve(artifacts: Sequence[Artifact]) -> Artifact | None:
     return next((one for one in artifacts if one.is_served), None)
 
 
+def not_imported(run: Run, model: str) -> str:
+    """What is said where no file may be imported into Ollama by itself, with the command that makes one which may."""
+    command = command_line(["export", run.id, "--gguf", AUTO, "--ollama", model, *runs_option(run.root)])
+    return _("not imported into Ollama: no file keeps half of what was learned; `{command}` imports the smallest that "
+             "does", command=command)  # fmt: skip
+
+
 def record_figures(run: Run, artifacts: Sequence[Artifact]) -> None:
     """Put the figures of files into scores.json, in the place of older ones of the same name."""
+    if not any(artifact.figures for artifact in artifacts):
+        return
     scores = documents.read_scores(run)
     found = {one.file: one for one in scores.exports}
     found |= {artifact.figures.file: artifact.figures for artifact in artifacts if artifact.figures is not None}
@@ -121,9 +122,9 @@ def make_merged(plan: ExportPlan, report: Report) -> None:
     write_merged(request.merged, source.base, source.loras, request.tokenizer, document)
 
 
-def write_modelfile(artifact: Artifact, num_ctx: int, report: Report) -> None:
+def write_modelfile(artifact: Artifact, request: ExportRequest, report: Report) -> None:
     """Write the Modelfile for `ollama create` with this file, where its system prompt can stand in one."""
-    text = modelfile(artifact.path.name, artifact.system, num_ctx)
+    text = modelfile(artifact.path.name, artifact.system, request.num_ctx, request.serving)
     if text is not None:
         write_text(artifact.path.parent / "Modelfile", text)
         return

@@ -32,6 +32,7 @@ from fasttune.training.packing import common_prefix
 
 BATCH_TOKENS = 512
 SMALL_BYTES = 64 << 20
+REPEAT_LAST_N = 64  # tokens; llama.cpp's and Ollama's default
 log: collections.deque[str] = collections.deque(maxlen=40)
 
 
@@ -77,7 +78,7 @@ class Model:
     The keys and values of the last sequence stay in the cache, so a chat's next turn computes only its new tokens.
     """
 
-    def __init__(self, path: Path, num_ctx: int, vocab_only: bool) -> None:
+    def __init__(self, path: Path, num_ctx: int, vocab_only: bool, lora: Path | None = None) -> None:
         self.lib = library()
         self.path = path
         self.cached_ids: list[int] = []
@@ -93,6 +94,8 @@ class Model:
         self.num_ctx = num_ctx
         if not vocab_only:
             self.make_context()
+        if lora is not None:
+            self.add_lora(lora)
 
     def make_context(self) -> None:
         """Allocate the cache and the batch. Raises FasttuneError where llama.cpp can't."""
@@ -107,6 +110,14 @@ class Model:
             self.close()
             raise load_error(self.path)
         self.batch = self.lib.llama_batch_init(BATCH_TOKENS, 0, 1)
+
+    def add_lora(self, path: Path) -> None:
+        """Use a GGUF adapter with the model. Raises FasttuneError where llama.cpp does not take it."""
+        adapter = self.lib.llama_adapter_lora_init(self.model, os.fsencode(path))  # freed with the model
+        adapters = (self.lib.llama_adapter_lora_p_ctypes * 1)(adapter)
+        if not adapter or self.lib.llama_set_adapters_lora(self.context, adapters, 1, (ctypes.c_float * 1)(1.0)) != 0:
+            self.close()
+            raise load_error(path)
 
     def close(self) -> None:
         """Free what llama.cpp holds; harmless when called again."""
@@ -170,13 +181,16 @@ class Model:
 
 
 @contextlib.contextmanager
-def open_gguf(path: Path, num_ctx: int, *, vocab_only: bool = False) -> Iterator[Model]:
-    """A loaded GGUF with a context of `num_ctx` tokens. Raises FasttuneError where llama.cpp can't load it."""
+def open_gguf(path: Path, num_ctx: int, *, vocab_only: bool = False, lora: Path | None = None) -> Iterator[Model]:
+    """A loaded GGUF with a context of `num_ctx` tokens, with the GGUF adapter in `lora`.
+
+    Raises FasttuneError where llama.cpp can't load them.
+    """
     reason = import_failure()
     if reason is not None:
         what = _("llama-cpp-python can't be used: {reason}", reason=reason)
         raise error("llama-cpp-missing", what, fix=install_hint())
-    model = Model(path, num_ctx, vocab_only)
+    model = Model(path, num_ctx, vocab_only, lora)
     try:
         yield model
     finally:
@@ -185,12 +199,16 @@ def open_gguf(path: Path, num_ctx: int, *, vocab_only: bool = False) -> Iterator
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is sampled: greedily at temperature 0, else from the most probable tokens that add up to `top_p`."""
+    """How a token is sampled: the likeliest one at temperature 0, else from the `top_k` likeliest (0: all), and of
+    these from the most probable that add up to `top_p`. Before that, `repeat_penalty` lowers the score of each token
+    that is among the last REPEAT_LAST_N, as llama.cpp does it (1: it does not)."""
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 0.8
     seed: int = 0
+    top_k: int = 0
+    repeat_penalty: float = 1.0
 
 
 def answer(model: Model, prompt_ids: Sequence[int], sampling: Sampling) -> str:
@@ -224,7 +242,8 @@ def generate(model: Model, ids: list[int], sampling: Sampling) -> Iterator[bytes
     """The bytes of each generated token, which is appended to `ids`."""
     random = random_numbers(sampling)
     for _number in range(min(sampling.max_new_tokens, model.num_ctx - len(ids))):
-        token = sample_token(model.logits(ids)[0], sampling, random)
+        logits = penalized(model.logits(ids)[0], ids, sampling.repeat_penalty)
+        token = sample_token(logits, sampling, random)
         if model.ends_generation(token):
             break
         ids.append(token)
@@ -246,11 +265,22 @@ def decode_utf8(pieces: Iterable[bytes]) -> Iterator[str]:
         yield text
 
 
+def penalized(logits: FloatArray, ids: Sequence[int], penalty: float) -> FloatArray:
+    """Logits (vocab_size) with those of the last REPEAT_LAST_N tokens of a sequence made smaller: a positive one is
+    divided by the penalty, a negative one multiplied (llama-sampler.cpp, llama_sampler_penalties_apply)."""
+    if penalty == 1.0:
+        return logits
+    recent = np.unique(np.asarray(ids[-REPEAT_LAST_N:], dtype=np.int64))
+    lowered = logits.copy()
+    lowered[recent] = np.where(logits[recent] <= 0, logits[recent] * penalty, logits[recent] / penalty)
+    return lowered
+
+
 def sample_token(logits: FloatArray, sampling: Sampling, random: np.random.Generator) -> int:
-    """The next token by temperature and nucleus (top-p) sampling from logits (vocab_size)."""
+    """The next token by temperature, top-k and nucleus (top-p) sampling from logits (vocab_size)."""
     if sampling.temperature <= 0:
         return int(logits.argmax())
-    order = np.argsort(-logits)
+    order = np.argsort(-logits)[: sampling.top_k or None]
     weights = np.exp((logits[order] - logits[order[0]]).astype(np.float64) / sampling.temperature)
     weights /= weights.sum()
     count = int(np.searchsorted(np.cumsum(weights), sampling.top_p)) + 1

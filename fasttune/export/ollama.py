@@ -1,4 +1,4 @@
-"""Ollama: the Modelfile beside a file, and the import over Ollama's HTTP API with its official client.
+"""The import into Ollama, over its HTTP API with its official client.
 
     GET  /api/tags             which models exist
     POST /api/copy             an existing model of that name is kept under the tag before-<run>
@@ -6,17 +6,14 @@
     POST /api/create           files, template, system, parameters
 
 Ollama since 0.34.1 neither takes adapters for a GGUF nor quantizes one (server/create.go), so it gets the merged,
-quantized file. TEMPLATE renders what the training template renders (chatml.py checks that it is ChatML); the template
-inside the file does too, because Ollama prefers that one where it can do more.
+quantized file.
 
-The client has no public call for the HEAD request, and no public attribute with the server's address. The address is
-that of its first request, which a hook (an argument of httpx.Client that the client passes on) keeps.
+The client has no public call for the HEAD request.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
+import itertools
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +21,22 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.console import FasttuneError, Finding, _, error
 from fasttune.export.artifact import Artifact
+from fasttune.export.modelfile import parameters, template
+from fasttune.export.ollama_server import (
+    INSTALL,
+    OLDEST_VERSION,
+    REASON_CHARACTERS,
+    address,
+    ask_server,
+    connect,
+    full_name,
+    is_too_old,
+    ollama_errors,
+    redirected,
+    refused,
+    wrong_answers,
+)
+from fasttune.export.serving import DEFAULT, Serving
 
 if TYPE_CHECKING:
     from httpx import Request
@@ -31,47 +44,19 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 
-# The newline at the end is part of the prompt: the answer starts on the line after "assistant".
-TEMPLATE = """{{- range .Messages }}<|im_start|>{{ .Role }}
-{{ .Content }}<|im_end|>
-{{ end }}<|im_start|>assistant
-"""
-# Ollama takes SYSTEM "" for none (server/routes.go), though the model was trained with an empty turn.
-WITH_EMPTY_SYSTEM = TEMPLATE.replace(
-    "{{- range .Messages }}",
-    '{{- range $i, $_ := .Messages }}{{ if and (eq $i 0) (ne .Role "system") }}'
-    "<|im_start|>system\n<|im_end|>\n{{ end }}",
-)
-STOPS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-TEMPERATURE = 0.7
+BEFORE_SECONDS = 5.0  # for a server on this machine or in its network, asked before a training of hours
 MOST_STATUSES = 100  # Ollama has about six
-REASON_CHARACTERS = 500
 TAG_CHARACTERS = string.ascii_letters + string.digits + "._-"
 
 
-def modelfile(file_name: str, system: str | None, num_ctx: int) -> str | None:
-    """A Modelfile for `ollama create NAME -f Modelfile`; None for a system prompt that a Modelfile can't hold.
-
-    Ollama's parser (parser/parser.go) ends a quoted text at three quotes and drops every character that Go calls
-    unprintable, an ideographic space or an emoji's joiner among them. The HTTP API takes any text.
-    """
-    if system is not None and ('"""' in system or not all(one.isprintable() or one in "\n\t" for one in system)):
-        return None
-    lines = [f"FROM ./{file_name}", f'TEMPLATE """{template(system)}"""']
-    if system:
-        lines.append(f'SYSTEM """{system}"""')
-    lines += [f'PARAMETER stop "{stop}"' for stop in STOPS]
-    lines += [f"PARAMETER temperature {TEMPERATURE}", f"PARAMETER num_ctx {num_ctx}"]
-    return "\n".join(lines) + "\n"
-
-
-def template(system: str | None) -> str:
-    """The Go template of a model with this default system prompt."""
-    return WITH_EMPTY_SYSTEM if system == "" else TEMPLATE
-
-
 def import_into_ollama(
-    artifact: Artifact, model: str, *, num_ctx: int, report: Report, host: str | None = None
+    artifact: Artifact,
+    model: str,
+    *,
+    num_ctx: int,
+    report: Report,
+    serving: Serving = DEFAULT,
+    host: str | None = None,
 ) -> str | None:
     """Make `model` in Ollama from a finished file; returns the name under which an existing model of this name is kept.
 
@@ -84,116 +69,76 @@ def import_into_ollama(
         kept = keep_existing(client, model, artifact.run_id, report)
         if not has_blob(requests[0], artifact.sha256):
             upload(client, artifact, report)
-        create(client, artifact, model, num_ctx, report)
+        create(client, artifact, model, parameters(num_ctx, serving), report)
     report(_("the model is in Ollama; run it with `ollama run {model}`", model=model))
     return kept
 
 
-def connect(host: str | None, requests: list[Request], **settings: float) -> Client:
-    """A client of the server at `host` (None: OLLAMA_HOST, else this machine); its requests are appended to `requests`.
-    `settings` are those of `ollama_connection.options`.
-
-    Raises FasttuneError for an address that is none.
-    """
-    from fasttune.export import ollama_connection
-
-    options = ollama_connection.options(requests.append, **settings)
-    try:
-        import ollama  # makes a client of OLLAMA_HOST, whoever asks for which server
-
-        return ollama.Client(host, headers={"Accept-Encoding": "identity"}, **options)
-    except ValueError as failure:
-        what = _("this is not the address of a server: {problem}", problem=failure)
-        fix = _("set it as in OLLAMA_HOST=127.0.0.1:11434, or unset it")
-        raise error(
-            "ollama-failed", what, where=f"OLLAMA_HOST={os.environ.get('OLLAMA_HOST', '')}", fix=fix
-        ) from failure
-
-
-def warn_if_silent(model: str) -> list[Finding]:
-    """The warning, before training, that no Ollama server answers; empty where one does, or where `model` is empty.
+def look_before_training(model: str) -> list[Finding]:
+    """What is worth knowing before training of a server that is to get `model` after it, none of it an error: that it
+    does not answer, that it is too old, that the name is taken. Empty where all is well, or `model` is empty.
 
     Raises FasttuneError for an OLLAMA_HOST that is no address: the import would fail whatever runs.
     """
     if not model:
         return []
-    requests: list[Request] = []
-    client = connect(None, requests)
     try:
-        with ollama_errors(model, requests), wrong_answers():
-            client.list()
+        server = ask_server(None, connect_seconds=BEFORE_SECONDS)
     except FasttuneError as problem:
+        if problem.findings[0].where.startswith("OLLAMA_HOST="):
+            raise
         return [replace(finding, level="warning") for finding in problem.findings]
-    return []
+    findings = []
+    if is_too_old(server.version):
+        what = _("Ollama {version} answers; the import after training needs {oldest} or newer", version=server.version,
+                 oldest=OLDEST_VERSION)  # fmt: skip
+        why = _("older ones take no file over the HTTP API")
+        fix = _("update it: `{command}`", command=INSTALL)
+        findings.append(Finding("ollama-too-old", "warning", server.address, what, why, fix))
+    if full_name(model) in server.models:
+        what = _("Ollama has a model {model}; it is kept under a tag when the new one gets the name", model=model)
+        findings.append(Finding("ollama-name-taken", "info", "export.ollama", what))
+    return findings
 
 
-def server_version(host: str | None, seconds: float) -> str:
-    """The version of the Ollama server at an address (None: OLLAMA_HOST, else this machine), asked within so many
-    seconds. Raises FasttuneError where no Ollama answers."""
-    import httpx
+def restore(model: str, tag: str, report: Report, host: str | None = None) -> str | None:
+    """Give `model` the contents that are kept under the tag `tag` of its name; what it holds now is kept too, under a
+    tag whose full name is returned (None: it is another tag's, or there is none).
 
-    from fasttune.export import ollama_connection
-
+    Raises FasttuneError where the server can't be reached, or has no such tag.
+    """
     requests: list[Request] = []
-    client = connect(host, requests, quick_seconds=seconds)
-    with ollama_errors("", requests):
-        with wrong_answers():
-            client.list()
-        address_of_server = address(requests)
-        with httpx.Client(**ollama_connection.options(lambda request: None, quick_seconds=seconds)) as plain:
-            answer = plain.get(f"{address_of_server}/api/version").raise_for_status().json()
-        with wrong_answers():
-            return str(answer["version"])
+    client = connect(host, requests)
+    present = ask_server(host).models
+    name, source = model.partition(":")[0], f"{model.partition(':')[0]}:{tag}"
+    if source not in present:
+        known = sorted(one.partition(":")[2] for one in present if one.startswith(f"{name}:"))
+        fix = _("the tags of {name}: {tags}", name=name, tags=", ".join(known) or _("none yet"))
+        what = _("Ollama has no model {model}", model=source)
+        raise error("no-ollama-model", what, where="--restore", fix=fix)
+    kept, now = None, full_name(model)
+    with ollama_errors(model, requests), wrong_answers():
+        if now in present and list(present.values()).count(present[now]) == 1:
+            kept = next(free for free in numbered(f"{name}:before-restore") if free not in present)
+            client.copy(model, kept)
+            report(_("the existing model {model} is kept as {kept}", model=model, kept=kept))
+        client.copy(source, model)
+    report(_("{model} is {source} again; run it with `ollama run {model}`", model=model, source=source))
+    return kept
 
 
-@contextlib.contextmanager
-def ollama_errors(model: str, requests: list[Request]) -> Iterator[None]:
-    """Raise FasttuneError for what the client and httpx raise in the block; `requests` are those of the client."""
-    import httpx
-    import ollama
-
-    try:
-        yield
-    except (ConnectionError, httpx.ConnectError) as failure:
-        raise unreachable(address(requests)) from failure
-    except httpx.TimeoutException as failure:
-        what = _("Ollama does not answer in time: {problem}", problem=str(failure) or type(failure).__name__)
-        fix = _("start Ollama again and look at its log, then import again; the GGUF file is ready")
-        raise error("ollama-failed", what, where=address(requests), fix=fix) from failure
-    except httpx.HTTPError as failure:
-        what = _("the connection to Ollama broke: {problem}", problem=failure)
-        fix = _("look at the server's log, then import again")
-        raise error("ollama-failed", what, where=model, fix=fix) from failure
-    except ollama.ResponseError as failure:
-        if 300 <= failure.status_code < 400:
-            raise redirected(address(requests)) from failure
-        raise refused(model, str(failure.error)) from failure
-    except ValueError as failure:
-        problem = (str(failure).splitlines() or [""])[0][:REASON_CHARACTERS]
-        what = _("the server at this address is not Ollama: {problem}", problem=problem)
-        raise error("ollama-failed", what, where=address(requests), fix=_("set OLLAMA_HOST")) from failure
-
-
-@contextlib.contextmanager
-def wrong_answers() -> Iterator[None]:
-    """Raise ValueError for what the client raises where an answer is JSON of another shape: null, a list, a number."""
-    try:
-        yield
-    except (TypeError, AttributeError) as failure:
-        raise ValueError(_("its answer has another form than Ollama's")) from failure
-
-
-def address(requests: list[Request]) -> str:
-    """The address of the server that the client talks to, from its first request, GET /api/tags."""
-    return str(requests[0].url).removesuffix("/api/tags") if requests else ""
+def numbered(name: str) -> Iterator[str]:
+    """The name, then name-2, name-3 …"""
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
 def keep_existing(client: Client, model: str, run_id: str, report: Report) -> str | None:
     """Copy a model of this name to the tag before-<run>, unless an earlier import of the same run did."""
-    name, _colon, tag = model.partition(":")
+    name = model.partition(":")[0]
     with wrong_answers():
         present = {found.model for found in client.list().models}
-    if f"{name}:{tag or 'latest'}" not in present:
+    if full_name(model) not in present:
         return None
     run_name = run_id.split("/")[-1]
     kept = f"{name}:before-" + "".join(one if one in TAG_CHARACTERS else "-" for one in run_name)
@@ -233,9 +178,8 @@ def upload(client: Client, artifact: Artifact, report: Report) -> None:
         raise error("export-changed", what, where=str(artifact.path), why=why, fix=_("export it again"))
 
 
-def create(client: Client, artifact: Artifact, model: str, num_ctx: int, report: Report) -> None:
+def create(client: Client, artifact: Artifact, model: str, given: dict[str, Any], report: Report) -> None:
     """Make the model, reporting the server's progress. Raises FasttuneError where the server does not succeed."""
-    parameters: dict[str, Any] = {"stop": list(STOPS), "temperature": TEMPERATURE, "num_ctx": num_ctx}
     files = {"model.gguf": f"sha256:{artifact.sha256}"}
     statuses: set[str] = set()
     last = _("it gave no answer")
@@ -244,7 +188,7 @@ def create(client: Client, artifact: Artifact, model: str, num_ctx: int, report:
         files=files,
         template=template(artifact.system),
         system=artifact.system or None,
-        parameters=parameters,
+        parameters=given,
         stream=True,
     )
     for status in progress_statuses(lines):
@@ -265,27 +209,3 @@ def progress_statuses(lines: Iterator[ProgressResponse]) -> Iterator[str]:
             return
         if progress.status:
             yield progress.status[:REASON_CHARACTERS]
-
-
-def redirected(server: str) -> FasttuneError:
-    """The error for a server that sends the client elsewhere: the model file goes to the named server only."""
-    what = _("the server redirects to another address, which is not followed")
-    why = _("the model file is sent to the server that you name and to no other")
-    return error("ollama-failed", what, where=server, why=why, fix=_("set OLLAMA_HOST to the address of Ollama itself"))
-
-
-def unreachable(server: str) -> FasttuneError:
-    """The error for a server that can't be reached."""
-    what = _("no Ollama server answers")
-    why = _("the import uses its HTTP API")
-    fix = _(
-        "start it (`ollama serve`, or the Ollama app) or set OLLAMA_HOST; the GGUF file and its Modelfile are ready"
-    )
-    return error("ollama-unreachable", what, where=server, why=why, fix=fix)
-
-
-def refused(model: str, reason: str) -> FasttuneError:
-    """The error for a server that does not make the model, with its reason."""
-    what = _("Ollama refused the model: {reason}", reason=reason.strip()[:REASON_CHARACTERS])
-    fix = _("Ollama 0.5.5 or newer is needed (`ollama --version`); names are letters, digits, - _ . and one :TAG")
-    return error("ollama-failed", what, where=model, fix=fix)

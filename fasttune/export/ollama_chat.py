@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.console import _, error
 from fasttune.export.llama import Sampling
-from fasttune.export.ollama import ollama_errors, wrong_answers
+from fasttune.export.ollama_server import ollama_errors, wrong_answers
 
 if TYPE_CHECKING:
     from httpx import Request
@@ -42,7 +42,8 @@ def connect(model: str, host: str | None = None) -> Iterator[Answer]:
         def answer(messages: Messages, sampling: Sampling) -> str:
             options: dict[str, Any] = {
                 "temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed,
-                "num_predict": sampling.max_new_tokens,
+                "num_predict": sampling.max_new_tokens, "top_k": sampling.top_k,
+                "repeat_penalty": sampling.repeat_penalty,
             }  # fmt: skip
             with wrong_answers():
                 reply = client.chat(model, messages=list(messages), options=options, stream=False)

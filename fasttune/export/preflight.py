@@ -23,6 +23,7 @@ from fasttune.export.base_reader import read_base
 from fasttune.export.merged import DOCUMENT, merged_bytes
 from fasttune.export.quantize import K_TYPES
 from fasttune.export.request import AUTO, NO_BASE, ExportRequest
+from fasttune.export.serving import file_sampling
 from fasttune.export.vocabulary import Vocabulary, read_vocabulary
 from fasttune.export.weights import Base, Lora, Shape
 from fasttune.export.write import WRITTEN_TYPES, Metadata, written_bytes
@@ -61,6 +62,7 @@ class ExportPlan:
     inputs: str
     missing_types: tuple[str, ...]
     merged_missing: bool
+    lora_missing: bool
     can_check: bool
     warnings: tuple[Finding, ...]
     imatrix: str  # "none", "own", or the sha256 of the file
@@ -75,18 +77,21 @@ def preflight(request: ExportRequest) -> ExportPlan:
     can_check = llama_failure is None
     findings: list[Finding] = []
     source = checked_source(request, llama_failure, findings)
-    metadata = Metadata(request.name, request.run_id, chatml.served_template(source.tokenizer, request.system))
+    template = chatml.served_template(source.tokenizer, request.system)
+    metadata = Metadata(request.name, request.run_id, template, file_sampling(request.base, findings))
     accepted = input_digests(source.base, request, metadata)
     request = with_earlier_pick(request, accepted)
     importance = imatrix_name(request)
     missing = [name for name in request.types if name == AUTO
                or not is_done(request.path(name), accepted, importance, can_check, findings)]  # fmt: skip
     merged_missing = request.keep_merged and not is_merged_done(request.merged, accepted, findings)
+    lora_missing = request.adapter_file and not is_done(request.lora_file, accepted, "none", can_check, findings)
     raise_errors(findings)
     missing.sort(key=lambda name: (name != "f16") + (name == AUTO))
     return ExportPlan(
-        request, source, metadata, accepted[0], tuple(missing), merged_missing, can_check, tuple(findings), importance
-    )
+        request, source, metadata, accepted[0], tuple(missing), merged_missing, lora_missing, can_check,
+        tuple(findings), importance,
+    )  # fmt: skip
 
 
 def with_earlier_pick(request: ExportRequest, accepted: Sequence[str]) -> ExportRequest:
@@ -202,6 +207,8 @@ def check_types(request: ExportRequest, llama_failure: str | None) -> list[Findi
     """Findings about types that don't exist, and types that can't be made or checked without llama.cpp."""
     findings = []
     unknown = [name for name in request.types if name not in (*QUANTIZATION_TYPES, AUTO)]
+    if request.adapter_file and request.adapter is None:
+        findings.append(Finding("no-adapter", "error", "--adapter", _("there is no adapter to write, only a base")))
     if unknown or request.is_empty:
         what = _("unknown GGUF type {types}", types=", ".join(unknown)) if unknown else _("no GGUF type is requested")
         fix = _("choose from {types}", types=", ".join(QUANTIZATION_TYPES))
@@ -240,6 +247,7 @@ def check_disk(request: ExportRequest, base: Base) -> list[Finding]:
         types |= {"f16", "q8_0"} if AUTO in request.types else {"f16"}
     needed = sum(expected_bytes(base.shape, name) + KEY_BYTES for name in types) + SPARE_BYTES
     needed += merged_bytes(base) if request.keep_merged else 0
+    needed += expected_bytes(base.shape, "f16") if request.adapter_file else 0  # the base that it is tried on
     folder = next(folder for folder in (request.out.absolute(), *request.out.absolute().parents) if folder.exists())
     if not folder.is_dir():
         return [Finding("not-a-folder", "error", str(folder), _("is not a folder, so no file can be written into it"))]

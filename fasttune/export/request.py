@@ -8,8 +8,10 @@ from pathlib import Path
 from fasttune.export import conversations
 from fasttune.export.conversations import NONE, Conversations
 from fasttune.export.merged import FOLDER
+from fasttune.export.serving import DEFAULT, Serving, serving_of_run
 from fasttune.recipe.schema import ExportRecipe, Recipe
 from fasttune.runs import documents
+from fasttune.runs.epochs import served_adapter
 from fasttune.runs.store import Run
 
 AUTO = "auto"  # the type that stands for the smallest file that keeps enough
@@ -23,7 +25,9 @@ class ExportRequest:
     `base` is a local Hugging Face folder of Qwen2 weights, `adapter` a PEFT folder to merge into it (None: the base
     alone). `name` begins the file names. `types` are quantization types ("f16", "q8_0", "q4_k_m" …; see
     preflight.QUANTIZATION_TYPES), of any case; each is made once. `system` becomes the chat template's default system
-    message (None keeps the training template), `num_ctx` is the context length in tokens that the Modelfile asks for.
+    message (None keeps the training template), `num_ctx` is the context length in tokens that the Modelfile asks for,
+    `serving` its other numbers. With `adapter_file` the adapter alone becomes a GGUF file too.
+
     The type "auto" stands for the smallest that keeps the share `keep` of what was learned, measured on the run's own
     `conversations`; `imatrix` is "own" (their importance matrix), "none" or a file. `root` holds the runs, for commands
     that are printed.
@@ -42,6 +46,8 @@ class ExportRequest:
     imatrix: str = "own"
     keep: float = 0.9
     root: Path | None = None
+    serving: Serving = DEFAULT
+    adapter_file: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "types", tuple(dict.fromkeys(name.lower() for name in self.types)))
@@ -49,7 +55,7 @@ class ExportRequest:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to make."""
-        return not self.types and not self.keep_merged
+        return not self.types and not self.keep_merged and not self.adapter_file
 
     def path(self, quantization: str) -> Path:
         """exports/linzhi-Q4_K_M.gguf"""
@@ -59,6 +65,11 @@ class ExportRequest:
     def merged(self) -> Path:
         """The folder of the merged model."""
         return self.out / FOLDER
+
+    @property
+    def lora_file(self) -> Path:
+        """The GGUF file of the adapter alone, in a folder of its own: the others are models."""
+        return self.out / "lora" / f"{self.name}-LoRA.gguf"
 
     @property
     def tokenizer(self) -> Path:
@@ -71,12 +82,13 @@ class ExportRequest:
 def request_for_run(run: Run, base: Path, recipe: ExportRecipe) -> ExportRequest:
     """What a recipe's [export] table asks for, made of a finished run.
 
-    Raises FasttuneError where the run's plan.json can't be read.
+    Raises FasttuneError where a document of the run can't be read, or its picked epoch is gone.
     """
     system = documents.read_plan(run).system
     return ExportRequest(
-        base, run.adapter, run.exports, run.series, recipe.gguf, run.id, system, recipe.num_ctx, recipe.keep_merged,
-        conversations.of_run(run) if recipe.gguf else conversations.NONE, recipe.imatrix, recipe.keep, run.root,
+        base, served_adapter(run), run.exports, run.series, recipe.gguf, run.id, system, recipe.num_ctx,
+        recipe.keep_merged, conversations.of_run(run) if recipe.gguf else conversations.NONE, recipe.imatrix,
+        recipe.keep, run.root, serving=serving_of_run(run, base, recipe),
     )  # fmt: skip
 
 

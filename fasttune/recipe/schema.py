@@ -100,6 +100,10 @@ SEED = N_("numpy's generator takes 32 bits")
 KEPT = N_("it is a share, and a quantized file always loses a little")
 ROW = N_("a row is computed at once, and no GPU holds so many tokens")
 CHECKPOINTS = N_("each one holds the adapter and the optimizer's state: so many fill a disk")
+TEMPERATURE = N_("from 2 on nearly every token is as likely as any other")
+VOCABULARY = N_("so many tokens are as good as all of them: write 0")
+PROBABILITY = N_("it is a share of the probability: 1 stands for all tokens")
+PENALTY = N_("even 1.3 takes the words that an answer needs again; usual is 1 to 1.1")
 ANSWER = N_("memory is allocated for the longest answer, and a model that never ends writes all of it")
 
 Module = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -272,6 +276,38 @@ class ExportRecipe:
     num_ctx: int = setting(
         4096, "context length in tokens, written into the Modelfile", ge=16, le=MOST_TOKENS, most=CONTEXT
     )
+    temperature: float | Literal["auto"] = setting(
+        "auto",
+        "sampling temperature when served; auto: as the base's generation_config.json says",
+        ge=0,
+        le=2,
+        most=TEMPERATURE,
+    )
+    top_k: int | Literal["auto"] = setting(
+        "auto",
+        "sample from so many of the likeliest tokens, 0: from all; auto: as the base says",
+        ge=0,
+        le=10_000,
+        most=VOCABULARY,
+    )
+    top_p: float | Literal["auto"] = setting(
+        "auto",
+        "sample from the likeliest tokens that add up to this; auto: as the base says",
+        gt=0,
+        le=1,
+        most=PROBABILITY,
+    )
+    repeat_penalty: float | Literal["auto"] = setting(
+        "auto",
+        "divides the scores of the last 64 tokens, 1: not at all; auto: as the base says",
+        ge=0.5,
+        le=2,
+        most=PENALTY,
+    )
+    num_predict: int | Literal["auto"] = setting(
+        "auto", "longest answer in tokens, -1: no limit; auto: half as long again as the longest trained one",
+        ge=-1, le=MOST_TOKENS, most=CONTEXT,
+    )  # fmt: skip
     keep_merged: bool = setting(False, "keep the merged 16-bit model in Hugging Face layout")
 
 

@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fasttune.console import FasttuneError, Finding, _, error
+from fasttune.console import FasttuneError, Finding, _, error, usage_error
 from fasttune.files import file_sha256, remove_folder, sync_file, whole_folder
 from fasttune.runs import documents
 from fasttune.runs.store import Run
 
 # What is read of a finished adapter; PEFT's README.md beside them is the user's to edit.
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", documents.CHECK_BATCH)
+WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILES = ("adapter_config.json", WEIGHTS, documents.CHECK_BATCH)
 STATE_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 STATE_NAMES = {"trainer_state.json", "adapter_config.json", documents.CHECK_BATCH, documents.UNLOGGED_METRICS}
 
@@ -56,6 +57,19 @@ def list_checkpoints(run: Run) -> list[Path]:
 def checkpoint_step(folder: Path) -> int:
     """120 for checkpoint-120."""
     return int(folder.name.split("-")[1])
+
+
+def checkpoint_at(run: Run, step: int) -> Path:
+    """The checkpoint of a run at a step. Raises FasttuneError where there is none, or it is damaged."""
+    folder = run.checkpoints / f"checkpoint-{step}"
+    if not folder.is_dir():
+        known = ", ".join(str(checkpoint_step(one)) for one in list_checkpoints(run))
+        what = _("{run} has no checkpoint at step {step}", run=run.id, step=step)
+        fix = _("its checkpoints are at the steps {steps}", steps=known or _("none yet"))
+        raise usage_error("no-checkpoint", what, where=run.id, fix=fix)
+    if flaw := find_damage(folder):
+        raise error("checkpoint-damaged", flaw, where=str(folder))
+    return folder
 
 
 def read_files(checkpoint: Path) -> list[Path]:

@@ -3,7 +3,8 @@
     plan.json                 PlanDocument        every resolved setting with its source, and what follows from the data
     provenance.json           Provenance          versions, device, fingerprints, row budget, starts, continuations
     scores.json               Scores              probe questions with the answers of the base and of the trained model,
-                                                  and which facts of a fact sheet each of them knows
+                                                  which facts of a fact sheet each knows, each epoch's answers
+    picked.json               Picks               which epoch's adapter was made the run's, and when
     blind.json                BlindComparisons    what a person picked between the answers of two models
     proof.json                CheckBatch          in each checkpoint and adapter: the check batch's loss when saved
     window.json               UnloggedMetrics     in each checkpoint: sums since the last logged step
@@ -26,7 +27,7 @@ from typing import Any, Literal, TypeVar
 from fasttune.console import FasttuneError, _, error
 from fasttune.files import write_json
 from fasttune.recipe.schema import Setting
-from fasttune.runs.outcomes import ExportFigures, FactScores
+from fasttune.runs.outcomes import EpochScores, ExportFigures, FactScores, OllamaProof
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json, fits_plain, from_json
 
@@ -155,7 +156,8 @@ class PrefixDifference:
 @dataclass(frozen=True)
 class Provenance:
     """provenance.json. `created` is UTC in ISO 8601, `device` the GPU or processor, `system` the system prompt that the
-    trained model is served with."""
+    trained model is served with, `longest_answer` the tokens of the longest supervised span (0: from before it was
+    recorded)."""
 
     fasttune: str
     commit: str
@@ -170,6 +172,7 @@ class Provenance:
     system: str | None
     parent: str | None
     rows: RowRecord = field(metadata={"flat": True})  # its fields stand among the others
+    longest_answer: int = 0
     starts: tuple[StartRecord, ...] = ()
     continuations: tuple[Continuation, ...] = ()
     sharing_check: PrefixDifference | None = None
@@ -187,12 +190,14 @@ class Probe:
 @dataclass(frozen=True)
 class Scores:
     """scores.json. `answered_by` is the name of the GGUF file, "adapter", None where the recipe has no probe questions,
-    and NOT_ASKED before they were asked: the last thing that a run does. `facts` is None before `fasttune facts`.
-    `exports` are the figures of the files that the last export had to do with."""
+    and NOT_ASKED before they were asked: the last thing that a run does. `facts` is None before `fasttune facts`;
+    `epochs` are those whose adapters were kept, oldest first, also while the run trains; `exports` the figures of the
+    files that were exported."""
 
     probes: tuple[Probe, ...]
     answered_by: str | None = NOT_ASKED
     facts: FactScores | None = None
+    epochs: tuple[EpochScores, ...] = ()
     exports: tuple[ExportFigures, ...] = ()
 
 
@@ -238,8 +243,9 @@ class Manifest:
 @dataclass(frozen=True)
 class ArtifactDocument:
     """The .json beside a GGUF file: `type` is the quantization type as in the recipe, `bytes` the size, `checks` the
-    figures of export.verify, `inputs` the sha256 of everything that the file was made from. `figures` is None of a file
-    that was not measured, or was before there were any. `imatrix` is as in ExportFigures."""
+    figures of export.verify, `inputs` the sha256 of everything that the file was made from. `ollama` is what the newest
+    import of it was proven by. `figures` is None of a file that was not measured, or was before there were any;
+    `imatrix` is as in ExportFigures."""
 
     path: str
     type: str
@@ -251,6 +257,7 @@ class ArtifactDocument:
     base: str
     inputs: str
     versions: Mapping[str, str]
+    ollama: OllamaProof | None = None
     figures: ExportFigures | None = None
     imatrix: str = "none"
 

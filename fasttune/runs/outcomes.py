@@ -1,5 +1,6 @@
-"""What a run came to when it was asked or measured, as documents hold it: the facts of a sheet and the figures of the
-exported files in scores.json, and what a person picked in blind comparisons, in blind.json."""
+"""What a run came to when it was asked or measured, as documents hold it: in scores.json the facts of a sheet, the
+answers after each epoch and the figures of the exported files; what a person picked in blind comparisons in blind.json,
+and which epoch was picked in picked.json."""
 
 from __future__ import annotations
 
@@ -59,6 +60,38 @@ class FactScores:
 
 
 @dataclass(frozen=True)
+class EpochScores:
+    """What an epoch came to: `sha256` is that of its adapter's weights, `eval_loss` the held-out loss in nats a
+    supervised token (None: not evaluated at this step), `answers` those to the probe questions `questions`, greedily,
+    of at most `max_new_tokens` tokens."""
+
+    step: int
+    sha256: str
+    eval_loss: float | None
+    questions: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    max_new_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One `fasttune pick`, `created` in UTC in ISO 8601: from then on the adapter after `to` epochs, of `step`, is
+    served in place of that after `from_`. None stands for the run's own adapter."""
+
+    created: str
+    from_: float | None
+    to: float | None
+    step: int
+
+
+@dataclass(frozen=True)
+class Picks:
+    """picked.json: every pick of a run, oldest first. The last one holds."""
+
+    picks: tuple[Pick, ...] = ()
+
+
+@dataclass(frozen=True)
 class BlindChoice:
     """A question that was shown with two answers: `order` are the models in the order in which they stood there,
     `answers` theirs by name, `seed` 0 for the greedy ones; `picked` is the model, None for "no difference"."""
@@ -85,6 +118,26 @@ class BlindComparisons:
     """blind.json: every blind comparison that named this run, oldest first."""
 
     comparisons: tuple[BlindComparison, ...] = ()
+
+
+@dataclass(frozen=True)
+class OllamaProof:
+    """What a model in Ollama answered right after its import, beside the file by llama.cpp (export.proof).
+
+    `prompt_tokens` is Ollama's `prompt_eval_count` (None: it told none), `trained_prompt_tokens` what training makes of
+    the question. Of the first `tokens` tokens of the file's likeliest answer the server's begins with `same_tokens`.
+    """
+
+    model: str
+    version: str
+    question: str
+    prompt_tokens: int | None
+    trained_prompt_tokens: int
+    answer: str
+    file_answer: str
+    tokens: int
+    same_tokens: int
+    passed: bool
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@
       history.jsonl  trainer_state.json one line a logged step; Hugging Face's own file
       checkpoints/checkpoint-120/       Hugging Face layout + manifest.json (sha256 of each file)
       adapter/                          PEFT layout: loads with plain peft; its presence says that the run is finished
+      epochs/epoch-2/                   the adapter as it was after an epoch, in the layout of adapter/
+      picked.json                       which of them export, chat and the like use in place of adapter/
       scores.json  blind.json  tensorboard/
       replaces                          id of the run that --overwrite named, which this run is trained in place of
       exports/linzhi-Q4_K_M.gguf + .json, Modelfile
@@ -86,6 +88,14 @@ class Run:
     @property
     def adapter(self) -> Path:
         return self.folder / "adapter"
+
+    @property
+    def epochs(self) -> Path:
+        return self.folder / "epochs"
+
+    @property
+    def picked(self) -> Path:
+        return self.folder / "picked.json"
 
     @property
     def scores(self) -> Path:

@@ -14,6 +14,7 @@ from fasttune.console import (
     FasttuneError,
     UsageError,
     _,
+    exit_code,
     ngettext,
     print_json,
     say,
@@ -33,6 +34,7 @@ from fasttune.terminal.verdicts import result_lines
 
 if TYPE_CHECKING:
     from fasttune.export import Artifact
+    from fasttune.export.ollama_import import OllamaImport
     from fasttune.runs.documents import Probe
     from fasttune.training.estimate import Estimate
     from fasttune.training.train import RunRecord
@@ -167,11 +169,20 @@ def beginning(path: str, line: int) -> str:
     return next((f"{path}:{one.place}" for one in records if one.line <= line <= one.last), "")
 
 
-def show_result(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe], *, as_json: bool) -> None:
-    """Print what a finished run has made: losses, answers before and after, and where its files lie."""
+def show_result(
+    record: RunRecord,
+    artifacts: Sequence[Artifact],
+    probes: Sequence[Probe],
+    *,
+    ollama: OllamaImport | None = None,
+    as_json: bool,
+) -> int:
+    """Print what a finished run has made: losses, answers before and after, where its files lie, and in the end what is
+    left to do for Ollama. The exit code: 1 where Ollama serves something else than was trained."""
+    findings = ollama.findings if ollama else ()
     if as_json:
-        print_json(result_json(record, artifacts, probes))
-        return
+        print_json({**result_json(record, artifacts, probes), "ollama": ollama_json(ollama)})
+        return exit_code(findings)
     if probes:
         stdout_console.print(probes_table(probes, by_gguf=bool(artifacts)))
     figures = summary.read_figures(record.run)
@@ -184,16 +195,21 @@ def show_result(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequen
     for artifact in artifacts:
         line(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
     line(runs_tree.use_line(record.run, has_file=bool(artifacts)))
+    show_findings(findings)
+    return exit_code(findings)
+
+
+def ollama_json(ollama: OllamaImport | None) -> dict[str, Any] | None:
+    """What an import came to, for --json; None where there was none to make."""
+    if ollama is None:
+        return None
+    proof, findings = asdict(ollama.proof) if ollama.proof else None, [vars(one) for one in ollama.findings]
+    return {"model": ollama.model, "kept": ollama.kept, "proof": proof, "findings": findings}
 
 
 def result_json(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe]) -> dict[str, Any]:
     """The document of `fasttune run --json`."""
     figures = summary.read_figures(record.run)
-    exports = [
-        {"path": str(one.path), "type": one.type, "bytes": one.bytes, "sha256": one.sha256}
-        | {"figures": None if one.figures is None else asdict(one.figures)}
-        for one in artifacts
-    ]
     return {
         "run": record.run.id,
         "steps": record.steps,
@@ -207,10 +223,19 @@ def result_json(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequen
         "verdict": figures.verdict,
         "verdict_reason": figures.verdict_reason,
         "seconds": record.seconds,
-        "exports": exports,
+        "exports": artifacts_json(artifacts),
         "probes": [asdict(probe) for probe in probes],
         "folder": str(record.run.folder),
     }
+
+
+def artifacts_json(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
+    """What the documents of `run --json` and `export --json` say of each file."""
+    return [
+        {"path": str(one.path), "type": one.type, "bytes": one.bytes, "sha256": one.sha256}
+        | {"figures": None if one.figures is None else asdict(one.figures)}
+        for one in artifacts
+    ]
 
 
 def probes_table(probes: Sequence[Probe], *, by_gguf: bool) -> Table:

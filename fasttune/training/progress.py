@@ -10,7 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Column
 
 from fasttune.console import _, say, stderr_console
@@ -70,6 +79,40 @@ class CountLine:
         self.progress.stop()
         if self.done == self.total:
             say(f"{self.text} {self.done}/{self.total}")
+
+
+class ByteLine:
+    """`linzhi-F16.gguf  120/988 MB` with the rate and the time left, while the block lasts: a moving line in a
+    terminal, elsewhere a plain line every PLAIN_LINE_EVERY seconds."""
+
+    def __init__(self, text: str, total: int) -> None:
+        self.text, self.total, self.done = text, total, 0
+        self.started = self.last_line = time.monotonic()
+        columns = (
+            TextColumn("{task.description}"), BarColumn(20), DownloadColumn(), TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        terminal = stderr_console.is_terminal
+        self.progress = Progress(*columns, console=stderr_console, disable=not terminal, transient=True)
+
+    def __enter__(self) -> ByteLine:
+        self.progress.start()
+        self.task = self.progress.add_task(escape(self.text), total=self.total)
+        return self
+
+    def advance(self, count: int) -> None:
+        """So many bytes more are written."""
+        self.done += count
+        self.progress.update(self.task, completed=self.done)
+        now = time.monotonic()
+        if not stderr_console.is_terminal and now - self.last_line >= PLAIN_LINE_EVERY:
+            self.last_line = now
+            left = (now - self.started) * (self.total - self.done) / max(1, self.done)
+            say(_("{name}: {done:.0f} of {total:.0f} MB, {seconds:.0f} s left", name=self.text, done=self.done / 1e6,
+                  total=self.total / 1e6, seconds=left))  # fmt: skip
+
+    def __exit__(self, *failure: object) -> None:
+        self.progress.stop()
 
 
 class ProgressLine:

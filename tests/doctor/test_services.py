@@ -15,7 +15,7 @@ import pytest
 from fasttune.console import error
 from fasttune.doctor import services
 from fasttune.doctor.situation import Situation
-from fasttune.export.ollama import server_version
+from fasttune.export.ollama_server import server_version
 from fasttune.training import hub
 
 NATIVE = Situation(None, "", "", False, Path("runs"))

@@ -31,7 +31,7 @@ def test_published_file_is_read_as_it_was(artifact: Artifact) -> None:
     fields = json.loads((folder / "linzhi-F16.json").read_text(encoding="utf-8"))
     assert list(fields) == [
         "format", "path", "type", "sha256", "bytes", "run_id", "system", "checks", "base", "inputs", "versions",
-        "figures", "imatrix",
+        "ollama", "figures", "imatrix",
     ]  # fmt: skip
     assert (fields["path"], fields["base"], fields["inputs"]) == ("linzhi-F16.gguf", "/models/base", "a digest")
     assert set(fields["versions"]) >= {"gguf", "llama-cpp-python", "numpy"}

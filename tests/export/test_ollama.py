@@ -22,7 +22,8 @@ from ollama_server import Handler, Server, running_server
 
 from fasttune.console import FasttuneError
 from fasttune.export import Artifact, import_into_ollama, ollama_connection
-from fasttune.export.ollama import TEMPLATE, modelfile, warn_if_silent
+from fasttune.export.modelfile import TEMPLATE, modelfile
+from fasttune.export.ollama import look_before_training
 
 SYSTEM = '你是林栀。\n她说 """轻声细语"""\u3000👩‍👧'
 
@@ -150,11 +151,11 @@ def test_no_server(server: Server, artifact: Artifact) -> None:
 
 def test_before_training_it_is_said_that_no_server_answers(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", server.host)
-    assert warn_if_silent("linzhi") == [] and server.calls == ["GET /api/tags"]
-    assert warn_if_silent("") == [] and len(server.calls) == 1  # nothing is to be imported
+    assert look_before_training("linzhi") == [] and server.calls == ["GET /api/tags", "GET /api/version"]
+    assert look_before_training("") == [] and len(server.calls) == 2  # nothing is to be imported
     server.shutdown()
     server.server_close()
-    (finding,) = warn_if_silent("linzhi")
+    (finding,) = look_before_training("linzhi")
     assert (finding.code, finding.level) == ("ollama-unreachable", "warning")
 
 
@@ -162,7 +163,7 @@ def test_before_training_it_is_said_that_no_server_answers(server: Server, monke
 def test_an_address_that_is_none_is_one_message(host: str, artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", host)
     for use in (
-        lambda: warn_if_silent("linzhi"),
+        lambda: look_before_training("linzhi"),
         lambda: import_into_ollama(artifact, "linzhi", num_ctx=2048, report=lambda line: None),
     ):
         with pytest.raises(FasttuneError) as caught:
@@ -322,7 +323,7 @@ def test_a_flood_of_messages_is_cut(server: Server, artifact: Artifact) -> None:
 
 def test_an_ollama_host_that_is_no_address_is_one_message() -> None:
     """The package reads the variable when it is imported, so that only a process of its own shows it."""
-    code = "from fasttune.export import ollama\nollama.warn_if_silent('linzhi')"
+    code = "from fasttune.export import ollama\nollama.look_before_training('linzhi')"
     variables = {**os.environ, "OLLAMA_HOST": "garbage:://"}
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
     assert "FasttuneError: OLLAMA_HOST=garbage:://: this is not the address of a server" in done.stderr

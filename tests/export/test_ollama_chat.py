@@ -26,7 +26,9 @@ def test_a_conversation_is_answered_with_the_sampling_that_was_asked_for(server:
         assert answer(messages[1:], Sampling(7)) == "WHO?"
     first, second = server.asked
     assert first["messages"] == messages and second["messages"] == messages[1:] and first["stream"] is False
-    assert first["options"] == {"temperature": 0.5, "top_p": 0.9, "seed": 3, "num_predict": 7}
+    assert first["options"] == {
+        "temperature": 0.5, "top_p": 0.9, "seed": 3, "num_predict": 7, "top_k": 0, "repeat_penalty": 1.0,
+    }  # fmt: skip
     assert second["options"]["temperature"] == 0
 
 

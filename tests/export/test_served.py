@@ -41,7 +41,7 @@ def test_a_file_that_lost_most_of_the_training_speaks_only_where_it_is_named(tmp
     run = a_run(tmp_path, "linzhi-F16.gguf", "linzhi-Q2_K.gguf")
     (run.exports / "Modelfile").write_text("FROM ./linzhi-Q2_K.gguf\n")
     lost = replace(FIGURES, judgement="loses-training")
-    document = ArtifactDocument("linzhi-Q2_K.gguf", "q2_k", "0", 4, run.id, None, {}, "", "", {}, lost)
+    document = ArtifactDocument("linzhi-Q2_K.gguf", "q2_k", "0", 4, run.id, None, {}, "", "", {}, figures=lost)
     documents.write(run.exports / "linzhi-Q2_K.json", document)
     assert served_gguf(run) == run.exports / "linzhi-F16.gguf"
     (run.exports / "linzhi-F16.gguf").unlink()

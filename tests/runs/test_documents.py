@@ -31,7 +31,7 @@ from fasttune.runs.documents import (
     TrainerStateFigures,
     UnloggedMetrics,
 )
-from fasttune.runs.outcomes import ArmFacts, FactResult, FactScores, RuleResult
+from fasttune.runs.outcomes import ArmFacts, EpochScores, FactResult, FactScores, Pick, Picks, RuleResult
 
 OLD = Path(__file__).parent / "old_documents"  # of a run that was trained before documents had a format number
 KINDS: dict[str, type[Any]] = {
@@ -61,6 +61,10 @@ EVERY = [
             "base": ("", "?", "猫"), "tuned": ("定影", "定影", "猫")}),),
         (RuleResult("never-ai", "不说语言模型", {"base": (), "tuned": ("语言模型",)}),),
     )),
+    Scores((), documents.NOT_ASKED, None, (
+        EpochScores(6, "0" * 64, 1.5, ("你是谁？",), ("小灯。",), 64), EpochScores(9, "1" * 64, None),
+    )),
+    Picks((Pick("2026-03-01T10:00:00+00:00", None, 2.5, 9), Pick("2026-03-01T10:00:01+00:00", 2.5, None, 12))),
     CheckBatch(6, 12, 1e-4, 0.0139, ("a.jsonl:1", "a.jsonl:2"), "0" * 64, "1" * 64, "cpu", {"torch": "2.13.0"}),
     UnloggedMetrics(1.5, 10, 12, 90, 40, 4, 1, 0.2, 42840),
     Manifest(6, {"optimizer.pt": "0" * 64}),
@@ -102,7 +106,7 @@ def test_a_document_without_a_format_number_is_read_whole(tmp_path: Path, name: 
     if name == "provenance.json":
         added = {"sharing_check": None, "base": before["base"] | {"folder": ""}}
     if name == "scores.json":
-        added = {"facts": None}
+        added = {"facts": None, "epochs": []}
     assert after == before | added
 
 
