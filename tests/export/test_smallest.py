@@ -18,23 +18,25 @@ OWN = Conversations(samples(4, words=30), "held-out", samples(9)[4:])
 @pytest.fixture
 def few_types(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer types to try."""
-    monkeypatch.setattr(smallest, "ORDER", ("q2_k", "q4_k_m", "q8_0"))
+    monkeypatch.setattr(smallest, "ORDER", ("q2_k", "q4_k_m", "f16"))
 
 
 @pytest.mark.usefixtures("few_types")
 def test_the_smallest_that_keeps_enough_is_taken(material: Path, tmp_path: Path) -> None:
     adapter, lines = material / "adapter", list[str]()
-    (loose,) = export(request(tmp_path / "a", adapter, types=("auto",), conversations=OWN, keep=0.01), lines.append)
-    strict = request(tmp_path / "b", adapter, types=("AUTO",), conversations=OWN, keep=0.99)
+    (loose,) = export(request(tmp_path / "a", adapter, types=("auto",), conversations=OWN, keep=0.5), lines.append)
+    strict = request(tmp_path / "b", adapter, types=("AUTO",), conversations=OWN, keep=0.998)
     (larger,) = export(strict, lines.append)
-    assert loose.type == "q2_k" and larger.type in ("q4_k_m", "q8_0") and loose.bytes < larger.bytes
+    assert loose.type == "q4_k_m" and larger.type == "f16"
     told = [line for line in lines if line.startswith("auto: ")]
-    assert len(told) == 2 and "the smallest that keeps 1%" in told[0] and "q2_k (" in told[1]
+    assert len(told) == 2 and "the smallest that keeps 50%" in told[0]
+    assert "q2_k (" in told[0] and "q4_k_m (" in told[1]
     assert {path.name for path in larger.path.parent.iterdir()} == {
         larger.path.name, larger.path.with_suffix(".json").name, "Modelfile",
     }  # fmt: skip
     document = read_document(loose.path)
     assert document.figures is not None and document.figures.picked and document.imatrix == "own"
+    assert read_document(larger.path).imatrix == "none"  # f16 takes none
     assert document.figures.measured_on == "held-out" and document.figures.conversations == 4
     again: list[str] = []
     assert export(strict, again.append) == [larger] and again == [f"{larger.path.name} already exists"]

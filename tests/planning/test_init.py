@@ -146,6 +146,13 @@ def test_the_base_follows_from_free_memory(tmp_path: Path, gpu_gib: float | None
     assert values.get("model.load_in_4bit", False) is small
 
 
+def test_the_gguf_type_follows_from_the_size_of_the_base() -> None:
+    for base in ("Qwen/Qwen2.5-1.5B-Instruct", "/models/qwen2.5-3b"):
+        (line,) = init.gguf_lines(base)
+        assert (line.key, line.value) == ("export.gguf", ["q4_k_m"]) and line.why
+    assert init.gguf_lines("Qwen/Qwen2.5-0.5B-Instruct") == [] == init.gguf_lines("builtin:tiny")
+
+
 @pytest.mark.parametrize(("gpu_gib", "small"), [(23.0, False), (9.0, True), (None, False)])
 def test_a_named_base_that_is_large_for_the_gpu_is_held_in_4_bits(
     tmp_path: Path, gpu_gib: float | None, small: bool
