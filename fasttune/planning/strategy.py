@@ -93,6 +93,19 @@ class Plan:
         return self.epochs + (self.start.epochs if self.start.kind == "adapter" else 0.0)
 
     @property
+    def keeps_epochs(self) -> bool:
+        """Whether the adapter of each epoch is kept: as train.keep_epochs says, for "auto" where samples are held
+        out."""
+        keep = self.recipe.train.keep_epochs
+        return bool(self.dataset.held_out) if keep == "auto" else keep
+
+    @property
+    def kept_epochs(self) -> int:
+        """How many adapters that is: one for each whole epoch of this run, and one where it ends between two."""
+        whole = self.total_steps // self.steps_per_epoch - self.start.step // self.steps_per_epoch
+        return (whole + bool(self.total_steps % self.steps_per_epoch)) * self.keeps_epochs
+
+    @property
     def system(self) -> str | None:
         """The system prompt the trained model is served with: the most frequent one of the training samples, of equally
         frequent ones the first; None where no sample has one."""

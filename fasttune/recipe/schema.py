@@ -177,6 +177,9 @@ class TrainRecipe:
     eval_steps: int = setting(0, "steps between two evaluations on data.val; 0: once an epoch", ge=0, le=MOST_STEPS)
     save_steps: int = setting(0, "steps between two checkpoints; 0: once an epoch", ge=0, le=MOST_STEPS)
     save_total_limit: int = setting(2, "how many of the newest checkpoints are kept", ge=1, le=10_000)
+    keep_epochs: bool | Literal["auto"] = setting(
+        "auto", "keep the adapter of each epoch for `fasttune pick`; auto: where there are held-out samples"
+    )
     until: Until = field(default_factory=Until)
     early_stopping_patience: int = setting(
         0, "stop after so many evaluations without a better held-out loss; 0: never", ge=0, le=MOST_STEPS

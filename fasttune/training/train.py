@@ -28,6 +28,7 @@ from fasttune.runs.store import Run
 from fasttune.training import device, distributed, finished_adapter, hub, oom, probe_answers, provenance, resume_check
 from fasttune.training import model as models
 from fasttune.training.callbacks import FirstStepCallback
+from fasttune.training.kept_epochs import EpochCallback
 from fasttune.training.progress import PhaseTimer
 from fasttune.training.row_budget import RowBudget, estimated_budget, needs_gradient_checkpointing
 from fasttune.training.step_dataset import StepDataset
@@ -93,6 +94,8 @@ def train(
             distributed.broadcast_from_rank0((run, rows, checkpoint))
             trainer = StepTrainer(model, training_arguments(plan, run), steps, data.held_out, plan, run)
             trainer.add_callback(FirstStepCallback(run, phases, data.samples, data.cache_misses))
+            if plan.keeps_epochs:
+                trainer.add_callback(EpochCallback(trainer, data.tokenizer))
             seconds = run_training_loop(trainer, checkpoint)
             distributed.finalize()
             if trainer.complete:
@@ -234,6 +237,7 @@ def prepare(run: Run, plan: Plan, rows: RowRecord) -> Path | None:
     say(_("packing budget {tokens:,} tokens a row", tokens=rows.tokens_per_row))
     files.remove_partial(run.folder)
     files.remove_partial(run.checkpoints)
+    files.remove_partial(run.epochs)
     documents.update_provenance(run, rows=rows)
     checkpoint, flaws = checkpoints.newest_whole_checkpoint(run)
     show_findings(damage_findings(run, checkpoint, flaws))
