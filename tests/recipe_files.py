@@ -71,6 +71,11 @@ add_epochs = 1.5
 gguf = []
 ollama = "linzhi"
 num_ctx = 2048
+temperature = 0.3
+top_k = 40
+top_p = 0.9
+repeat_penalty = 1.05
+num_predict = 500
 keep_merged = true
 [probe]
 questions = ["你是谁？"]

@@ -18,7 +18,8 @@ from fasttune.console import _, error
 from fasttune.export import chatml, preflight, quantize, verify
 from fasttune.export.artifact import Artifact, publish, read_artifact
 from fasttune.export.merged import write_merged
-from fasttune.export.ollama import import_into_ollama, modelfile
+from fasttune.export.modelfile import modelfile
+from fasttune.export.ollama import import_into_ollama
 from fasttune.export.preflight import ExportPlan
 from fasttune.export.request import ExportRequest, request_for_run
 from fasttune.export.write import WRITTEN_TYPES, write_gguf
@@ -51,7 +52,7 @@ def export(request: ExportRequest, report: Report) -> list[Artifact]:
         make_merged(plan, report)
         artifacts = [read_artifact(request.path(quantization)) for quantization in request.types]
         if artifacts:
-            write_modelfile(artifacts[0], request.num_ctx, report)
+            write_modelfile(artifacts[0], request, report)
     return artifacts
 
 
@@ -151,9 +152,9 @@ def make_merged(plan: ExportPlan, report: Report) -> None:
     write_merged(request.merged, source.base, source.loras, request.tokenizer, document)
 
 
-def write_modelfile(artifact: Artifact, num_ctx: int, report: Report) -> None:
+def write_modelfile(artifact: Artifact, request: ExportRequest, report: Report) -> None:
     """Write the Modelfile for `ollama create` with this file, where its system prompt can stand in one."""
-    text = modelfile(artifact.path.name, artifact.system, num_ctx)
+    text = modelfile(artifact.path.name, artifact.system, request.num_ctx, request.serving)
     if text is not None:
         write_text(artifact.path.parent / "Modelfile", text)
         return

@@ -1,4 +1,4 @@
-"""Ollama: the Modelfile beside a file, and the import over Ollama's HTTP API with its official client.
+"""The import into Ollama, over its HTTP API with its official client.
 
     GET  /api/tags             which models exist
     POST /api/copy             an existing model of that name is kept under the tag before-<run>
@@ -6,8 +6,7 @@
     POST /api/create           files, template, system, parameters
 
 Ollama since 0.34.1 neither takes adapters for a GGUF nor quantizes one (server/create.go), so it gets the merged,
-quantized file. TEMPLATE renders what the training template renders (chatml.py checks that it is ChatML); the template
-inside the file does too, because Ollama prefers that one where it can do more.
+quantized file.
 
 The client has no public call for the HEAD request, and no public attribute with the server's address. The address is
 that of its first request, which a hook (an argument of httpx.Client that the client passes on) keeps.
@@ -24,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.console import FasttuneError, Finding, _, error
 from fasttune.export.artifact import Artifact
+from fasttune.export.modelfile import parameters, template
+from fasttune.export.serving import DEFAULT, Serving
 
 if TYPE_CHECKING:
     from httpx import Request
@@ -31,47 +32,19 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 
-# The newline at the end is part of the prompt: the answer starts on the line after "assistant".
-TEMPLATE = """{{- range .Messages }}<|im_start|>{{ .Role }}
-{{ .Content }}<|im_end|>
-{{ end }}<|im_start|>assistant
-"""
-# Ollama takes SYSTEM "" for none (server/routes.go), though the model was trained with an empty turn.
-WITH_EMPTY_SYSTEM = TEMPLATE.replace(
-    "{{- range .Messages }}",
-    '{{- range $i, $_ := .Messages }}{{ if and (eq $i 0) (ne .Role "system") }}'
-    "<|im_start|>system\n<|im_end|>\n{{ end }}",
-)
-STOPS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-TEMPERATURE = 0.7
 MOST_STATUSES = 100  # Ollama has about six
 REASON_CHARACTERS = 500
 TAG_CHARACTERS = string.ascii_letters + string.digits + "._-"
 
 
-def modelfile(file_name: str, system: str | None, num_ctx: int) -> str | None:
-    """A Modelfile for `ollama create NAME -f Modelfile`; None for a system prompt that a Modelfile can't hold.
-
-    Ollama's parser (parser/parser.go) ends a quoted text at three quotes and drops every character that Go calls
-    unprintable, an ideographic space or an emoji's joiner among them. The HTTP API takes any text.
-    """
-    if system is not None and ('"""' in system or not all(one.isprintable() or one in "\n\t" for one in system)):
-        return None
-    lines = [f"FROM ./{file_name}", f'TEMPLATE """{template(system)}"""']
-    if system:
-        lines.append(f'SYSTEM """{system}"""')
-    lines += [f'PARAMETER stop "{stop}"' for stop in STOPS]
-    lines += [f"PARAMETER temperature {TEMPERATURE}", f"PARAMETER num_ctx {num_ctx}"]
-    return "\n".join(lines) + "\n"
-
-
-def template(system: str | None) -> str:
-    """The Go template of a model with this default system prompt."""
-    return WITH_EMPTY_SYSTEM if system == "" else TEMPLATE
-
-
 def import_into_ollama(
-    artifact: Artifact, model: str, *, num_ctx: int, report: Report, host: str | None = None
+    artifact: Artifact,
+    model: str,
+    *,
+    num_ctx: int,
+    report: Report,
+    serving: Serving = DEFAULT,
+    host: str | None = None,
 ) -> str | None:
     """Make `model` in Ollama from a finished file; returns the name under which an existing model of this name is kept.
 
@@ -84,7 +57,7 @@ def import_into_ollama(
         kept = keep_existing(client, model, artifact.run_id, report)
         if not has_blob(requests[0], artifact.sha256):
             upload(client, artifact, report)
-        create(client, artifact, model, num_ctx, report)
+        create(client, artifact, model, parameters(num_ctx, serving), report)
     report(_("the model is in Ollama; run it with `ollama run {model}`", model=model))
     return kept
 
@@ -233,9 +206,8 @@ def upload(client: Client, artifact: Artifact, report: Report) -> None:
         raise error("export-changed", what, where=str(artifact.path), why=why, fix=_("export it again"))
 
 
-def create(client: Client, artifact: Artifact, model: str, num_ctx: int, report: Report) -> None:
+def create(client: Client, artifact: Artifact, model: str, given: dict[str, Any], report: Report) -> None:
     """Make the model, reporting the server's progress. Raises FasttuneError where the server does not succeed."""
-    parameters: dict[str, Any] = {"stop": list(STOPS), "temperature": TEMPERATURE, "num_ctx": num_ctx}
     files = {"model.gguf": f"sha256:{artifact.sha256}"}
     statuses: set[str] = set()
     last = _("it gave no answer")
@@ -244,7 +216,7 @@ def create(client: Client, artifact: Artifact, model: str, num_ctx: int, report:
         files=files,
         template=template(artifact.system),
         system=artifact.system or None,
-        parameters=parameters,
+        parameters=given,
         stream=True,
     )
     for status in progress_statuses(lines):

@@ -22,6 +22,7 @@ from fasttune.export.base_reader import read_base
 from fasttune.export.merged import DOCUMENT, merged_bytes
 from fasttune.export.quantize import K_TYPES
 from fasttune.export.request import ExportRequest
+from fasttune.export.serving import file_sampling
 from fasttune.export.vocabulary import Vocabulary, read_vocabulary
 from fasttune.export.weights import Base, Lora, Shape
 from fasttune.export.write import WRITTEN_TYPES, Metadata, written_bytes
@@ -72,7 +73,8 @@ def preflight(request: ExportRequest) -> ExportPlan:
     can_check = llama_failure is None
     findings: list[Finding] = []
     source = checked_source(request, llama_failure, findings)
-    metadata = Metadata(request.name, request.run_id, chatml.served_template(source.tokenizer, request.system))
+    template = chatml.served_template(source.tokenizer, request.system)
+    metadata = Metadata(request.name, request.run_id, template, file_sampling(request.base, findings))
     accepted = input_digests(source.base, request, metadata)
     paths = {name: request.path(name) for name in request.types}
     missing = [name for name, path in paths.items() if not is_done(path, accepted, can_check, findings)]

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fasttune.export.merged import FOLDER
+from fasttune.export.serving import DEFAULT, Serving, serving_of_run
 from fasttune.recipe.schema import ExportRecipe, Recipe
 from fasttune.runs import documents
+from fasttune.runs.epochs import served_adapter
 from fasttune.runs.store import Run
 
 
@@ -18,7 +20,8 @@ class ExportRequest:
     `base` is a local Hugging Face folder of Qwen2 weights, `adapter` a PEFT folder to merge into it (None: the base
     alone). `name` begins the file names. `types` are quantization types ("f16", "q8_0", "q4_k_m" …; see
     preflight.QUANTIZATION_TYPES), of any case; each is made once. `system` becomes the chat template's default system
-    message (None keeps the training template), `num_ctx` is the context length in tokens that the Modelfile asks for.
+    message (None keeps the training template), `num_ctx` is the context length in tokens that the Modelfile asks for,
+    `serving` its other numbers.
     """
 
     base: Path
@@ -30,6 +33,7 @@ class ExportRequest:
     system: str | None
     num_ctx: int
     keep_merged: bool = False
+    serving: Serving = DEFAULT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "types", tuple(dict.fromkeys(name.lower() for name in self.types)))
@@ -59,12 +63,13 @@ class ExportRequest:
 def request_for_run(run: Run, base: Path, recipe: ExportRecipe) -> ExportRequest:
     """What a recipe's [export] table asks for, made of a finished run.
 
-    Raises FasttuneError where the run's plan.json can't be read.
+    Raises FasttuneError where a document of the run can't be read, or its picked epoch is gone.
     """
     system = documents.read_plan(run).system
     return ExportRequest(
-        base, run.adapter, run.exports, run.series, recipe.gguf, run.id, system, recipe.num_ctx, recipe.keep_merged
-    )
+        base, served_adapter(run), run.exports, run.series, recipe.gguf, run.id, system, recipe.num_ctx,
+        recipe.keep_merged, serving=serving_of_run(run, base, recipe),
+    )  # fmt: skip
 
 
 def request_before_training(base: Path, recipe: Recipe, system: str | None, out: Path) -> ExportRequest:

@@ -10,7 +10,7 @@ bytes are those llama.cpp's own quantizer makes from the F16 file.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -19,6 +19,7 @@ import numpy as np
 from gguf import quants
 
 from fasttune.console import _, error
+from fasttune.export.serving import FileSampling
 from fasttune.export.source_files import FloatArray, Tensor
 from fasttune.export.vocabulary import Vocabulary
 from fasttune.export.weights import (
@@ -45,11 +46,13 @@ WRITTEN_TYPES: dict[str, Encoding] = {"f16": "F16", "q8_0": "Q8_0"}
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a GGUF says of itself: its name, the run it comes from, and the chat template for its prompts."""
+    """What a GGUF says of itself: its name, the run it comes from, the chat template for its prompts, and how tokens
+    are best sampled."""
 
     name: str
     run_id: str
     chat_template: str
+    sampling: FileSampling = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,8 @@ def add_model_keys(writer: gguf.GGUFWriter, shape: Shape, metadata: Metadata, en
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(metadata.name)
     writer.add_string("fasttune.run_id", metadata.run_id)
+    for name, value in metadata.sampling.items():
+        getattr(writer, f"add_sampling_{name}")(value)
     total, shared, expert, experts = writer.get_total_parameter_count()
     writer.add_size_label(gguf.size_label(total, shared, expert, experts))
     writer.add_block_count(shape.layers)
@@ -186,4 +191,5 @@ def add_tokenizer_keys(writer: gguf.GGUFWriter, vocabulary: Vocabulary, chat_tem
     writer.add_pad_token_id(vocabulary.pad)
     writer.add_bos_token_id(vocabulary.bos)
     writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
     writer.add_chat_template(chat_template)

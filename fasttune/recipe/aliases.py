@@ -43,7 +43,10 @@ ALIASES = {
     "continue.add_epochs": "extra_epochs additional_epochs",
     "export.gguf": "quantization_method quantization export_quantization_bit quant save_gguf gguf_quantization",
     "export.ollama": "ollama_name ollama_model",
-    "export.num_ctx": "context_length n_ctx",
+    "export.num_ctx": "context_length n_ctx ctx_size",
+    "export.temperature": "temp",
+    "export.repeat_penalty": "repetition_penalty penalty_repeat",
+    "export.num_predict": "n_predict",
     "export.keep_merged": "save_method merge_lora save_merged",
     "probe.max_new_tokens": "max_tokens",
 }

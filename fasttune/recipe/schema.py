@@ -219,6 +219,22 @@ class ExportRecipe:
     gguf: tuple[Quantization, ...] = setting(("q8_0",), "GGUF files to write; [] for none")
     ollama: str = setting("", "name of the model in Ollama; empty: no import")
     num_ctx: int = setting(4096, "context length in tokens, written into the Modelfile", ge=16, le=MOST_TOKENS)
+    temperature: float | Literal["auto"] = setting(
+        "auto", "sampling temperature when served; auto: as the base's generation_config.json says", ge=0, le=2
+    )
+    top_k: int | Literal["auto"] = setting(
+        "auto", "sample from so many of the likeliest tokens, 0: from all; auto: as the base says", ge=0, le=10_000
+    )
+    top_p: float | Literal["auto"] = setting(
+        "auto", "sample from the likeliest tokens that add up to this; auto: as the base says", gt=0, le=1
+    )
+    repeat_penalty: float | Literal["auto"] = setting(
+        "auto", "divides the scores of the last 64 tokens, 1: not at all; auto: as the base says", ge=0.5, le=2
+    )
+    num_predict: int | Literal["auto"] = setting(
+        "auto", "longest answer in tokens, -1: no limit; auto: half as long again as the longest trained one",
+        ge=-1, le=MOST_TOKENS,
+    )  # fmt: skip
     keep_merged: bool = setting(False, "keep the merged 16-bit model in Hugging Face layout")
 
 

@@ -156,7 +156,8 @@ class PrefixDifference:
 @dataclass(frozen=True)
 class Provenance:
     """provenance.json. `created` is UTC in ISO 8601, `device` the GPU or processor, `system` the system prompt that the
-    trained model is served with."""
+    trained model is served with, `longest_answer` the tokens of the longest supervised span (0: from before it was
+    recorded)."""
 
     fasttune: str
     commit: str
@@ -171,6 +172,7 @@ class Provenance:
     system: str | None
     parent: str | None
     rows: RowRecord = field(metadata={"flat": True})  # its fields stand among the others
+    longest_answer: int = 0
     starts: tuple[StartRecord, ...] = ()
     continuations: tuple[Continuation, ...] = ()
     sharing_check: PrefixDifference | None = None

@@ -90,7 +90,7 @@ def train(
     with files.disk_full_as_error(root, models.checkpoint_bytes(model)):
         run = resume or create_run(root, plan, base, rows, replaced)
         with exclusive(run):
-            checkpoint = prepare(run, plan, rows)
+            checkpoint = prepare(run, plan, rows, longest_answer(data.training))
             distributed.broadcast_from_rank0((run, rows, checkpoint))
             trainer = StepTrainer(model, training_arguments(plan, run), steps, data.held_out, plan, run)
             trainer.add_callback(FirstStepCallback(run, phases, data.samples, data.cache_misses))
@@ -172,6 +172,11 @@ def tokenize(plan: Plan, base: Path) -> TokenizedData:
     return TokenizedData(tokenizer, training, held_out, findings, len(samples), cache.rendered)
 
 
+def longest_answer(examples: Sequence[Example]) -> int:
+    """The tokens of the longest supervised span of the samples; its end token counts."""
+    return max((end - start for example in examples for start, end in example.supervised), default=0)
+
+
 def with_adapter(model: Any, plan: Plan, rows: RowRecord) -> Any:
     """The base with LoRA weights, fresh or those of the parent's adapter that the plan starts from."""
     recipe = plan.recipe
@@ -230,7 +235,7 @@ def exclusive(run: Run) -> Iterator[None]:
         yield
 
 
-def prepare(run: Run, plan: Plan, rows: RowRecord) -> Path | None:
+def prepare(run: Run, plan: Plan, rows: RowRecord, longest: int) -> Path | None:
     """Clear what a stopped process left in the run's folder and record its rows; returns the checkpoint to start from,
     the run's newest whole one or the plan's. Damaged ones are named and skipped."""
     say(_("run {run} in {folder}", run=run.id, folder=run.folder))
@@ -238,7 +243,7 @@ def prepare(run: Run, plan: Plan, rows: RowRecord) -> Path | None:
     files.remove_partial(run.folder)
     files.remove_partial(run.checkpoints)
     files.remove_partial(run.epochs)
-    documents.update_provenance(run, rows=rows)
+    documents.update_provenance(run, rows=rows, longest_answer=longest)
     checkpoint, flaws = checkpoints.newest_whole_checkpoint(run)
     show_findings(damage_findings(run, checkpoint, flaws))
     return checkpoint or plan.start.checkpoint

@@ -22,7 +22,8 @@ from ollama_server import Handler, Server, running_server
 
 from fasttune.console import FasttuneError
 from fasttune.export import Artifact, import_into_ollama, ollama_connection
-from fasttune.export.ollama import TEMPLATE, modelfile, warn_if_silent
+from fasttune.export.modelfile import TEMPLATE, modelfile
+from fasttune.export.ollama import warn_if_silent
 
 SYSTEM = '你是林栀。\n她说 """轻声细语"""\u3000👩‍👧'
 

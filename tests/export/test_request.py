@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 from exports import SYSTEM, TINY, request
+from run_folders import write_run
 
 from fasttune.console import FasttuneError
 from fasttune.export.request import request_before_training, request_for_run
+from fasttune.export.serving import Serving
 from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import ExportRecipe
 from fasttune.runs import documents
-from fasttune.runs.documents import PlanDocument
-from fasttune.runs.store import Run
 
 
 def test_each_type_once_in_lower_case(tmp_path: Path) -> None:
@@ -32,15 +33,12 @@ def test_tokenizer_of_the_training_goes_first(tmp_path: Path, adapter: Path) -> 
 
 
 def test_request_of_a_finished_run(tmp_path: Path) -> None:
-    run = Run(tmp_path, "linzhi/001-fresh")
-    run.folder.mkdir(parents=True)
-    plan = PlanDocument(
-        "linzhi", "fresh", None, "base", 0, (), SYSTEM, "a digest", train_samples=1, val_samples=0, steps_per_epoch=1,
-        total_steps=1, epochs=1.0,
-    )  # fmt: skip
-    documents.write(run.plan, plan)
+    run = write_run(tmp_path, series="linzhi")
+    documents.write(run.plan, replace(documents.read_plan(run), system=SYSTEM))
+    documents.write(run.provenance, replace(documents.read_provenance(run), longest_answer=100))
     made = request_for_run(run, TINY, ExportRecipe(gguf=("f16",), num_ctx=256))
-    assert made == request(run.exports, run.adapter, types=("f16",), num_ctx=256)
+    serving = Serving(temperature=0, num_predict=192)
+    assert made == request(run.exports, run.adapter, types=("f16",), num_ctx=256, serving=serving)
     run.plan.unlink()
     with pytest.raises(FasttuneError, match="the file is missing"):
         request_for_run(run, TINY, ExportRecipe())

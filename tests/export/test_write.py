@@ -95,6 +95,7 @@ def test_keys_are_those_of_llama_cpps_converter(exported: dict[str, Artifact]) -
         "qwen2.rope.freq_base": 10000.0,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.add_eos_token": False,
         "tokenizer.ggml.bos_token_id": tokens.index("<|endoftext|>"),
         "tokenizer.ggml.padding_token_id": tokens.index("<|endoftext|>"),
         "tokenizer.ggml.eos_token_id": tokens.index("<|im_end|>"),
