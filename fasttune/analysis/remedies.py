@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fasttune.analysis.trainer_logs import TrainerLog
 from fasttune.command import command_line, run_arguments
 from fasttune.planning.parents import OF_THE_CONTINUATION, OVERFIT_EPOCHS, began_with, resume_command, typed_value
-from fasttune.runs import documents, judgement, store
+from fasttune.runs import documents, epochs, judgement, store
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.store import Run
 
@@ -35,10 +35,14 @@ class Remedies:
     lower_rank: str
     higher_rank: str
     larger_base: str = ""
+    pick_best: str = ""
 
 
-def of_run(run: Run, plan: PlanDocument, best_epochs: float | None) -> Remedies:
-    """The commands for a run of our own; `best_epochs` is where its held-out loss was at its best."""
+def of_run(
+    run: Run, plan: PlanDocument, best_epochs: float | None, earlier: epochs.KeptEpoch | None = None
+) -> Remedies:
+    """The commands for a run of our own; `best_epochs` is where its held-out loss was at its best, `earlier` the epoch
+    kept there, if one is."""
     train, lora = plan.values.get("train.learning_rate", 2e-4), plan.values.get("lora.r", 8)
     suits = judgement.suiting_learning_rate(plan.total_steps, plan.values.get("model.base"))
     higher = suits if train < suits else train * FASTER
@@ -58,7 +62,15 @@ def of_run(run: Run, plan: PlanDocument, best_epochs: float | None) -> Remedies:
         lower_rank=continuing(run, plan, "retune", f"lora.r={max(4, lora // 2)}"),
         higher_rank=continuing(run, plan, "retune", "lora.r=8"),
         larger_base=anew(run, plan, "model.base=Qwen/Qwen2.5-1.5B-Instruct"),
+        pick_best=pick(run, earlier),
     )
+
+
+def pick(run: Run, epoch: epochs.KeptEpoch | None) -> str:
+    """`fasttune pick` of a kept epoch; "" where there is none, and for a run that is not finished."""
+    if epoch is None or run.status != "finished":
+        return ""
+    return epochs.pick_command(run, "--epoch", epochs.epoch_word(epoch.epoch))
 
 
 def share_to_hold_out(samples: int) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 from fasttune.console import _, error
 from fasttune.export import chatml, preflight, quantize, verify
-from fasttune.export.artifact import Artifact, publish, read_artifact
+from fasttune.export.artifact import Artifact, gguf_files, is_served, publish, read_artifact
 from fasttune.export.merged import write_merged
 from fasttune.export.modelfile import modelfile
 from fasttune.export.ollama import import_into_ollama
@@ -26,6 +26,7 @@ from fasttune.export.write import WRITTEN_TYPES, write_gguf
 from fasttune.files import file_sha256, write_text
 from fasttune.recipe.schema import ExportRecipe
 from fasttune.runs.documents import MergedDocument
+from fasttune.runs.epochs import epoch_word, picked_epoch, weights_digest
 from fasttune.runs.store import Run
 
 Report = Callable[[str], None]  # gets one line a step
@@ -62,10 +63,22 @@ def export_run(run: Run, base: Path, recipe: ExportRecipe, report: Report) -> li
     request = request_for_run(run, base, recipe)
     if request.is_empty:
         return []
+    say_what_is_made(run, report)
     artifacts = export(request, report)
     if recipe.ollama and artifacts:
         import_into_ollama(artifacts[0], recipe.ollama, num_ctx=recipe.num_ctx, report=report)
     return artifacts
+
+
+def say_what_is_made(run: Run, report: Report) -> None:
+    """Which epoch is exported where one is picked, and which files are of another one; they stay."""
+    picked = picked_epoch(run)
+    if picked:
+        report(_("epoch {epoch} of {run} is picked; its files have it in their names", epoch=epoch_word(picked.epoch),
+                 run=run.id))  # fmt: skip
+    others = [path.name for path in gguf_files(run) if not is_served(run, path)]
+    if others:
+        report(_("made of another epoch, and left as they are: {files}", files=", ".join(others)))
 
 
 def make_files(plan: ExportPlan, report: Report) -> None:
@@ -82,7 +95,8 @@ def make_files(plan: ExportPlan, report: Report) -> None:
                 if plan.can_check and reference is None:  # after the first file, whose writing has seen all weights
                     reference = compute_reference(plan, report)
                 checks = check(plan, quantization, partial, reference, report)
-                publish(partial, describe(plan, quantization, partial, checks), request.base, plan.inputs)
+                made = describe(plan, quantization, partial, checks)
+                publish(partial, made, request.base, plan.inputs, weights_digest(request.adapter))
 
 
 def make_file(plan: ExportPlan, quantization: str, f16: Path, partial: Path, report: Report) -> None:

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.command import command_line, runs_option
-from fasttune.console import _, error, say, stderr_console, usage_error, visible
+from fasttune.console import Finding, _, error, say, show_findings, stderr_console, usage_error, visible
 from fasttune.data.dataset import Message
 from fasttune.data.tokenize import chat_tokens
-from fasttune.export.artifact import require_unchanged
+from fasttune.export.artifact import gguf_files, is_served, require_unchanged
 from fasttune.export.llama import Sampling, open_gguf, stream
 from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.schema import ModelRecipe
 from fasttune.recipe.values import UNDECODED
-from fasttune.runs import documents, store
+from fasttune.runs import documents, epochs, store
 from fasttune.runs.store import Run
 from fasttune.training import model as models
 from fasttune.training import provenance
@@ -72,11 +72,25 @@ def find_gguf(name: str, root: Path) -> tuple[Run, Path]:
 
 
 def newest_gguf(run: Run) -> Path:
-    """The GGUF of a run that was written last."""
-    files = sorted(run.exports.glob("*.gguf"), key=lambda path: path.stat().st_mtime) if run.exports.is_dir() else []
+    """The GGUF of a run that was written last of those made of the adapter that it serves; where there is none, a
+    warning and the newest of another epoch."""
+    files = gguf_files(run)
     if not files:
         raise error("no-gguf", _("this run has no GGUF file yet"), where=run.id, fix=how_to_get_one(run))
-    return files[-1]
+    served = [path for path in files if is_served(run, path)]
+    if not served:
+        show_findings([another_epoch(run, files[-1])])
+    return (served or files)[-1]
+
+
+def another_epoch(run: Run, path: Path) -> Finding:
+    """The warning that a file of another epoch than the picked one answers, or of one although none is picked."""
+    picked = epochs.picked_epoch(run)
+    what = _("{file} answers, which is not of the run's own adapter", file=path.name)
+    if picked:
+        epoch = epochs.epoch_word(picked.epoch)
+        what = _("{file} answers, which is not of the picked epoch {epoch}", file=path.name, epoch=epoch)
+    return Finding("another-epoch-answers", "warning", run.id, what, fix=how_to_get_one(run))
 
 
 def how_to_get_one(run: Run) -> str:

@@ -26,8 +26,8 @@ from fasttune.data.dataset import Sample
 from fasttune.data.reader import read_records
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
-from fasttune.runs import summary, typed_json
-from fasttune.terminal import estimates, runs_tree
+from fasttune.runs import epochs, summary, typed_json
+from fasttune.terminal import epoch_table, estimates, runs_tree
 from fasttune.terminal.verdicts import result_lines
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def show_plan(
             epochs=plan.epochs,
         )
     )
-    for text in estimates.estimate_lines(estimate):
+    for text in [*estimates.estimate_lines(estimate), *estimates.epochs_line(plan.kept_epochs, estimate)]:
         line(text)
     line(_("system prompt it is served with: {system}", system=plan.system if plan.system is not None else _("none")))
     line(_("nothing was started; train with: `{command}`", command=command))
@@ -177,7 +177,9 @@ def show_result(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequen
     for text in result_lines(record.run, figures, record.seconds, stdout_console.width, stdout_console.encoding):
         line(text)
     line(_("run      {folder}", folder=record.run.folder))
-    line(_("adapter  {folder}", folder=record.run.adapter))
+    line(_("adapter  {folder}", folder=epochs.served_adapter(record.run)))
+    if kept := epoch_table.kept_line(record.run):
+        line(kept)
     for artifact in artifacts:
         line(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
     line(runs_tree.use_line(record.run, has_file=bool(artifacts)))

@@ -182,8 +182,8 @@ def with_adapter(model: Any, plan: Plan, rows: RowRecord) -> Any:
     recipe = plan.recipe
     model = models.add_lora(model, recipe.lora, recipe.train.seed, checkpointing=rows.gradient_checkpointing)
     model.peft_config["default"].base_model_name_or_path = recipe.model.base
-    if plan.start.kind == "adapter" and plan.start.parent is not None:
-        models.load_adapter(model, plan.start.parent.adapter)
+    if plan.start.adapter is not None:
+        models.load_adapter(model, plan.start.adapter)
     return model
 
 
@@ -292,8 +292,8 @@ def run_training_loop(trainer: StepTrainer, checkpoint: Path | None) -> float:
     Raises FasttuneError where the check batch does not score as it did.
     """
     start = trainer.plan.start
-    if trainer.is_rank_zero and checkpoint is None and start.kind == "adapter" and start.parent is not None:
-        documents.add_continuation(trainer.run, resume_check.check_adapter(trainer, start.parent.adapter))
+    if trainer.is_rank_zero and checkpoint is None and start.adapter is not None:
+        documents.add_continuation(trainer.run, resume_check.check_adapter(trainer, start.adapter))
     began = time.monotonic()
     with stop_on_signal(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
