@@ -189,8 +189,9 @@ def complete_run(ctx: click.Context, _parameter: click.Parameter, incomplete: st
 def complete_epoch(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The kept epochs of the run that stands on the line, each with its held-out loss, and `best`."""
     root = Path(ctx.params.get("root") or os.environ.get("FASTTUNE_RUNS", "runs"))
+    name = ctx.params.get("name") or next(iter(ctx.args), "")  # click gives up at the option that has no value yet
     try:
-        kept = epochs.kept_epochs(store.find(root, ctx.params.get("name") or ""))
+        kept = epochs.kept_epochs(store.find(root, name))
     except FasttuneError:
         return []
     items = [CompletionItem(epochs.epoch_word(one.epoch), help=f"{one.eval_loss or 0:.3f}") for one in kept]

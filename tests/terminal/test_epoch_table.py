@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Cli, call_here
+from conftest import Cli
 from kept_epochs import write_epochs
 from run_folders import write_run
 
+from fasttune.cli import use
 from fasttune.runs import epochs, store, summary
 from fasttune.runs.store import Run
-from fasttune.terminal import epoch_table
+from fasttune.terminal import command_line, epoch_table
 
 
 @pytest.fixture
@@ -31,7 +32,11 @@ def test_the_epochs_are_listed_with_their_loss_and_first_answer(run: Run, fasttu
     assert "best" in rows[1] and "use" in rows[2] and "use" not in rows[1]
     document = json.loads(fasttune("pick", "persona", "--json").stdout)
     assert (document["picked"], document["best"], document["own"]) == (None, 2.0, 3.0)
-    assert [one["answers"] for one in document["epochs"]] == [["answer after 1"], ["answer after 2"], ["answer after 3"]]
+    assert [one["answers"] for one in document["epochs"]] == [
+        ["answer after 1"],
+        ["answer after 2"],
+        ["answer after 3"],
+    ]
     assert document["adapter"] == str(run.adapter) and document["picks"] == []
 
 
@@ -114,15 +119,13 @@ def test_runs_show_what_is_picked_and_judge_it(run: Run, fasttune: Cli) -> None:
     assert summary.read_figures(run) == before
 
 
-def test_a_shell_completes_the_kept_epochs(run: Run, tmp_path: Path) -> None:
-    def completed(words: str) -> list[str]:
-        done = call_here(
-            tmp_path / "runs", _FASTTUNE_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(words.count(" "))
-        )
-        return [line.partition(",")[2] for line in done.stdout.splitlines()]
-
-    assert completed("fasttune pick pers") == ["persona", "persona/001-fresh"]
-    assert completed("fasttune pick persona --epoch ") == ["1", "2", "3", "best"]
+def test_a_shell_completes_the_kept_epochs(run: Run) -> None:
+    line = use.pick.make_context("pick", ["persona", "--runs", str(run.root), "--epoch"], resilient_parsing=True)
+    parameter = use.pick.params[1]
+    assert [one.value for one in command_line.complete_epoch(line, parameter, "")] == ["1", "2", "3", "best"]
+    assert [one.value for one in command_line.complete_epoch(line, parameter, "b")] == ["best"]
+    nothing = use.pick.make_context("pick", ["other", "--runs", str(run.root), "--epoch"], resilient_parsing=True)
+    assert command_line.complete_epoch(nothing, parameter, "") == []
 
 
 def test_the_series_name_stands_for_its_current_run(run: Run, fasttune: Cli, tmp_path: Path) -> None:
