@@ -10,7 +10,6 @@ from rich.table import Table
 
 from fasttune.command import command_line, runs_option
 from fasttune.console import _, error, ngettext, print_json, say, stdout_console, visible
-from fasttune.export.artifact import gguf_files, is_served
 from fasttune.planning.parents import how_to_finish
 from fasttune.runs import documents, epochs
 from fasttune.runs.epochs import KeptEpoch, epoch_word
@@ -43,6 +42,8 @@ def back(run: Run, epoch: float | None) -> str:
 
 def next_line(run: Run) -> str:
     """The command that uses what is served now: chat where a file of it is there, else export."""
+    from fasttune.export.artifact import gguf_files, is_served
+
     where = runs_option(run.root)
     if any(is_served(run, path) for path in gguf_files(run)):
         return _("talk to it: `{command}`", command=command_line(["chat", run.id, *where]))
