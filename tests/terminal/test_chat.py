@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 from conftest import Quickstart, call_here
+from kept_epochs import write_epochs
+from run_folders import write_run
 
 from fasttune.data.dataset import Message
-from fasttune.runs import documents, store
+from fasttune.export import Artifact
+from fasttune.export.artifact import publish
+from fasttune.runs import documents, epochs, store
 from fasttune.runs.documents import BaseRecord
 from fasttune.terminal import chat
 from fasttune.training import hub
@@ -92,3 +96,24 @@ def test_an_option_in_another_encoding_is_refused(tmp_path: Path, option: str) -
     """Bytes of the command line that are not UTF-8 are lone surrogates in Python, which no tokenizer takes."""
     done = call_here(tmp_path, "chat", "quickstart", option, "caf\udce9")
     assert done.returncode == 2 and f"{option}: this holds bytes that are not UTF-8 text" in done.stderr
+
+
+def test_the_file_of_the_picked_epoch_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without such a file another one answers, and which is said with the command that makes it."""
+    run = write_run(tmp_path)
+    first, _second = write_epochs(run, (1, 2))
+    own = run.exports / "persona-Q8_0.gguf"
+    assert chat.newest_gguf(run) == own and capsys.readouterr().err == ""
+    epochs.pick(run, first)
+    assert chat.newest_gguf(run) == own
+    said = capsys.readouterr().err
+    assert "not of the picked epoch 1" in said and "export persona/001-fresh" in said
+    partial, path = run.exports / "x.part", run.exports / "persona-epoch-1-Q8_0.gguf"
+    partial.write_bytes(b"GGUF")
+    digest = epochs.weights_digest(first.folder)
+    publish(partial, Artifact(path, "q8_0", "0" * 64, 4, run.id, None, {}), Path("/b"), "inputs", digest)
+    assert chat.newest_gguf(run) == path
+    epochs.pick(run, None)
+    assert chat.newest_gguf(run) == own and capsys.readouterr().err == ""
+    own.unlink()
+    assert chat.newest_gguf(run) == path and "not of the run's own adapter" in capsys.readouterr().err

@@ -234,3 +234,18 @@ def test_a_continuation_keeps_its_own_epochs_by_all_that_were_trained(shared: Sh
     kept = epochs.kept_epochs(run_at(series.run(2)))
     assert [(one.folder.name, one.step) for one in kept] == [("epoch-3", 9), ("epoch-3.667", 11)]
     assert contents(series.run(1)) == before
+
+
+def test_continuing_from_a_picked_epoch_trains_what_its_run_trained(shared: Shared, tmp_path: Path) -> None:
+    """By as many epochs as were left behind: bit for bit the adapter that was left."""
+    series = copied(trained_parent(shared), tmp_path / "copy")
+    parent = run_at(series.run(1))
+    epochs.pick(parent, epochs.find_epoch(parent, "1"))
+    done = series.train("continue.add_epochs=1", flags="--continue incremental")
+    assert "begins with epoch 1 of persona/001-fresh" in done.stderr
+    assert adapter(series.run(2)) == adapter(series.run(1))
+    series.train(
+        "continue.start=adapter", "train.max_steps=1", "continue.parent=persona/001-fresh", flags="--continue custom"
+    )
+    (start,) = documents.read_provenance(run_at(series.run(3))).continuations
+    assert start.from_.endswith("001-fresh/epochs/epoch-1") and start.loss == start.loss_when_saved
