@@ -115,8 +115,8 @@ class Planner:
         plan = strategy.decide(
             recipe, dataset, request.root, allow_overfit=request.allow_overfit, on_existing=on_existing
         )
-        if plan.start.kind == "adapter" and plan.start.parent:
-            checkpoints.require_whole_adapter(plan.start.parent.adapter)
+        if plan.start.adapter is not None:
+            checkpoints.require_whole_adapter(plan.start.adapter)
         return advice.advised(plan, request.root)
 
 

@@ -59,6 +59,7 @@ logging_steps = 5
 eval_steps = 7
 save_steps = 8
 save_total_limit = 9
+keep_epochs = true
 until = { loss = 0.3, token_accuracy = 0.98 }
 early_stopping_patience = 2
 report_to = "none"

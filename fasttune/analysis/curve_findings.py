@@ -100,11 +100,13 @@ def diverged(training: Training) -> Found:
 
 
 def held_out_past_best(training: Training) -> Found:
-    """Over-fitting and what goes with it; where the rise is small, the earlier checkpoint comes first."""
+    """Over-fitting and what goes with it; where the rise is small, or the best epoch was kept and can be picked, the
+    earlier checkpoint comes first."""
     over = over_fitting(training)
     memorised = is_memorised(training)
     evaluated = training.curve.evaluations
-    if over and evaluated[-1].loss <= judgement.STEEP_RISE * judgement.best_evaluation(evaluated).loss:
+    is_small = over and evaluated[-1].loss <= judgement.STEEP_RISE * judgement.best_evaluation(evaluated).loss
+    if over and (is_small or training.remedies.pick_best):
         return [*memorised, *past_best(training), *over]
     return [*over, *memorised, *(past_best(training) if over else [])]
 
@@ -139,7 +141,8 @@ def past_best(training: Training) -> Found:
              last=evaluated[-1].loss)  # fmt: skip
     why = {True: _("it is still there"), False: _("it is no longer there: training again up to it brings it back")}
     reason = why[training.best_kept] if training.best_kept is not None else ""
-    return [finding(training, "best-checkpoint-was-earlier", "warning", what, reason, training.remedies.fewer_epochs)]
+    remedy = training.remedies.pick_best or training.remedies.fewer_epochs
+    return [finding(training, "best-checkpoint-was-earlier", "warning", what, reason, remedy)]
 
 
 def is_memorised(training: Training) -> Found:

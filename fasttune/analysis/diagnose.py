@@ -25,7 +25,7 @@ from fasttune.analysis.training_facts import Training, history_of
 from fasttune.command import command_line, runs_option
 from fasttune.console import Finding, UsageError, _, error, usage_error, worst_first
 from fasttune.planning.parents import resume_command
-from fasttune.runs import checkpoints, curves, documents, judgement, store, summary
+from fasttune.runs import checkpoints, curves, documents, epochs, judgement, store, summary
 from fasttune.runs.curves import Curve
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.store import Run
@@ -177,16 +177,18 @@ def of_run(run: Run) -> Diagnosis:
 def training_of_run(run: Run, plan: PlanDocument, curve: Curve) -> Training:
     """What is known of a run of ours."""
     best = judgement.best_evaluation(curve.evaluations).step if curve.evaluations else None
+    earlier = next((one for one in epochs.kept_epochs(run) if one.step == best), None)
     kept = [checkpoints.checkpoint_step(folder) for folder in checkpoints.list_checkpoints(run)]
+    kept += [earlier.step] if earlier else []
     provenance = documents.read_provenance(run) if run.provenance.is_file() else None
     continued, device = (provenance.continuations, provenance.device) if provenance else ((), {})
     return Training(
         where=run.id, attempts=(curve,), steps_per_epoch=plan.steps_per_epoch, judged=summary.judge(run),
-        remedies=remedies.of_run(run, plan, best / plan.steps_per_epoch if best else None),
+        remedies=remedies.of_run(run, plan, best / plan.steps_per_epoch if best else None, earlier),
         held_out_samples=plan.val_samples, total_steps=plan.total_steps, samples=plan.train_samples,
         rank=plan.values.get("lora.r"), base=plan.values.get("model.base"), device=device.get("kind", ""),
         device_name=device.get("name", ""),
-        keeps_best=bool(plan.values.get("train.early_stopping_patience")),
+        keeps_best=summary.keeps_best(run),
         best_kept=best in kept if best and kept else None,
         check_batches=tuple((one.step, one.loss_when_saved, one.loss) for one in continued
                             if one.step is not None and one.loss_when_saved is not None and one.loss is not None),

@@ -24,7 +24,7 @@ from fasttune.data.fact_sheet import Fact, FactSheet, Rule, read_fact_sheet
 from fasttune.data.matching import holds, normalised
 from fasttune.export.llama import Sampling
 from fasttune.files import file_sha256
-from fasttune.runs import documents, store
+from fasttune.runs import documents, epochs, store
 from fasttune.runs.documents import Scores
 from fasttune.runs.outcomes import ArmFacts, FactResult, FactScores, FactState, RuleResult
 from fasttune.runs.store import Run
@@ -41,11 +41,12 @@ def facts(run: Run, file: Path | None, max_new_tokens: int) -> FactScores:
     """
     sheet = read_fact_sheet(file or recipe_sheet(run))
     store.require_unused(run)
-    loaded = sources.loaded_model(run, sources.finished_adapter(run))
+    adapter = sources.finished_adapter(run)
+    loaded = sources.loaded_model(run, adapter)
     system = documents.read_plan(run).system
     answers = ask_arms(loaded, system, sheet, Sampling(max_new_tokens), run.id)
     loaded.release()
-    scores = score(sheet, answers, max_new_tokens)
+    scores = replace(score(sheet, answers, max_new_tokens), adapter=epochs.weights_digest(adapter))
     with store.exclusive(run):
         before = documents.read_scores(run) if run.scores.is_file() else Scores(())
         documents.write(run.scores, replace(before, facts=scores))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fasttune.analysis.trainer_logs import TrainerLog
 from fasttune.command import command_line, run_arguments, runs_option
 from fasttune.planning.parents import OF_THE_CONTINUATION, OVERFIT_EPOCHS, began_with, resume_command, typed_value
-from fasttune.runs import documents, judgement, store
+from fasttune.runs import documents, epochs, judgement, store
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.store import Run
 
@@ -36,10 +36,14 @@ class Remedies:
     higher_rank: str
     larger_base: str = ""
     talk: str = ""
+    pick_best: str = ""
 
 
-def of_run(run: Run, plan: PlanDocument, best_epochs: float | None) -> Remedies:
-    """The commands for a run of our own; `best_epochs` is where its held-out loss was at its best."""
+def of_run(
+    run: Run, plan: PlanDocument, best_epochs: float | None, earlier: epochs.KeptEpoch | None = None
+) -> Remedies:
+    """The commands for a run of our own; `best_epochs` is where its held-out loss was at its best, `earlier` the epoch
+    kept there, if one is."""
     train, lora = plan.values.get("train.learning_rate", 2e-4), plan.values.get("lora.r", 8)
     suits = judgement.suiting_learning_rate(plan.total_steps, plan.values.get("model.base"))
     higher = suits if train < suits else train * FASTER
@@ -60,7 +64,15 @@ def of_run(run: Run, plan: PlanDocument, best_epochs: float | None) -> Remedies:
         higher_rank=continuing(run, plan, "retune", "lora.r=8"),
         larger_base=anew(run, plan, "model.base=Qwen/Qwen2.5-1.5B-Instruct"),
         talk=command_line(["chat", run.id, *runs_option(run.root)]),
+        pick_best=pick(run, earlier),
     )
+
+
+def pick(run: Run, epoch: epochs.KeptEpoch | None) -> str:
+    """`fasttune pick` of a kept epoch; "" where there is none, and for a run that is not finished."""
+    if epoch is None or run.status != "finished":
+        return ""
+    return epochs.pick_command(run, "--epoch", epochs.epoch_word(epoch.epoch))
 
 
 def share_to_hold_out(samples: int) -> float:

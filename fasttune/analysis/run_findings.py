@@ -20,7 +20,7 @@ from fasttune.data.dataset import Dataset, load_dataset
 from fasttune.planning.parents import OVERFIT_EPOCHS
 from fasttune.planning.strategy import BANDS
 from fasttune.recipe.load import load_recipe
-from fasttune.runs import documents, judgement, store, summary
+from fasttune.runs import documents, epochs, judgement, store, summary
 from fasttune.runs.documents import ArtifactDocument, PlanDocument
 from fasttune.runs.outcomes import ExportFigures
 from fasttune.runs.seams import LEARNED, RELEARNED, Seam
@@ -175,8 +175,7 @@ def few_samples(run: Run, plan: PlanDocument, training: Training) -> list[Findin
 
 def about_answers(run: Run, dataset: Dataset | None, training: Training) -> list[Finding]:
     """Probe answers of the trained model that parrot the data, babble, or fall out of character."""
-    probes = documents.read_scores(run).probes if run.scores.is_file() else ()
-    given = [(one.question, one.trained) for one in probes if one.trained]
+    given = [(one.question, one.trained) for one in epochs.served_probes(run) if one.trained]
     if not given:
         return []
     samples = dataset.train if dataset else ()

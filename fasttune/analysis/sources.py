@@ -18,7 +18,7 @@ from fasttune.console import FasttuneError, _, error, usage_error
 from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import Recipe
-from fasttune.runs import checkpoints, documents, store
+from fasttune.runs import checkpoints, documents, epochs, store
 from fasttune.runs.store import Run
 from fasttune.training import provenance
 
@@ -52,11 +52,13 @@ def loaded_model(run: Run, adapter: Path) -> LoadedModel:
 
 
 def finished_adapter(run: Run) -> Path:
-    """The adapter folder of a run. Raises FasttuneError where the run is not finished or its adapter is damaged."""
+    """The adapter folder that a run serves: the picked epoch's, else its own. Raises FasttuneError where the run is not
+    finished or that adapter is damaged."""
     if not run.adapter.is_dir():
         raise error("not-finished", _("this run has no adapter yet"), where=run.id, fix=how_to_finish(run))
-    checkpoints.require_whole_adapter(run.adapter)
-    return run.adapter
+    served = epochs.served_adapter(run)
+    checkpoints.require_whole_adapter(served)
+    return served
 
 
 def find(name: str, root: Path) -> Named:

@@ -20,16 +20,16 @@ from fasttune.analysis.answers import GgufSource, LoadedModel, OllamaSource, Tor
 from fasttune.analysis.conversation import Speaker
 from fasttune.analysis.sources import Named
 from fasttune.command import command_line, runs_option
-from fasttune.console import FasttuneError, UsageError, _, usage_error
+from fasttune.console import FasttuneError, Finding, UsageError, _, show_findings, usage_error
 from fasttune.data.dataset import Message
 from fasttune.data.tokenize import chat_tokens
 from fasttune.export import chatml, llama
-from fasttune.export.artifact import require_unchanged
+from fasttune.export.artifact import is_of_served_adapter, require_unchanged
 from fasttune.export.llama import Sampling
 from fasttune.export.served import served_gguf
 from fasttune.export.serving import serving_of_run
 from fasttune.recipe.schema import ModelRecipe
-from fasttune.runs import documents, store
+from fasttune.runs import documents, epochs, store
 from fasttune.runs.store import Run
 from fasttune.training import generation, hub, provenance
 from fasttune.training import model as models
@@ -142,7 +142,23 @@ def speaks_for(name: str, root: Path, *, adapter: bool) -> Named:
             raise
         return Named(TorchSource(name, LoadedModel(folder, ModelRecipe(base=name), None), adapter=False), None, None)
     file = None if adapter else served_gguf(run)
-    return sources.find(name, root) if file is None else sources.gguf(file, root)
+    if file is None:
+        return sources.find(name, root)
+    if not is_of_served_adapter(run, file):
+        show_findings([another_epoch(run, file)])
+    return sources.gguf(file, root)
+
+
+def another_epoch(run: Run, path: Path) -> Finding:
+    """The warning that a file of another epoch than the picked one answers, or of one although none is picked."""
+    picked = epochs.picked_epoch(run)
+    what = _("{file} answers, which is not of the run's own adapter", file=path.name)
+    if picked:
+        epoch = epochs.epoch_word(picked.epoch)
+        what = _("{file} answers, which is not of the picked epoch {epoch}", file=path.name, epoch=epoch)
+    export = command_line(["export", run.id, "--gguf", "q8_0", *runs_option(run.root)])
+    fix = _("write a GGUF file: `{command}`", command=export)
+    return Finding("another-epoch-answers", "warning", run.id, what, fix=fix)
 
 
 def local_base(name: str) -> Path | None:

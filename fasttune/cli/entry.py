@@ -70,7 +70,7 @@ VERBS = (
     train.init, train.plan, train.run, train.menu,
     look.show_sample, look.list_runs, look.report, look.board,
     understand.check, understand.diagnose, understand.facts, understand.compare,
-    use.chat, use.export,
+    use.chat, use.pick, use.export,
     measure.bench, measure.doctor,
 )  # fmt: skip
 for verb in VERBS:

@@ -1,4 +1,4 @@
-"""The verbs for a finished run: talk to it, write its files."""
+"""The verbs for a finished run: talk to it, pick the epoch it serves, write its files."""
 
 from __future__ import annotations
 
@@ -82,3 +82,25 @@ def export(name: str, root: Path, restore: str | None, as_json: bool, types: tup
         return 0
     options = ExportOptions(types=types or None, **given)
     return show_exported(export_named(name, root, options, say), as_json=as_json)
+
+
+@click.command(help=_("List the epochs of a run, or make the adapter of one the run's, for export, chat and the like."))
+@click.argument("name", metavar="RUN", shell_complete=command_line.complete_run)
+@click.option(
+    "--epoch", metavar="N|best", shell_complete=command_line.complete_epoch,
+    help=_("The epoch, or `best` for the lowest held-out loss."),
+)  # fmt: skip
+@click.option("--own", is_flag=True, help=_("Back to the run's own adapter, which the training ended with."))
+@runs_option
+@json_option
+def pick(name: str, epoch: str | None, own: bool, root: Path, as_json: bool) -> None:
+    from fasttune.runs import store
+    from fasttune.terminal import epoch_table
+
+    if own and epoch is not None:
+        raise click.UsageError(_("give --epoch or --own, not both"))
+    run = store.find(root, name)
+    if own or epoch is not None:
+        epoch_table.pick(run, epoch)
+    if as_json or not (own or epoch is not None):
+        epoch_table.show(run, as_json=as_json)

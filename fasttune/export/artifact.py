@@ -13,9 +13,10 @@ from fasttune.command import command_line, runs_option
 from fasttune.console import FasttuneError, Finding, _, error, show_findings
 from fasttune.files import file_sha256, sync_file, sync_folder
 from fasttune.machine import package_versions
-from fasttune.runs import documents
+from fasttune.runs import documents, epochs
 from fasttune.runs.documents import ArtifactDocument
 from fasttune.runs.outcomes import ExportFigures
+from fasttune.runs.store import Run
 
 PACKAGES = ("fasttune", "gguf", "llama-cpp-python", "numpy")  # what decides a file's contents
 
@@ -43,8 +44,9 @@ class Artifact:
         return self.figures is None or self.figures.judgement != "loses-training"
 
 
-def publish(partial: Path, artifact: Artifact, base: Path, inputs: str, imatrix: str = "none") -> None:
-    """Give a checked partial file its name, once it and its document are on the disk; `imatrix` as in ExportFigures.
+def publish(partial: Path, artifact: Artifact, base: Path, inputs: str, adapter: str, imatrix: str = "none") -> None:
+    """Give a checked partial file its name, once it and its document are on the disk; `adapter` is the sha256 of the
+    weights that were merged into it, `imatrix` as in ExportFigures.
 
     The document is written first: a GGUF file without one can only be of another origin.
     """
@@ -62,6 +64,7 @@ def publish(partial: Path, artifact: Artifact, base: Path, inputs: str, imatrix:
         versions=package_versions(PACKAGES),
         figures=artifact.figures,
         imatrix=imatrix,
+        adapter=adapter,
     )
     documents.write(document_path(artifact.path), document)
     os.replace(partial, artifact.path)
@@ -89,6 +92,23 @@ def is_held_back(path: Path) -> bool:
         return not read_artifact(path).is_served
     except FasttuneError:
         return False
+
+
+def gguf_files(run: Run) -> list[Path]:
+    """The GGUF files of a run, oldest first."""
+    files = (path for path in run.exports.glob("*.gguf") if path.is_file()) if run.exports.is_dir() else ()
+    return sorted(files, key=lambda path: path.stat().st_mtime)
+
+
+def is_of_served_adapter(run: Run, path: Path) -> bool:
+    """Whether a GGUF file was made of the adapter that the run serves. One without a document, or with one from before
+    adapters could be picked, counts as made of the run's own. Raises FasttuneError as `served_adapter` does."""
+    try:
+        made_of = read_document(path).adapter
+    except FasttuneError:
+        made_of = ""
+    own = epochs.weights_digest(run.adapter)
+    return (made_of or own) == epochs.weights_digest(epochs.served_adapter(run))
 
 
 def is_unchanged(path: Path, document: ArtifactDocument) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fasttune.console import _, error
 from fasttune.export import preflight, smallest
-from fasttune.export.artifact import Artifact, read_artifact
+from fasttune.export.artifact import Artifact, gguf_files, is_of_served_adapter, read_artifact
 from fasttune.export.lora_file import make_lora_file
 from fasttune.export.making import FileMaker, Report, temporary
 from fasttune.export.merged import write_merged
@@ -27,6 +27,7 @@ from fasttune.files import write_text
 from fasttune.recipe.schema import ExportRecipe
 from fasttune.runs import documents
 from fasttune.runs.documents import MergedDocument
+from fasttune.runs.epochs import epoch_word, picked_epoch
 from fasttune.runs.store import Run
 
 # What a disk or a folder refuses; any other OSError is a bug and keeps its traceback.
@@ -66,9 +67,21 @@ def export_run(run: Run, base: Path, recipe: ExportRecipe, report: Report) -> li
     request = request_for_run(run, base, recipe)
     if request.is_empty:
         return []
+    say_what_is_made(run, report)
     artifacts = export(request, report)
     record_figures(run, artifacts)
     return artifacts
+
+
+def say_what_is_made(run: Run, report: Report) -> None:
+    """Which epoch is exported where one is picked, and which files are of another one; they stay."""
+    picked = picked_epoch(run)
+    if picked:
+        report(_("epoch {epoch} of {run} is picked; its files have it in their names", epoch=epoch_word(picked.epoch),
+                 run=run.id))  # fmt: skip
+    others = [path.name for path in gguf_files(run) if not is_of_served_adapter(run, path)]
+    if others:
+        report(_("made of another epoch, and left as they are: {files}", files=", ".join(others)))
 
 
 def to_serve(artifacts: Sequence[Artifact]) -> Artifact | None:

@@ -28,6 +28,7 @@ from fasttune.export.source_files import FloatArray
 from fasttune.export.weights import Base, Lora, Loras
 from fasttune.export.write import ARCHITECTURE, check_finite, gguf_name, write_gguf
 from fasttune.files import file_sha256
+from fasttune.runs.epochs import weights_digest
 
 Report = Callable[[str], None]
 TYPE = "lora"  # of the artifact; no quantization type has this name
@@ -56,7 +57,7 @@ def make_lora_file(plan: ExportPlan, report: Report) -> Artifact:
             checks = {"kl_mean": kl, "kl_limit": LARGEST_KL}
         size = partial.stat().st_size
         artifact = Artifact(path, TYPE, file_sha256(partial), size, request.run_id, request.system, checks)
-        publish(partial, artifact, request.base, plan.inputs)
+        publish(partial, artifact, request.base, plan.inputs, weights_digest(request.adapter))
     finally:
         partial.unlink(missing_ok=True)
         base_file.unlink(missing_ok=True)

@@ -16,13 +16,14 @@ from functools import cached_property
 from pathlib import Path
 
 from fasttune.console import Finding, _, ngettext
-from fasttune.export import chatml, conversations, imatrix, judgement, measuring, quantize, verify
+from fasttune.export import chatml, conversations, imatrix, measuring, quantize, verdict, verify
 from fasttune.export.artifact import Artifact, publish
 from fasttune.export.kept import Enough
 from fasttune.export.measuring import Measured, Standard
 from fasttune.export.preflight import ExportPlan
 from fasttune.export.write import WRITTEN_TYPES, write_gguf
 from fasttune.files import file_sha256
+from fasttune.runs.epochs import weights_digest
 
 Report = Callable[[str], None]  # gets one line a step
 
@@ -88,7 +89,7 @@ class FileMaker:
             what = _("the run's conversations can't be read, so files are measured on fixed texts: {problem}",
                      problem=problem)  # fmt: skip
             self.warn(Finding("own-conversations-missing", "warning", self.plan.request.run_id, what))
-        if finding := judgement.learned_nothing(self.plan.request.run_id, found.learned):
+        if finding := verdict.learned_nothing(self.plan.request.run_id, found.learned):
             self.warn(finding)
         if found.base_bits is not None:
             what = _("base: most of its weights lie on a grid of {bits} bits: it was quantized before; types near that "
@@ -121,14 +122,14 @@ class FileMaker:
         if measured is not None:
             checks = measured.checks
             figures = measuring.figures(plan, quantization, partial, self.standard, measured.own, picked=picked)
-            finding = judgement.loss_of_type(figures, plan.source.base.shape, request.run_id, request.root)
+            finding = verdict.loss_of_type(figures, plan.source.base.shape, request.run_id, request.root)
             if finding:
                 self.warn(finding)
         system = request.system if request.system is not None else chatml.default_system(plan.source.tokenizer)
         artifact = Artifact(path, quantization, file_sha256(partial), partial.stat().st_size, request.run_id, system,
                             checks, figures)  # fmt: skip
         importance = plan.imatrix if quantization in quantize.K_TYPES else "none"
-        publish(partial, artifact, request.base, plan.inputs, importance)
+        publish(partial, artifact, request.base, plan.inputs, weights_digest(request.adapter), importance)
 
     def warn(self, finding: Finding) -> None:
         """Report a warning with its reason and what to do."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.export import conversations, grid, judgement, kept, llama, quantize, verify
+from fasttune.export import conversations, grid, kept, llama, quantize, verdict, verify
 from fasttune.export.kept import Distances, Enough, Reference
 from fasttune.export.preflight import ExportPlan
 from fasttune.runs.outcomes import ExportFigures, MeasuredOn
@@ -33,7 +33,7 @@ class Standard:
     def kept(self, kl: float) -> float | None:
         """The share of what was learned that a file at this KL keeps; None where too little was learned to say."""
         learned = self.learned
-        return None if learned is None or learned < judgement.LITTLE else 1 - kl / learned
+        return None if learned is None or learned < verdict.LITTLE else 1 - kl / learned
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def figures(
         file=plan.request.path(quantization).name,
         type=quantization,
         bytes=path.stat().st_size,
-        judgement=judgement.judge(share, plan.request.keep),
+        judgement=verdict.judge(share, plan.request.keep),
         measured_on=standard.origin,
         conversations=len(standard.own.passages),
         tokens=len(own.kl),

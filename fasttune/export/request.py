@@ -10,8 +10,7 @@ from fasttune.export.conversations import NONE, Conversations
 from fasttune.export.merged import FOLDER
 from fasttune.export.serving import DEFAULT, Serving, serving_of_run
 from fasttune.recipe.schema import ExportRecipe, Recipe
-from fasttune.runs import documents
-from fasttune.runs.epochs import served_adapter
+from fasttune.runs import documents, epochs
 from fasttune.runs.store import Run
 
 AUTO = "auto"  # the type that stands for the smallest file that keeps enough
@@ -26,7 +25,9 @@ class ExportRequest:
     alone). `name` begins the file names. `types` are quantization types ("f16", "q8_0", "q4_k_m" …; see
     preflight.QUANTIZATION_TYPES), of any case; each is made once. `system` becomes the chat template's default system
     message (None keeps the training template), `num_ctx` is the context length in tokens that the Modelfile asks for,
-    `serving` its other numbers. With `adapter_file` the adapter alone becomes a GGUF file too.
+    `serving` its other numbers. With `adapter_file` the adapter alone becomes a GGUF file too. `epoch` is that of a
+    picked adapter, "" for the run's own; it is in every name, so that files of several epochs lie side by side.
+
     The type "auto" stands for the smallest that keeps the share `keep` of what was learned, measured on the run's own
     `conversations`; `imatrix` is "own" (their importance matrix), "none" or a file. `root` holds the runs, for commands
     that are printed.
@@ -47,6 +48,7 @@ class ExportRequest:
     root: Path | None = None
     serving: Serving = DEFAULT
     adapter_file: bool = False
+    epoch: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "types", tuple(dict.fromkeys(name.lower() for name in self.types)))
@@ -57,13 +59,18 @@ class ExportRequest:
         return not self.types and not self.keep_merged and not self.adapter_file
 
     def path(self, quantization: str) -> Path:
-        """exports/linzhi-Q4_K_M.gguf"""
-        return self.out / f"{self.name}-{quantization.upper()}.gguf"
+        """exports/linzhi-Q4_K_M.gguf, of a picked epoch exports/linzhi-epoch-2-Q4_K_M.gguf"""
+        return self.out / f"{self.file_name}-{quantization.upper()}.gguf"
+
+    @property
+    def file_name(self) -> str:
+        """What every file name begins with."""
+        return f"{self.name}-epoch-{self.epoch}" if self.epoch else self.name
 
     @property
     def merged(self) -> Path:
         """The folder of the merged model."""
-        return self.out / FOLDER
+        return self.out / (f"{FOLDER}-epoch-{self.epoch}" if self.epoch else FOLDER)
 
     @property
     def lora_file(self) -> Path:
@@ -83,11 +90,12 @@ def request_for_run(run: Run, base: Path, recipe: ExportRecipe) -> ExportRequest
 
     Raises FasttuneError where a document of the run can't be read, or its picked epoch is gone.
     """
-    system = documents.read_plan(run).system
+    system, picked = documents.read_plan(run).system, epochs.picked_epoch(run)
     return ExportRequest(
-        base, served_adapter(run), run.exports, run.series, recipe.gguf, run.id, system, recipe.num_ctx,
+        base, epochs.served_adapter(run), run.exports, run.series, recipe.gguf, run.id, system, recipe.num_ctx,
         recipe.keep_merged, conversations.of_run(run) if recipe.gguf else conversations.NONE, recipe.imatrix,
         recipe.keep, run.root, serving_of_run(run, base, recipe),
+        epoch=epochs.epoch_word(picked.epoch) if picked else "",
     )  # fmt: skip
 
 

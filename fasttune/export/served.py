@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fasttune.export.artifact import is_held_back
+from fasttune.export.artifact import gguf_files, is_held_back, is_of_served_adapter
 from fasttune.runs.store import Run
 
 FROM = "FROM ./"
@@ -14,15 +14,17 @@ def served_gguf(run: Run) -> Path | None:
     """The GGUF file that a run's Modelfile names, which is the one that Ollama gets; without a Modelfile, or where its
     file is gone, the one that was written last. None where the run has none.
 
-    A file that lost most of what was learned (artifact.is_held_back) speaks for a run only where it is named.
+    A file that lost most of what was learned (artifact.is_held_back) speaks for a run only where it is named, and one
+    of another epoch than the served one only where there is no other. Raises FasttuneError as epochs.served_adapter
+    does.
     """
-    if not run.exports.is_dir():
-        return None
     named = named_by(run.exports / "Modelfile")
-    if named is not None and named.is_file() and not is_held_back(named):
-        return named
-    files = sorted(run.exports.glob("*.gguf"), key=lambda path: path.stat().st_mtime)
-    return next((path for path in reversed(files) if not is_held_back(path)), None)
+    files = [*reversed(gguf_files(run))]
+    if named in files:
+        files.sort(key=lambda path: path != named)
+    able = [path for path in files if not is_held_back(path)]
+    of_served = [path for path in able if is_of_served_adapter(run, path)]
+    return next(iter([*of_served, *able]), None)
 
 
 def named_by(modelfile: Path) -> Path | None:

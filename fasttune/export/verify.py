@@ -6,7 +6,7 @@
    another type that is written here (q8_0, bf16) must not be DAMAGED.
 3. The adapter: a file in a FINE type that is nearer to the base than to the trained model does not hold it.
 
-How much of the training a type keeps is no fault of the file; kept.py measures it and judgement.py says what follows.
+How much of the training a type keeps is no fault of the file; kept.py measures it and verdict.py says what follows.
 
 A bfloat16 reference would be as far from the trained model as a Q4_K_M file is. Where llama_cpp can't be used nothing
 is measured, and the artifact's checks say so.

@@ -16,8 +16,9 @@ from fasttune.console import Finding, UsageError, _, usage_error
 from fasttune.recipe.load import load_recipe, settings, with_values
 from fasttune.recipe.schema import Recipe
 from fasttune.recipe.values import as_toml
-from fasttune.runs import documents, store
+from fasttune.runs import documents, epochs, store
 from fasttune.runs.documents import StartKind
+from fasttune.runs.epochs import KeptEpoch
 from fasttune.runs.store import Run
 
 MORE_EPOCHS = "continue.add_epochs=1.5"  # what `incremental` needs to be told, in the commands that propose it
@@ -105,6 +106,18 @@ def unfinished(root: Path, series: str) -> Run | None:
     if newest is None or newest.status == "running" or not newest.provenance.is_file():
         return None
     return None if documents.is_complete(newest) else newest
+
+
+def epoch_to_continue(parent: Run, resumed: Run | None) -> KeptEpoch | None:
+    """The kept epoch of a parent that a continuation begins with: the one that is picked, for a run that is resumed the
+    one that it began with; None for the parent's own adapter and its last checkpoint.
+
+    Raises FasttuneError where that epoch is no longer there.
+    """
+    began = documents.read_plan(resumed) if resumed else None
+    if began is None or began.parent != parent.id:
+        return epochs.picked_epoch(parent)
+    return None if began.start_epoch is None else epochs.existing_epoch(parent, began.start_epoch)
 
 
 # What is said -------------------------------------------------------------------------------------------------------

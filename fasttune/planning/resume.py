@@ -16,7 +16,8 @@ from fasttune.runs.store import Run
 # What may differ when a run is resumed: none of it reaches the weights.
 MAY_DIFFER = (
     "name", "data.train", "data.val", "export.", "probe.", "facts.",
-    "train.logging_steps", "train.save_steps", "train.save_total_limit", "train.report_to",
+    "train.logging_steps", "train.save_steps", "train.save_total_limit", "train.keep_epochs",
+    "train.report_to",
 )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from fasttune.data.dataset import Dataset
 from fasttune.planning import auto_values, lengths
 from fasttune.planning.parents import (
     OVERFIT_EPOCHS,
+    epoch_to_continue,
     find_parent,
     first_of_series,
     run_command,
@@ -39,9 +40,10 @@ from fasttune.planning.parents import (
 )
 from fasttune.recipe.load import settings
 from fasttune.recipe.schema import KEYS, Recipe
-from fasttune.runs import checkpoints, documents
+from fasttune.runs import checkpoints, documents, epochs
 from fasttune.runs.checkpoints import best_left_behind, damage_findings
 from fasttune.runs.documents import PlanDocument, StartKind
+from fasttune.runs.epochs import KeptEpoch
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json
 
@@ -61,7 +63,9 @@ class Start:
     """Where a run's weights come from.
 
     `step` is the checkpoint's, from which training counts on; `epochs` are the parent's over the same samples, which
-    count towards a total; `damaged` holds a sentence about each newer checkpoint that is not whole.
+    count towards a total; `damaged` holds a sentence about each newer checkpoint that is not whole. `adapter` is the
+    folder to begin with where `kind` says so; `picked` the parent's epoch that it or the checkpoint is of, None for the
+    parent's last.
     """
 
     kind: StartKind
@@ -70,6 +74,8 @@ class Start:
     step: int = 0
     epochs: float = 0.0
     damaged: tuple[str, ...] = ()
+    adapter: Path | None = None
+    picked: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,19 @@ class Plan:
     def trained_epochs(self) -> float:
         """Epochs over these samples at the end: the run's, and those of the adapter that it starts from."""
         return self.epochs + (self.start.epochs if self.start.kind == "adapter" else 0.0)
+
+    @property
+    def keeps_epochs(self) -> bool:
+        """Whether the adapter of each epoch is kept: as train.keep_epochs says, for "auto" where samples are held
+        out."""
+        keep = self.recipe.train.keep_epochs
+        return bool(self.dataset.held_out) if keep == "auto" else keep
+
+    @property
+    def kept_epochs(self) -> int:
+        """How many adapters that is: one for each whole epoch of this run, and one where it ends between two."""
+        whole = self.total_steps // self.steps_per_epoch - self.start.step // self.steps_per_epoch
+        return (whole + bool(self.total_steps % self.steps_per_epoch)) * self.keeps_epochs
 
     @property
     def system(self) -> str | None:
@@ -115,6 +134,7 @@ class Plan:
             steps_per_epoch=self.steps_per_epoch,
             total_steps=self.total_steps,
             epochs=self.epochs,
+            start_epoch=self.start.picked,
         )
 
 
@@ -133,7 +153,7 @@ def decide(
     stopped = auto_values.run_to_follow(root, recipe) if on_existing in (None, "resume") else None
     recipe = auto_values.resolved(recipe, dataset, parent, stopped, band_epochs(len(dataset.train)))
     per_epoch = batches.steps_per_epoch(len(dataset.train), recipe.train.samples_per_step)
-    start = find_start(recipe, dataset, parent)
+    start = find_start(recipe, dataset, parent, stopped)
     plan = Plan(recipe, dataset, start, per_epoch, total_steps(recipe, dataset, start, per_epoch))
     problems = contradictions(plan)
     if plan.total_steps <= start.step and not problems:
@@ -144,13 +164,16 @@ def decide(
         raise UsageError(*problems)
     damaged = damage_findings(parent, start.checkpoint, start.damaged) if parent else []
     adapter = run_command(recipe, root, "continue.start=adapter", strategy="custom")
-    damaged += best_left_behind(parent, start.checkpoint, adapter) if parent else []
+    damaged += best_left_behind(parent, start.checkpoint, adapter) if parent and start.picked is None else []
+    damaged += begins_with_picked(plan)
     return replace(plan, findings=(*first_of_series(recipe, parent), *left_out, *damaged))
 
 
-def find_start(recipe: Recipe, dataset: Dataset, parent: Run | None) -> Start:
-    """The start that the recipe names, else the strategy's. Raises UsageError where it needs a checkpoint and none is
-    whole."""
+def find_start(recipe: Recipe, dataset: Dataset, parent: Run | None, resumed: Run | None = None) -> Start:
+    """The start that the recipe names, else the strategy's; from the parent's picked epoch, where one is picked.
+
+    Raises UsageError where it needs a checkpoint and none is whole.
+    """
     if parent is None:
         return Start("base")
     kind = start_kind(recipe)
@@ -159,8 +182,14 @@ def find_start(recipe: Recipe, dataset: Dataset, parent: Run | None) -> Start:
     if kind == "base":
         # add_epochs from the base trains the parent's total and the added epochs anew
         return Start("base", parent, epochs=trained)
+    picked = epoch_to_continue(parent, resumed)
     if kind == "adapter":
-        return Start("adapter", parent, epochs=trained if before.data_fingerprint == dataset.fingerprint else 0.0)
+        trained = picked.epoch if picked else trained
+        count = trained if before.data_fingerprint == dataset.fingerprint else 0.0
+        folder, number = (picked.folder, picked.epoch) if picked else (parent.adapter, None)
+        return Start("adapter", parent, epochs=count, adapter=folder, picked=number)
+    if picked is not None:
+        return start_at_picked(recipe, parent, picked)
     checkpoint, damaged = checkpoints.newest_whole_checkpoint(parent)
     if checkpoint is None:
         raise usage_error(
@@ -171,6 +200,39 @@ def find_start(recipe: Recipe, dataset: Dataset, parent: Run | None) -> Start:
             fix=_('continue.start = "adapter" starts from its weights, with a new optimizer'),
         )
     return Start("checkpoint", parent, checkpoint, checkpoints.checkpoint_step(checkpoint), trained, tuple(damaged))
+
+
+def start_at_picked(recipe: Recipe, parent: Run, picked: KeptEpoch) -> Start:
+    """The start from the checkpoint of the parent's picked epoch. Raises UsageError where it is not there, or damaged:
+    then the person says which of two ways is meant."""
+    checkpoint = parent.checkpoints / f"checkpoint-{picked.step}"
+    flaw = checkpoints.find_damage(checkpoint) if checkpoint.is_dir() else ""
+    if checkpoint.is_dir() and not flaw:
+        return Start("checkpoint", parent, checkpoint, picked.step, picked.epoch, picked=picked.epoch)
+    epoch = epochs.epoch_word(picked.epoch)
+    what = _("epoch {epoch} of {run} is picked, and no complete checkpoint of its step {step} is left", epoch=epoch,
+             run=parent.id, step=picked.step)  # fmt: skip
+    adapter = run_command(recipe, parent.root, "continue.start=adapter", *added(recipe), strategy="custom")
+    fix = _("`{adapter}` begins with the weights of that epoch and a new optimizer; `{own}`, then the same command, "
+            "continues from the end of the run", adapter=adapter, own=epochs.pick_command(parent, "--own"))  # fmt: skip
+    raise usage_error("picked-without-checkpoint", what, where=f"{recipe.path}: continue.start", why=flaw, fix=fix)
+
+
+def added(recipe: Recipe) -> list[str]:
+    """The override that adds the recipe's epochs, for a command of another strategy."""
+    return [f"continue.add_epochs={recipe.continue_.add_epochs:g}"] if recipe.continue_.add_epochs else []
+
+
+def begins_with_picked(plan: Plan) -> list[Finding]:
+    """Say that a continuation begins with the parent's picked epoch, which is not its last."""
+    start = plan.start
+    if start.picked is None or start.parent is None:
+        return []
+    what = _("begins with epoch {epoch} of {run}, which is picked, not with its last step {last}",
+             epoch=epochs.epoch_word(start.picked), run=start.parent.id, last=trained_steps(start.parent))  # fmt: skip
+    own = epochs.pick_command(start.parent, "--own")
+    fix = _("to begin with the end of that run, first: `{command}`", command=own)
+    return [Finding("begins-with-picked", "info", f"{plan.recipe.path}: continue.parent", what, fix=fix)]
 
 
 def total_steps(recipe: Recipe, dataset: Dataset, start: Start, per_epoch: int) -> int:

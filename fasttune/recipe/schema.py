@@ -225,6 +225,9 @@ class TrainRecipe:
     )
     save_steps: int = setting(0, "steps between two checkpoints; 0: once an epoch", ge=0, le=MOST_STEPS, most=STEPS)
     save_total_limit: int = setting(2, "how many of the newest checkpoints are kept", ge=1, le=10_000, most=CHECKPOINTS)
+    keep_epochs: bool | Literal["auto"] = setting(
+        "auto", "keep the adapter of each epoch for `fasttune pick`; auto: where there are held-out samples"
+    )
     until: Until = field(default_factory=Until)
     early_stopping_patience: int = setting(
         0, "stop after so many evaluations without a better held-out loss; 0: never", ge=0, le=MOST_STEPS, most=STEPS

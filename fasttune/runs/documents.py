@@ -44,7 +44,8 @@ Document = TypeVar("Document")
 
 @dataclass(frozen=True)
 class PlanDocument:
-    """plan.json. `parent` is a run id, `start_step` the step of the checkpoint that the run starts from (0: none)."""
+    """plan.json. `parent` is a run id, `start_step` the step of the checkpoint that the run starts from (0: none),
+    `start_epoch` the parent's kept epoch that was picked then (None: the parent's own adapter, its last checkpoint)."""
 
     name: str
     strategy: str
@@ -59,6 +60,7 @@ class PlanDocument:
     steps_per_epoch: int
     total_steps: int
     epochs: float
+    start_epoch: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:  # from_json names the field
@@ -244,9 +246,9 @@ class Manifest:
 @dataclass(frozen=True)
 class ArtifactDocument:
     """The .json beside a GGUF file: `type` is the quantization type as in the recipe, `bytes` the size, `checks` the
-    figures of export.verify, `inputs` the sha256 of everything that the file was made from. `figures` is None of a file
-    that was not measured, or was before there were any. `imatrix` is as in ExportFigures. `ollama` is what the newest
-    import of it was proven by."""
+    figures of export.verify, `inputs` the sha256 of everything that the file was made from, `adapter` that of the
+    adapter's weights ("": from before it was recorded). `figures` is None of a file that was not measured, or was
+    before there were any. `imatrix` is as in ExportFigures. `ollama` is what the newest import of it was proven by."""
 
     path: str
     type: str
@@ -261,6 +263,7 @@ class ArtifactDocument:
     figures: ExportFigures | None = None
     imatrix: str = "none"
     ollama: OllamaProof | None = None
+    adapter: str = ""
 
 
 @dataclass(frozen=True)

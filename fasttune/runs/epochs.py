@@ -25,7 +25,7 @@ from fasttune.console import _, error, ngettext, usage_error
 from fasttune.files import file_sha256
 from fasttune.runs import checkpoints, documents, store
 from fasttune.runs.checkpoints import WEIGHTS
-from fasttune.runs.documents import Scores
+from fasttune.runs.documents import Probe, Scores
 from fasttune.runs.outcomes import EpochScores, Pick, Picks
 from fasttune.runs.store import Run
 
@@ -105,8 +105,11 @@ def best_epoch(kept: Sequence[KeptEpoch]) -> KeptEpoch | None:
     return min(judged, key=lambda one: one.eval_loss or 0.0, default=None)
 
 
-def weights_digest(adapter: Path) -> str:
-    """The sha256 of an adapter folder's weights: its manifest's, or where it has none, as before 0.1.0, the file's."""
+def weights_digest(adapter: Path | None) -> str:
+    """The sha256 of an adapter folder's weights: its manifest's, or where it has none, as before 0.1.0, the file's; ""
+    without an adapter."""
+    if adapter is None:
+        return ""
     if (adapter / documents.MANIFEST).is_file():
         return documents.read(adapter / documents.MANIFEST, documents.Manifest).sha256.get(WEIGHTS, "")
     return file_sha256(adapter / WEIGHTS) if (adapter / WEIGHTS).is_file() else ""
@@ -128,12 +131,29 @@ def picked_epoch(run: Run) -> KeptEpoch | None:
     picks = read_picks(run)
     if not picks or picks[-1].to is None:
         return None
-    folder = folder_of(run, picks[-1].to)
+    return existing_epoch(run, picks[-1].to)
+
+
+def existing_epoch(run: Run, epoch: float) -> KeptEpoch:
+    """The kept epoch of a number that was picked. Raises FasttuneError where it is no longer there, or damaged."""
+    folder = folder_of(run, epoch)
     if not folder.is_dir():
-        what = _("epoch {epoch} was picked, and its adapter is no longer there", epoch=epoch_word(picks[-1].to))
+        what = _("epoch {epoch} was picked, and its adapter is no longer there", epoch=epoch_word(epoch))
         fix = _("serve the run's own adapter again: `{command}`", command=pick_command(run, "--own"))
         raise error("picked-epoch-missing", what, where=str(folder), fix=fix)
     return read_epoch(folder, {one.sha256: one for one in epoch_scores(run)})
+
+
+def served_probes(run: Run) -> tuple[Probe, ...]:
+    """The probe questions of a run with the base's answers and those of the adapter that it serves; none where they
+    were not asked. Raises FasttuneError as `picked_epoch` does."""
+    probes = documents.read_scores(run).probes if run.scores.is_file() else ()
+    picked = picked_epoch(run)
+    if picked is None:
+        return probes
+    asked = next((one.questions for one in epoch_scores(run) if one.step == picked.step), ())
+    said = dict(zip(asked, picked.answers, strict=False))
+    return tuple(replace(probe, trained=said.get(probe.question, "")) for probe in probes)
 
 
 def served_adapter(run: Run) -> Path:

@@ -70,11 +70,13 @@ def judge(
     *,
     from_base: bool = True,
     keeps_best: bool = False,
+    served: float | None = None,
 ) -> Judgement | None:
     """The verdict on a training by its history lines, oldest first; None where no step was logged.
 
     `held_out_samples` is None where nobody knows how many there are. `from_base`: the first line is that of a base, so
-    that the loss must have fallen since. `keeps_best`: early stopping has made the best checkpoint the adapter.
+    that the loss must have fallen since. `keeps_best`: early stopping or the person has made the best one the
+    adapter; `served` is the held-out loss of the adapter where that is not the last one.
     """
     if last_epoch(history, steps_per_epoch) is None:
         return None
@@ -85,7 +87,8 @@ def judge(
         return Judgement(NOTHING_LEARNED, "loss-hardly-moved")
     if not evaluated or (held_out_samples is not None and held_out_samples < ENOUGH_HELD_OUT):
         return Judgement(CANNOT_TELL, why_nobody_can_tell(held_out_samples, bool(evaluated)))
-    return judge_held_out(evaluated, steps_per_epoch, keeps_best=keeps_best)
+    reached = min(one.loss for one in evaluated) if keeps_best else served
+    return judge_held_out(evaluated, steps_per_epoch, evaluated[-1].loss if reached is None else reached)
 
 
 def why_nobody_can_tell(held_out_samples: int | None, is_evaluated: bool) -> str:
@@ -96,10 +99,9 @@ def why_nobody_can_tell(held_out_samples: int | None, is_evaluated: bool) -> str
     return "few-held-out" if is_evaluated else "not-evaluated"
 
 
-def judge_held_out(evaluated: Sequence[Evaluation], steps_per_epoch: int, *, keeps_best: bool) -> Judgement:
-    """The verdict by one or more held-out losses."""
+def judge_held_out(evaluated: Sequence[Evaluation], steps_per_epoch: int, reached: float) -> Judgement:
+    """The verdict by one or more held-out losses, for an adapter that has `reached` one of them."""
     best, last = best_evaluation(evaluated), evaluated[-1]
-    reached = best.loss if keeps_best else last.loss
     if not all(math.isfinite(one.loss) for one in evaluated):
         return Judgement(CANNOT_TELL, "not-evaluated")
     if reached > RISE * best.loss:

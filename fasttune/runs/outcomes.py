@@ -50,7 +50,8 @@ class ArmFacts:
 @dataclass(frozen=True)
 class FactScores:
     """What `fasttune facts` found. The arms are "base", "base+system", "tuned" and "tuned+system"; without a system
-    prompt there are only the first and the third. `sha256` is that of the sheet."""
+    prompt there are only the first and the third. `sha256` is that of the sheet, `adapter` that of the weights
+    that were asked ("": from before it was recorded)."""
 
     sheet: str
     sha256: str
@@ -58,6 +59,7 @@ class FactScores:
     arms: Mapping[str, ArmFacts]
     facts: tuple[FactResult, ...]
     rules: tuple[RuleResult, ...]
+    adapter: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from fasttune import files
 from fasttune.console import FasttuneError, Finding, _
-from fasttune.runs import documents, judgement, store
+from fasttune.runs import documents, epochs, judgement, store
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.history import EpochMeans, last_epoch, read_history
 from fasttune.runs.judgement import Judgement
@@ -42,6 +42,7 @@ class Figures:
     `parent` is None for a run from the base, and where the parent was deleted. `loss` is the last step's; `epoch_loss`
     and `mean_token_accuracy` are means over the last epoch, as `fasttune run` prints them; `eval_loss` is the held-out
     loss of the adapter, `best_eval_loss` the lowest one, parents included, and `best_step` the step it was reached at.
+    `picked_epoch` is the epoch whose adapter `fasttune pick` has put in place of the run's own, None for that one.
     Losses are in nats a supervised token. They and the verdict with its reason (judgement.Judgement) are None where no
     step was logged. `loss_band` is what users take from the training loss alone.
     """
@@ -64,6 +65,7 @@ class Figures:
     verdict_reason: str | None
     loss_band: str | None
     best_step: int | None
+    picked_epoch: float | None
     held_out_samples: int
     exports: tuple[Mapping[str, Any], ...]
     date: str
@@ -112,7 +114,7 @@ def figures_of(run: Run, current: bool) -> Figures:
     evaluated = judgement.evaluations(full_history(run))
     last = trained[-1] if trained else {}
     epoch = last_epoch(trained, plan.steps_per_epoch if plan else 1)
-    judged = judge(run)
+    judged, picked = judge(run), epochs.picked_epoch(run)
     return Figures(
         id=run.id,
         current=current,
@@ -125,13 +127,14 @@ def figures_of(run: Run, current: bool) -> Figures:
         first_loss=trained[0]["loss"] if trained else None,
         loss=last.get("loss"),
         epoch_loss=epoch.loss if epoch else None,
-        eval_loss=adapter_eval_loss(plan, [one.loss for one in evaluated]),
+        eval_loss=adapter_eval_loss(run),
         best_eval_loss=judgement.best_evaluation(evaluated).loss if evaluated else None,
         mean_token_accuracy=epoch.accuracy if epoch else None,
         verdict=judged.verdict if judged else None,
         verdict_reason=judged.reason if judged else None,
         loss_band=judgement.loss_band(epoch.loss if epoch else None),
         best_step=judgement.best_evaluation(evaluated).step if evaluated else None,
+        picked_epoch=picked.epoch if picked else None,
         held_out_samples=plan.val_samples if plan else 0,
         exports=exported(run),
         date=began(run),
@@ -206,12 +209,13 @@ def final_means(run: Run) -> EpochMeans:
 
 def full_history(run: Run) -> list[dict[str, Any]]:
     """The history lines up to the run's end, oldest first, those of the parents included whose checkpoint it continued
-    from with the same data."""
+    from with the same data, up to that checkpoint."""
     parent = parent_on_same_data(run)
     before: list[dict[str, Any]] = []
     with contextlib.suppress(FasttuneError):  # a damaged history of the parent is a finding about the parent
         before = full_history(parent) if parent else []
-    return [*before, *read_history(run)]
+    begins = documents.read_plan(run).start_step if before else 0
+    return [*(line for line in before if not begins or line["step"] <= begins), *read_history(run)]
 
 
 def parent_on_same_data(run: Run) -> Run | None:
@@ -243,15 +247,30 @@ def judge(run: Run) -> Judgement | None:
         plan.steps_per_epoch,
         plan.val_samples,
         from_base=began_from_base(run),
-        keeps_best=bool(plan.values.get("train.early_stopping_patience")),
+        keeps_best=keeps_best(run),
+        served=adapter_eval_loss(run),
     )
 
 
-def adapter_eval_loss(plan: PlanDocument | None, evaluated: Sequence[float]) -> float | None:
-    """The held-out loss of the weights that became the adapter: the lowest with early stopping, else the last."""
+def keeps_best(run: Run) -> bool:
+    """Whether the adapter that a run serves is that of the lowest held-out loss by choice: early stopping's, or that of
+    the person who picked it."""
+    picked, plan = epochs.picked_epoch(run), read_plan(run)
+    if picked is None:
+        return bool(plan and plan.values.get("train.early_stopping_patience"))
+    evaluated = judgement.evaluations(full_history(run))
+    return bool(evaluated) and judgement.best_evaluation(evaluated).step == picked.step
+
+
+def adapter_eval_loss(run: Run) -> float | None:
+    """The held-out loss of the adapter that a run serves: of a picked epoch its own, with early stopping the lowest,
+    else the last; None where there is none."""
+    evaluated = held_out_losses(run)
+    if picked := epochs.picked_epoch(run):
+        return picked.eval_loss
     if not evaluated:
         return None
-    return min(evaluated) if plan and plan.values.get("train.early_stopping_patience") else evaluated[-1]
+    return min(evaluated) if keeps_best(run) else evaluated[-1]
 
 
 def exported(run: Run) -> tuple[Mapping[str, Any], ...]:

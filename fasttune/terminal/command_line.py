@@ -15,11 +15,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from fasttune.command import command_line
-from fasttune.console import LOCALE, N_, UsageError, _, language, nN_, usage_error
+from fasttune.console import LOCALE, N_, FasttuneError, UsageError, _, language, nN_, usage_error
 from fasttune.recipe import aliases
 from fasttune.recipe.schema import KEYS, LEAVES
 from fasttune.recipe.values import near_name
-from fasttune.runs import store
+from fasttune.runs import epochs, store
 
 # What click itself says in help and errors: marked here, so that the catalog has it (`translate_click`).
 CLICK_SAYS = (
@@ -60,6 +60,7 @@ SYNONYMS = {
     "infer": "chat", "inference": "chat", "generate": "chat", "talk": "chat", "ask": "chat", "serve": "chat",
     "diff": "compare", "eval": "compare", "evaluate": "compare", "blind": "compare --blind", "knows": "facts",
     "page": "report", "html": "report", "summary": "report", "plot": "report", "curves": "report",
+    "epochs": "pick", "epoch": "pick", "rollback": "pick", "revert": "pick", "select": "pick",
     "merge": "export", "gguf": "export", "convert": "export", "quantize": "export",
     "new": "init", "create": "init", "example": "init --example quickstart", "benchmark": "bench",
     "dry-run": "plan", "lint": "check", "validate": "plan", "tokenize": "show", "preview": "show", "help": "--help",
@@ -87,6 +88,7 @@ GROUPS = (
     }),
     (N_("Use"), {
         "chat": N_("Talk to the GGUF of a run"),
+        "pick": N_("List the epochs of a run, or go back to one"),
         "export": N_("Write GGUF files of a finished run"),
     }),
     (N_("Measure"), {
@@ -196,3 +198,15 @@ def complete_run(ctx: click.Context, _parameter: click.Parameter, incomplete: st
         series = store.list_series(root)
     ids = [run.id for name in series for run in store.list_runs(root, name)]
     return [CompletionItem(name) for name in (*series, *ids) if name.startswith(incomplete)]
+
+
+def complete_epoch(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The kept epochs of the run that stands on the line, each with its held-out loss, and `best`."""
+    root = Path(ctx.params.get("root") or os.environ.get("FASTTUNE_RUNS", "runs"))
+    name = ctx.params.get("name") or next(iter(ctx.args), "")  # click gives up at the option that has no value yet
+    try:
+        kept = epochs.kept_epochs(store.find(root, name))
+    except FasttuneError:
+        return []
+    items = [CompletionItem(epochs.epoch_word(one.epoch), help=f"{one.eval_loss or 0:.3f}") for one in kept]
+    return [item for item in [*items, CompletionItem("best")] if item.value.startswith(incomplete)]

@@ -15,8 +15,9 @@ from fasttune.console import FasttuneError, Finding, UsageError, _, can_ask, say
 from fasttune.planning.parents import began_with, find_parent, typed_value
 from fasttune.recipe.load import load_recipe, names_a_folder
 from fasttune.recipe.schema import Recipe
-from fasttune.runs import store, summary
-from fasttune.terminal import prompts, runs_tree
+from fasttune.runs import epochs, store, summary
+from fasttune.runs.store import Run
+from fasttune.terminal import epoch_table, prompts, runs_tree
 
 DATA_FILES = ("*.jsonl", "*.json", "data/*.jsonl", "data/*.json", "data/*/*.jsonl", "data/*/*.json")
 SHOWN_FILES = 20  # at most, of the data files that no recipe names
@@ -186,6 +187,7 @@ def of_series(name: str, commands: Commands) -> list[str] | None:
             ("report", _("📄 write its report")),
             ("check", _("🔍 check its data")),
         ),
+        **(commands.offered(("pick", pick_title(current))) if current and has_epochs(current) else {}),
         BACK: _("back"),
     }
     if current is None or not current.exports.is_dir() or not any(current.exports.glob("*.gguf")):
@@ -195,6 +197,8 @@ def of_series(name: str, commands: Commands) -> list[str] | None:
     picked = prompts.choose(name, choices)
     if picked == BACK:
         return None
+    if picked == "pick" and current:
+        return ask_for_epoch(current, commands)
     if picked not in ("train", "plan", "check"):
         return commands.line(picked, name)
     path = recipe_of(name, root)
@@ -202,6 +206,34 @@ def of_series(name: str, commands: Commands) -> list[str] | None:
         return None
     began = overrides_of(name, root) if path == store.list_runs(root, name)[-1].recipe else {}
     return commands.line({"train": "run"}.get(picked, picked), str(path), runs_with=began)
+
+
+def has_epochs(run: Run) -> bool:
+    """Whether one of the epochs of a run can be picked."""
+    try:
+        return run.status == "finished" and bool(epochs.kept_epochs(run))
+    except FasttuneError:
+        return False  # a damaged document; `fasttune pick` says which
+
+
+def pick_title(run: Run) -> str:
+    """The choice of an epoch; it names the best one where that is earlier than what is served."""
+    better = epoch_table.better_epoch(run)
+    if better is None:
+        return _("⏪ pick the epoch that it serves")
+    return _("⏪ go back to epoch {epoch}, whose held-out loss was lower", epoch=epochs.epoch_word(better.epoch))
+
+
+def ask_for_epoch(run: Run, commands: Commands) -> list[str] | None:
+    """Pick one of a run's epochs, the best one first, or its own adapter; None where the person went back."""
+    kept = epochs.kept_epochs(run)
+    best = epochs.best_epoch(kept)
+    sequence = [*([best] if best else []), *(one for one in kept if one != best)]
+    choices = {epochs.epoch_word(one.epoch): epoch_table.epoch_title(one) for one in sequence}
+    picked = prompts.choose(run.id, choices | {"own": _("the run's own adapter"), BACK: _("back")})
+    if picked == BACK:
+        return None
+    return [*commands.line("pick", run.id), *(["--own"] if picked == "own" else ["--epoch", picked])]
 
 
 def overrides_of(name: str, root: Path) -> dict[str, str]:

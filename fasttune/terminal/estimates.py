@@ -61,6 +61,17 @@ def time_line(estimate: Estimate) -> str:
              duration=duration(estimate.seconds), run=estimate.seconds_from)  # fmt: skip
 
 
+def epochs_line(kept: int, estimate: Estimate) -> list[str]:
+    """How many epochs are kept and what they take on the disk, in one line; none where none is kept."""
+    if not kept:
+        return []
+    text = ngettext("the adapter of {n} epoch is kept", "the adapters of {n} epochs are kept", kept)
+    if estimate.epoch_bytes is None:
+        return [_("disk: {kept}", kept=text)]
+    return [_("disk: {kept}, about {size:.1f} MB (train.keep_epochs)", kept=text,
+              size=kept * estimate.epoch_bytes / 1e6)]  # fmt: skip
+
+
 def duration(seconds: float) -> str:
     """Seconds, minutes or hours, as exact as an estimate is."""
     if seconds < 90:

@@ -31,7 +31,7 @@ from fasttune.console import (
     usage_error,
 )
 from fasttune.planning.parents import how_to_finish
-from fasttune.runs import store
+from fasttune.runs import epochs, store
 from fasttune.runs.store import Run
 from fasttune.runs.summary import Figures, read_figures, read_series
 
@@ -77,6 +77,8 @@ def label(one: Figures) -> Text:
     text = Text(one.id, style="bold", overflow="fold")
     notes = [status_word(one.status)] if one.status != "finished" else [verdict_word(one.verdict)] * bool(one.verdict)
     notes += [_("in use")] * one.current
+    if one.picked_epoch is not None:
+        notes.append(_("epoch {epoch} picked", epoch=epochs.epoch_word(one.picked_epoch)))
     text.append(f"  {', '.join(notes)}" if notes else "", style="green" if one.current else "")
     text.append(f"  {one.date}", style="dim")
     for line in (figures_line(one), changed_line(one.changes) if one.parent else "", files_line(one)):

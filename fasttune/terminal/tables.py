@@ -27,8 +27,8 @@ from fasttune.data.dataset import Sample
 from fasttune.data.reader import read_records
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
-from fasttune.runs import summary, typed_json
-from fasttune.terminal import estimates, runs_tree
+from fasttune.runs import epochs, summary, typed_json
+from fasttune.terminal import epoch_table, estimates, runs_tree
 from fasttune.terminal.export_table import exports_table
 from fasttune.terminal.verdicts import result_lines
 
@@ -74,7 +74,7 @@ def show_plan(
             epochs=plan.epochs,
         )
     )
-    for text in estimates.estimate_lines(estimate):
+    for text in [*estimates.estimate_lines(estimate), *estimates.epochs_line(plan.kept_epochs, estimate)]:
         line(text)
     line(_("system prompt it is served with: {system}", system=plan.system if plan.system is not None else _("none")))
     line(_("nothing was started; train with: `{command}`", command=command))
@@ -191,7 +191,9 @@ def show_result(
     for text in result_lines(record.run, figures, record.seconds, stdout_console.width, stdout_console.encoding):
         line(text)
     line(_("run      {folder}", folder=record.run.folder))
-    line(_("adapter  {folder}", folder=record.run.adapter))
+    line(_("adapter  {folder}", folder=epochs.served_adapter(record.run)))
+    if kept := epoch_table.kept_line(record.run):
+        line(kept)
     if figures_of_files := [one.figures for one in artifacts if one.figures is not None]:
         stdout_console.print(exports_table(figures_of_files))
     for artifact in artifacts:

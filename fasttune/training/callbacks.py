@@ -49,6 +49,8 @@ class RunCallback(TrainerCallback):
         self.trainer.steps.epoch = state.global_step // self.plan.steps_per_epoch
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+        if self.ends_kept_epoch(state):
+            control.should_evaluate = True
         if self.is_result(state, control):
             control.should_log = True
         if distributed.any_rank(self.trainer.interrupted):
@@ -77,6 +79,14 @@ class RunCallback(TrainerCallback):
             control.should_save = True
         if self.out_of_patience(losses):
             control.should_save = control.should_training_stop = True
+
+    def ends_kept_epoch(self, state: TrainerState) -> bool:
+        """Whether an epoch that is kept ends with this step, so that its held-out loss is to be known. With early
+        stopping, which counts evaluations, the recipe alone says when to evaluate."""
+        settings = self.plan.recipe.train
+        if not (self.plan.keeps_epochs and self.plan.dataset.held_out) or settings.early_stopping_patience:
+            return False
+        return state.global_step % self.plan.steps_per_epoch == 0 or state.global_step == state.max_steps
 
     def is_result(self, state: TrainerState, control: TrainerControl) -> bool:
         """Whether this step's figures are wanted however rarely lines are logged: at an evaluation, at the end, and

@@ -35,6 +35,7 @@ from fasttune.training.row_budget import estimated_budget, longest_row, measured
 
 MOST_SAMPLES = 2000  # that are tokenized; of more, every n-th
 MOST_STEPS = 64  # that are laid out
+SMALL_FILES = 10_000  # bytes of a kept epoch beside its weights: configuration, check batch, manifest, README
 TURN_TOKENS = 5  # that ChatML writes around a message
 RUNS_ASKED = 3  # of the newest that trained the same base here
 SMALLER = {"7b": "3B", "3b": "1.5B", "1.5b": "0.5B"}
@@ -47,6 +48,7 @@ class Estimate:
     `tokens` and `computed_tokens` are of one epoch, by the base's tokenizer for `counted` samples (0: by characters);
     `longest` is the longest row. `memory` is at the peak, `least` with rows of one sample; `free` are the bytes that
     are free now.
+    `epoch_bytes` are those of a kept epoch on the disk.
     `seconds` are those of loading and training, by the speed of the run `seconds_from`. `change` are the --set values
     that make it fit, none where it fits or none is known.
     """
@@ -65,6 +67,7 @@ class Estimate:
     seconds: float | None
     seconds_from: str
     change: tuple[str, ...]
+    epoch_bytes: int | None = None
 
     @property
     def exact(self) -> bool:
@@ -90,6 +93,7 @@ class Estimate:
             "seconds": self.seconds,
             "seconds_from": self.seconds_from,
             "change": list(self.change),
+            "epoch_bytes": self.epoch_bytes,
         }
 
 
@@ -118,6 +122,7 @@ def estimate(plan: Plan, root: Path) -> Estimate:
         seconds=seconds,
         seconds_from=by,
         change=(),
+        epoch_bytes=None if size is None else 4 * size.adapter_weights(plan.recipe.lora) + SMALL_FILES,
     )
     return drafted if drafted.fits in (True, None) else replace(drafted, change=what_fits(plan, kind, free, rows))
 

@@ -14,7 +14,7 @@ from typing import Any
 from fasttune.console import _
 from fasttune.data.tokenize import prompt_tokens
 from fasttune.machine import package_versions
-from fasttune.runs import documents
+from fasttune.runs import documents, epochs
 from fasttune.runs.documents import Probe, Scores
 from fasttune.training import answer_store, device
 from fasttune.training import model as models
@@ -32,9 +32,21 @@ def record(trainer: StepTrainer, tokenizer: Any, show: Show) -> None:
         by_base = base_answers(trainer, tokenizer, prompts, show)
     by_adapter = [""] * len(prompts)
     if not recipe.export.gguf:
-        by_adapter = ask(trainer, tokenizer, prompts, show)
+        by_adapter = kept_answers(trainer) or ask(trainer, tokenizer, prompts, show)
     probes = tuple(map(Probe, recipe.probe.questions, by_base, by_adapter))
-    documents.write(trainer.run.scores, Scores(probes, documents.NOT_ASKED))
+    kept = epochs.epoch_scores(trainer.run)
+    documents.write(trainer.run.scores, Scores(probes, documents.NOT_ASKED, epochs=kept))
+
+
+def kept_answers(trainer: StepTrainer) -> list[str]:
+    """The answers that the adapter gave when its last epoch was kept; none where that was not the last step, or other
+    questions."""
+    probe = trainer.plan.recipe.probe
+    for one in epochs.epoch_scores(trainer.run):
+        same = (one.questions, one.max_new_tokens) == (probe.questions, probe.max_new_tokens)
+        if one.step == trainer.state.global_step and same:
+            return list(one.answers)
+    return []
 
 
 def base_answers(trainer: StepTrainer, tokenizer: Any, prompts: Sequence[tuple[int, ...]], show: Show) -> list[str]:

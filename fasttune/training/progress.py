@@ -182,6 +182,11 @@ class ProgressLine:
             self.last_line = now
             say(_("step {step}/{total}  {text}", step=step, total=self.total, text=text))
 
+    def describe(self, text: str) -> None:
+        """Show a text in place of the figures until the next step; only where the line moves."""
+        if self.task is not None:
+            self.progress.update(self.task, description=text)
+
     def stop(self) -> None:
         """Remove the line."""
         self.progress.stop()

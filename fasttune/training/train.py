@@ -28,6 +28,7 @@ from fasttune.runs.store import Run
 from fasttune.training import device, distributed, finished_adapter, hub, oom, probe_answers, provenance, resume_check
 from fasttune.training import model as models
 from fasttune.training.callbacks import FirstStepCallback
+from fasttune.training.kept_epochs import EpochCallback
 from fasttune.training.progress import PhaseTimer
 from fasttune.training.row_budget import RowBudget, estimated_budget, needs_gradient_checkpointing
 from fasttune.training.step_dataset import StepDataset
@@ -93,6 +94,8 @@ def train(
             distributed.broadcast_from_rank0((run, rows, checkpoint))
             trainer = StepTrainer(model, training_arguments(plan, run), steps, data.held_out, plan, run)
             trainer.add_callback(FirstStepCallback(run, phases, data.samples, data.cache_misses))
+            if plan.keeps_epochs:
+                trainer.add_callback(EpochCallback(trainer, data.tokenizer))
             seconds = run_training_loop(trainer, checkpoint)
             distributed.finalize()
             if trainer.complete:
@@ -179,8 +182,8 @@ def with_adapter(model: Any, plan: Plan, rows: RowRecord) -> Any:
     recipe = plan.recipe
     model = models.add_lora(model, recipe.lora, recipe.train.seed, checkpointing=rows.gradient_checkpointing)
     model.peft_config["default"].base_model_name_or_path = recipe.model.base
-    if plan.start.kind == "adapter" and plan.start.parent is not None:
-        models.load_adapter(model, plan.start.parent.adapter)
+    if plan.start.adapter is not None:
+        models.load_adapter(model, plan.start.adapter)
     return model
 
 
@@ -239,6 +242,7 @@ def prepare(run: Run, plan: Plan, rows: RowRecord, longest: int) -> Path | None:
     say(_("packing budget {tokens:,} tokens a row", tokens=rows.tokens_per_row))
     files.remove_partial(run.folder)
     files.remove_partial(run.checkpoints)
+    files.remove_partial(run.epochs)
     documents.update_provenance(run, rows=rows, longest_answer=longest)
     checkpoint, flaws = checkpoints.newest_whole_checkpoint(run)
     show_findings(damage_findings(run, checkpoint, flaws))
@@ -288,8 +292,8 @@ def run_training_loop(trainer: StepTrainer, checkpoint: Path | None) -> float:
     Raises FasttuneError where the check batch does not score as it did.
     """
     start = trainer.plan.start
-    if trainer.is_rank_zero and checkpoint is None and start.kind == "adapter" and start.parent is not None:
-        documents.add_continuation(trainer.run, resume_check.check_adapter(trainer, start.parent.adapter))
+    if trainer.is_rank_zero and checkpoint is None and start.adapter is not None:
+        documents.add_continuation(trainer.run, resume_check.check_adapter(trainer, start.adapter))
     began = time.monotonic()
     with stop_on_signal(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

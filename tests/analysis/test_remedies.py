@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 import trainings
 import written_runs
+from kept_epochs import write_epochs
+from run_folders import write_run
 from series import RECIPE, Series
 from trainings import write_factory, write_state, write_swift
 
 from fasttune.analysis import remedies, run_findings
-from fasttune.analysis.diagnose import Diagnosis, diagnose, training_of_run
+from fasttune.analysis.diagnose import Diagnosis, diagnose, of_run, training_of_run
 from fasttune.analysis.trainer_logs import read_log
 from fasttune.analysis.training_facts import Training
 from fasttune.cli import entry
 from fasttune.console import Finding
 from fasttune.pipeline import Planner, RunRequest
-from fasttune.runs import curves, documents, store, summary
+from fasttune.runs import curves, documents, epochs, store, summary
 from fasttune.runs.store import Run
 
 
@@ -64,6 +66,7 @@ def test_every_command_for_a_run_can_be_carried_out(run: Run) -> None:
     given = remedies.of_run(run, documents.read_plan(run), 1.0)
     commands = {field.name: getattr(given, field.name) for field in fields(given)}
     assert commands["look_at_mask"] == "fasttune show train.jsonl:1 --recipe runs/persona/001-fresh/recipe.toml"
+    assert commands.pop("pick_best") == ""  # no epoch was kept
     for command in commands.values():
         carried_out(command)
     assert 'data.val="val.jsonl"' in commands["more_epochs"], "what it began with is kept"
@@ -92,7 +95,7 @@ def test_more_than_ten_epochs_are_allowed_where_they_are_meant(run: Run) -> None
 
 
 def test_each_trainer_has_its_own_spelling(tmp_path: Path) -> None:
-    for write, epochs, resumed in (
+    for write, shorter, resumed in (
         (write_state, "num_train_epochs=2", "resume_from_checkpoint='{folder}/checkpoint-200'"),
         (write_factory, "num_train_epochs: 2", "resume_from_checkpoint: {folder}/checkpoint-200"),
         (write_swift, "--num_train_epochs 2", "--resume_from_checkpoint {folder}/checkpoint-200"),
@@ -100,7 +103,7 @@ def test_each_trainer_has_its_own_spelling(tmp_path: Path) -> None:
         folder = tmp_path / write.__name__
         (folder / "checkpoint-200").mkdir(parents=True)
         given = remedies.of_log(read_log(write(folder, trainings.good(1))), 2e-4, 2.0)
-        assert given.fewer_epochs == epochs
+        assert given.fewer_epochs == shorter
         assert given.continue_ == resumed.format(folder=folder) and given.continue_ in given.more_epochs
         assert "5e-05" in given.lower_learning_rate
 
@@ -198,3 +201,30 @@ def trained_facts(run: Run, rows: trainings.Rows) -> Training:
     """What is known of the run with these rows."""
     trained(run, rows)
     return training_of_run(run, documents.read_plan(run), curves.curve_of(summary.full_history(run)))
+
+
+def turned(root: Path) -> Run:
+    """A run of 40 epochs of one step whose held-out loss turned after epoch 20."""
+    held_out = [2.0 + 0.003 * (step - 20) ** 2 for step in range(1, 41)]
+    return write_run(root, losses=[3.0 * 0.95**step for step in range(40)], held_out=held_out, samples=100)
+
+
+def test_the_best_epoch_is_picked_where_it_was_kept(tmp_path: Path) -> None:
+    """Nothing need be trained again; once it is picked, nothing is wrong with the run."""
+    one = turned(tmp_path)
+    before = of_run(one)
+    assert before.findings[0].code == "over-fitting" and "train.epochs=20" in before.command
+    write_epochs(one, (10, 20, 40), (2.3, 2.0, 3.2), steps_per_epoch=1)
+    found = of_run(one)
+    assert found.command == epochs.pick_command(one, "--epoch", "20")
+    assert [each.code for each in found.findings[:2]] == ["best-checkpoint-was-earlier", "over-fitting"]
+    epochs.pick(one, epochs.find_epoch(one, "20"))
+    assert not {"over-fitting", "best-checkpoint-was-earlier"} & {each.code for each in of_run(one).findings}
+    epochs.pick(one, None)
+    assert of_run(one) == found
+
+
+def test_without_the_epoch_of_the_best_step_it_is_trained_again(tmp_path: Path) -> None:
+    one = turned(tmp_path)
+    write_epochs(one, (10, 40), (2.3, 3.2), steps_per_epoch=1)
+    assert "train.epochs=20" in of_run(one).command

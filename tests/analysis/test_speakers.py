@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 from conftest import Quickstart
+from kept_epochs import write_epochs
+from run_folders import write_run
 
 from fasttune.analysis import speakers
 from fasttune.analysis.answers import GgufSource, TorchSource
 from fasttune.analysis.conversation import Conversation
 from fasttune.console import FasttuneError, UsageError
 from fasttune.data.dataset import Message
+from fasttune.export import Artifact
+from fasttune.export.artifact import publish
 from fasttune.export.llama import Sampling
+from fasttune.runs import epochs
 from fasttune.training import hub
 from fasttune.training import model as models
 
@@ -90,3 +95,28 @@ def test_a_file_of_unknown_origin_is_asked_in_chatml(quickstart: Quickstart, tmp
         )
         messages = [Message("system", "s, 系统"), Message("user", " hello ")]
         assert list(unknown.encode(messages)) == list(known.encode(messages))
+
+
+def test_the_file_of_the_picked_epoch_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without such a file another one answers, and which is said with the command that makes it."""
+    run = write_run(tmp_path)
+    first, _second = write_epochs(run, (1, 2))
+    own = run.exports / "persona-Q8_0.gguf"
+
+    def speaks() -> str:
+        return speakers.speaks_for(run.id, tmp_path, adapter=False).source.name
+
+    assert speaks() == own.name and capsys.readouterr().err == ""
+    epochs.pick(run, first)
+    assert speaks() == own.name
+    said = capsys.readouterr().err
+    assert "not of the picked epoch 1" in said and "export persona/001-fresh" in said
+    partial, path = run.exports / "x.part", run.exports / "persona-epoch-1-Q8_0.gguf"
+    partial.write_bytes(b"GGUF")
+    digest = epochs.weights_digest(first.folder)
+    publish(partial, Artifact(path, "q8_0", "0" * 64, 4, run.id, None, {}), Path("/b"), "inputs", digest)
+    assert speaks() == path.name
+    epochs.pick(run, None)
+    assert speaks() == own.name and capsys.readouterr().err == ""
+    own.unlink()
+    assert speaks() == path.name and "not of the run's own adapter" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from exports import SYSTEM, TINY, request
+from kept_epochs import write_epochs
 from run_folders import write_run
 
 from fasttune.console import FasttuneError
@@ -16,7 +17,7 @@ from fasttune.export.request import request_before_training, request_for_run
 from fasttune.export.serving import Serving
 from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import ExportRecipe
-from fasttune.runs import documents
+from fasttune.runs import documents, epochs
 
 
 def test_each_type_once_in_lower_case(tmp_path: Path) -> None:
@@ -53,3 +54,17 @@ def test_request_before_training(tmp_path: Path) -> None:
     made = request_before_training(TINY, recipe, "a persona", tmp_path)
     assert (made.name, made.types, made.adapter) == ("quickstart", ("q8_0",), None)
     assert made.system == "a persona" and made.keep_merged and made.num_ctx == recipe.export.num_ctx
+
+
+def test_request_of_a_picked_epoch_has_names_of_its_own(tmp_path: Path) -> None:
+    """So that the files of two epochs lie side by side, and going back finds the first ones as they were."""
+    run = write_run(tmp_path, series="linzhi")
+    write_epochs(run, (2.5, 3))
+    before = request_for_run(run, TINY, ExportRecipe(gguf=("q8_0",)))
+    assert (before.adapter, before.path("q8_0").name, before.merged.name) == (run.adapter, "linzhi-Q8_0.gguf", "merged")
+    epochs.pick(run, epochs.find_epoch(run, "2.5"))
+    made = request_for_run(run, TINY, ExportRecipe(gguf=("q8_0",)))
+    assert made.adapter == run.epochs / "epoch-2.5"
+    assert (made.path("q8_0").name, made.merged.name) == ("linzhi-epoch-2.5-Q8_0.gguf", "merged-epoch-2.5")
+    epochs.pick(run, None)
+    assert request_for_run(run, TINY, ExportRecipe(gguf=("q8_0",))) == before

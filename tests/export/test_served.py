@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from test_judgement import FIGURES
+from test_verdict import FIGURES
 
 from fasttune.export.served import served_gguf
 from fasttune.runs import documents

@@ -8,7 +8,7 @@ import pytest
 from exports import request, silent
 from test_conversations import samples
 
-from fasttune.export import export, judgement, smallest
+from fasttune.export import export, smallest
 from fasttune.export.artifact import read_document
 from fasttune.export.conversations import Conversations
 
@@ -46,7 +46,7 @@ def test_the_smallest_that_keeps_enough_is_taken(material: Path, tmp_path: Path)
 def test_a_run_that_learned_nothing_gets_q8_0_and_a_warning(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judgement, "LITTLE", 100.0)
+    monkeypatch.setattr(verdict, "LITTLE", 100.0)
     lines: list[str] = []
     (artifact,) = export(request(tmp_path, material / "adapter", types=("auto",)), lines.append)
     assert artifact.type == "q8_0" and artifact.is_served
@@ -57,7 +57,7 @@ def test_a_run_that_learned_nothing_gets_q8_0_and_a_warning(
 def test_a_named_type_that_loses_most_is_written_and_not_served(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judgement, "HALF", 0.999)
+    monkeypatch.setattr(verdict, "HALF", 0.999)
     lines: list[str] = []
     lossy = request(tmp_path, material / "adapter", types=("q2_k", "f16"), keep=0.9995)
     artifacts = export(lossy, lines.append)

@@ -116,10 +116,12 @@ def test_a_document_without_a_format_number_is_read_whole(tmp_path: Path, name: 
     added: dict[str, Any] = {}
     if name == "provenance.json":
         added = {"sharing_check": None, "longest_answer": 0, "base": before["base"] | {"folder": ""}}
+    if name == "plan.json":
+        added = {"start_epoch": None}
     if name == "scores.json":
         added = {"facts": None, "epochs": [], "exports": [], "held_out": None}
     if name == "artifact.json":
-        added = {"figures": None, "imatrix": "none", "ollama": None}
+        added = {"figures": None, "imatrix": "none", "ollama": None, "adapter": ""}
     assert after == before | added
 
 

@@ -87,9 +87,14 @@ def test_an_option_in_another_encoding_is_refused(tmp_path: Path, option: str) -
 def at_terminal(quickstart: Quickstart, steps: Sequence[tuple[str, str]], *names: str) -> str:
     """What the terminal shows of a chat, in this process."""
     request = ChatRequest(names, quickstart.folder.parents[1], None, None, Sampling(64), False)
+
+    def talk() -> str:
+        chat.chat(request)
+        return "ended"
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(quickstart.folder.parents[2] / "cache"))
-        _none, screen = answer([(words, f"{keys}\r") for words, keys in steps], lambda: chat.chat(request) or "ended")
+        _none, screen = answer([(words, f"{keys}\r") for words, keys in steps], talk)
     return screen
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli
+from kept_epochs import write_epochs
 from run_folders import write_run
 from series import Series
 from terminal import CTRL_C, ENTER, ESC, UP, answer, type_at
 from written_runs import write_run as begin
 
 from fasttune.pipeline import RunRequest
+from fasttune.runs import epochs
 from fasttune.terminal import entry_menu
 from fasttune.terminal.entry_menu import Commands
 
@@ -190,4 +192,19 @@ def test_a_stopped_series_is_resumed_and_esc_leads_back(tmp_path: Path, monkeypa
     steps = [(SUBJECT, "2" + ENTER), ("What is the name", ESC), (SUBJECT, "1" + ENTER), ("train: resume", "1" + ENTER)]
     commands = Commands(tmp_path / "runs", (), {"compare": (), "diagnose": ()})
     arguments, screen = answer(steps, lambda: entry_menu.ask_for_command(commands))
-    assert arguments[0] == "run" and "what is wrong with it" in screen and "compare" not in screen
+    assert arguments and arguments[0] == "run" and "what is wrong with it" in screen and "compare" not in screen
+
+
+def test_a_better_epoch_is_offered_first(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", losses=(2.0, 1.0, 0.2), held_out=(3.0, 1.0, 2.0))
+    assert not entry_menu.has_epochs(run)
+    write_epochs(run, (1, 2, 3), (3.0, 1.0, 2.0), steps_per_epoch=1)
+    assert entry_menu.has_epochs(run) and "go back to epoch 2" in entry_menu.pick_title(run)
+    commands = Commands(tmp_path / "runs")
+    steps = [("epoch 2: held-out 1.000: answer after 2", "1" + ENTER)]
+    arguments, _screen = answer(steps, lambda: entry_menu.ask_for_epoch(run, commands))
+    assert arguments == ["pick", run.id, "--runs", str(tmp_path / "runs"), "--epoch", "2"]
+    arguments, _screen = answer([("the run's own", "4" + ENTER)], lambda: entry_menu.ask_for_epoch(run, commands))
+    assert arguments and arguments[-1] == "--own"
+    epochs.pick(run, epochs.find_epoch(run, "2"))
+    assert "go back" not in entry_menu.pick_title(run)

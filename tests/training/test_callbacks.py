@@ -34,6 +34,7 @@ def callback(
         ),
         steps_per_epoch=3,
         start=SimpleNamespace(step=start),
+        keeps_epochs=False,
         dataset=SimpleNamespace(held_out=("sample",) if held_out else ()),
     )
     trainer: Any = SimpleNamespace(

@@ -53,6 +53,8 @@ def test_two_processes_train_what_one_does(tmp_path: Path, by: str) -> None:
         line.pop("computed_tokens", None), other.pop("computed_tokens", None)  # a prefix may be computed in both
         assert other == pytest.approx(line, rel=1e-4)
     assert two.names() == one.names()
+    for series in (one, two):  # rank 0 alone keeps the epochs
+        assert sorted(path.name for path in series.run(1).glob("epochs/*")) == ["epoch-1", "epoch-2", "epoch-2.333"]
     assert output.count("run persona/001-fresh in") == 1  # the other process says nothing
     assert "Traceback" not in output and "Error" not in output
 
