@@ -8,7 +8,7 @@ import pytest
 from exports import request, silent
 from test_conversations import samples
 
-from fasttune.export import export, smallest
+from fasttune.export import export, smallest, verdict
 from fasttune.export.artifact import read_document
 from fasttune.export.conversations import Conversations
 
