@@ -237,12 +237,8 @@ def chat(request: ChatRequest) -> None:
         if request.prompt is not None:
             running.ask(request.prompt)
         elif running.typed:
-            say(
-                _(
-                    "{names} answers; /help lists the commands, Ctrl-D ends the chat",
-                    names=", ".join(running.conversations),
-                )
-            )
+            say(ngettext("{names} answers", "{names} answer", len(models), names=", ".join(running.conversations)))
+            say(_("/help lists the commands, Ctrl-D ends the chat"))
             talk(running, chat_input.TypedLines(list(COMMANDS)))
         else:
             for question in filter(None, map(str.strip, chat_input.piped_lines())):
