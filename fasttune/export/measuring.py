@@ -63,16 +63,17 @@ def check_exact(path: Path, standard: Standard) -> None:
 
 
 def measure(path: Path, quantization: str, standard: Standard, enough: Enough | None = None) -> Measured:
-    """Measure a file; with `enough` its own conversations may be left early. Raises FasttuneError as verify does."""
+    """Measure a file on the run's own conversations, which `enough` may leave early, and on the check conversation.
+    Raises FasttuneError as verify does."""
     fine = quantization in verify.FINE
     context = max(verify.context_for(standard.fixed), verify.context_for(standard.own))
     with llama.open_gguf(path, context) as model:
-        fixed = kept.measure_file(model, standard.fixed, from_base=fine)
-        logits = verify.check_distances(path, quantization, fixed)
-        if standard.own is standard.fixed:
-            return Measured({"logits": logits}, fixed)
         own = kept.measure_file(model, standard.own, from_base=fine, enough=enough)
-        verify.check_distances(path, quantization, own)
+        logits = verify.check_distances(path, quantization, own)
+        is_left = len(own.kl) < len(standard.own.trained)
+        if standard.own is not standard.fixed and not is_left:
+            fixed = kept.measure_file(model, standard.fixed, from_base=fine)
+            logits = verify.check_distances(path, quantization, fixed)
     return Measured({"logits": logits}, own)
 
 

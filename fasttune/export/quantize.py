@@ -40,7 +40,8 @@ def quantize(source: Path, target: Path, quantization: str, importance: Path | N
     paths = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(source), str(target), quantization, str(importance or "")],
-        env={**os.environ, "PYTHONPATH": paths},
+        # Safe: a folder "fasttune" of another version in the current directory would be imported first.
+        env={**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"},
         capture_output=True,
         text=True,
         errors="replace",

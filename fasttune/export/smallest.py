@@ -11,9 +11,11 @@ from fasttune.export.artifact import read_artifact
 from fasttune.export.kept import Doubles
 from fasttune.export.making import FileMaker, temporary
 from fasttune.export.measuring import Measured
+from fasttune.export.weights import Shape
 
-# By size at hidden size 896, 1536 and 2048 (docs/export.md).
+# By size where 256 divides the rows (1.5B, 3B, builtin:tiny).
 ORDER = ("q2_k", "q3_k_m", "iq4_xs", "iq4_nl", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "q8_0", "f16")
+NOT_IN_SHORT_ROWS = ("q3_k_m",)  # 355 MB of Qwen2.5-0.5B where IQ4_NL, which keeps more, takes 353
 UNJUDGED = "q8_0"  # of a run that learned next to nothing, no type can be told from another
 GIVE_UP_AFTER = 256
 CLEARLY = 0.1  # below the limit
@@ -28,7 +30,7 @@ def pick(maker: FileMaker) -> str:
         maker.report(_("auto: {type}, as there is too little that was learned to tell types apart", type=UNJUDGED))
         return UNJUDGED
     tried: list[str] = []
-    for quantization in ORDER:
+    for quantization in order(maker.plan.source.base.shape):
         share = try_type(maker, quantization)
         if share >= keep:
             below = _("; {types} keep less than {keep:.0%}", types=", ".join(tried), keep=keep) if tried else ""
@@ -40,6 +42,12 @@ def pick(maker: FileMaker) -> str:
         tried.append(f"{quantization} ({max(0.0, share):.0%})")
     what = _("no type keeps {keep:.0%} of what was learned", keep=keep)
     raise error("no-type-keeps-enough", what, where="export.keep", fix=_("choose a lower export.keep"))
+
+
+def order(shape: Shape) -> tuple[str, ...]:
+    """The types to try for a base of this shape, from small to large."""
+    left_out = NOT_IN_SHORT_ROWS if shape.hidden_size % 256 else ()
+    return tuple(one for one in ORDER if one not in left_out)
 
 
 def make(maker: FileMaker, quantization: str) -> None:

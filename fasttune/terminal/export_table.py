@@ -24,12 +24,12 @@ def exports_table(figures: Sequence[ExportFigures]) -> Group:
         table.add_column(heading, justify="right", no_wrap=True)
     first = figures[0]
     if first.learned is not None and first.base_perplexity is not None:
-        table.add_row(_("base"), "", f"{first.learned:.2g}", "0%", f"{first.base_perplexity:.4g}")
+        table.add_row(_("base"), "", f"{first.learned:#.2g}", "0%", f"{first.base_perplexity:.4g}")
     table.add_row(_("trained"), "", "0", "100%", f"{first.trained_perplexity:.4g}")
     for one in figures:
         kept = "–" if one.kept is None else share(one.kept)
         table.add_row(
-            escape(one.type), f"{one.bytes / 1e6:.0f}", f"{one.kl:.2g}", kept, f"{one.perplexity:.4g}"
+            escape(one.type), f"{one.bytes / 1e6:.0f}", f"{one.kl:#.2g}", kept, f"{one.perplexity:.4g}"
         )  # fmt: skip
     return Group(table, *(Text(line) for line in notes(figures)))
 

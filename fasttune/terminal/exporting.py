@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.console import _, exit_code, print_json, say, show_findings, stderr_console
 from fasttune.terminal.export_table import exports_table
-from fasttune.terminal.tables import line, ollama_json
+from fasttune.terminal.tables import artifacts_json, line, ollama_json
 
 if TYPE_CHECKING:
     from fasttune.export.run_export import Exported
@@ -32,14 +32,11 @@ def show_exported(made: Exported, *, as_json: bool) -> int:
 
 def exported_json(made: Exported) -> dict[str, Any]:
     """The document of `fasttune export --json`."""
-    files = [
-        {"path": str(one.path), "type": one.type, "bytes": one.bytes, "sha256": one.sha256} for one in made.artifacts
-    ]
     return {
         "run": made.origin.run.id,
         "of": made.origin.name,
         "finished": made.origin.is_finished,
-        "exports": files,
+        "exports": artifacts_json(made.artifacts),
         "merged": str(made.merged) if made.merged else None,
         "adapter": str(made.lora_file) if made.lora_file else None,
         "copies": [str(path) for path in made.copies],

@@ -216,11 +216,6 @@ def ollama_json(ollama: OllamaImport | None) -> dict[str, Any] | None:
 def result_json(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequence[Probe]) -> dict[str, Any]:
     """The document of `fasttune run --json`."""
     figures = summary.read_figures(record.run)
-    exports = [
-        {"path": str(one.path), "type": one.type, "bytes": one.bytes, "sha256": one.sha256}
-        | {"figures": None if one.figures is None else asdict(one.figures)}
-        for one in artifacts
-    ]
     return {
         "run": record.run.id,
         "steps": record.steps,
@@ -234,10 +229,19 @@ def result_json(record: RunRecord, artifacts: Sequence[Artifact], probes: Sequen
         "verdict": figures.verdict,
         "verdict_reason": figures.verdict_reason,
         "seconds": record.seconds,
-        "exports": exports,
+        "exports": artifacts_json(artifacts),
         "probes": [asdict(probe) for probe in probes],
         "folder": str(record.run.folder),
     }
+
+
+def artifacts_json(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
+    """What the documents of `run --json` and `export --json` say of each file."""
+    return [
+        {"path": str(one.path), "type": one.type, "bytes": one.bytes, "sha256": one.sha256}
+        | {"figures": None if one.figures is None else asdict(one.figures)}
+        for one in artifacts
+    ]
 
 
 def probes_table(probes: Sequence[Probe], *, by_gguf: bool) -> Table:

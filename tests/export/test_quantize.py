@@ -33,3 +33,13 @@ def test_reason_of_llama_cpp_is_reported(tmp_path: Path) -> None:
 def test_full_disk_is_an_error(exported: dict[str, Artifact], tmp_path: Path) -> None:
     with small_files(1 << 20), pytest.raises(FasttuneError, match=r"q4_k_m: llama\.cpp could not quantize: ."):
         quantize.quantize(exported["f16"].path, tmp_path / "out.gguf", "q4_k_m")
+
+
+def test_another_fasttune_in_the_current_directory_is_not_run(
+    exported: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fasttune").mkdir()
+    (tmp_path / "fasttune" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    quantize.quantize(exported["f16"].path, tmp_path / "out.gguf", "q4_k_m")
+    assert quantize.tensor_types(tmp_path / "out.gguf")

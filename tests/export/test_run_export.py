@@ -20,10 +20,11 @@ from ollama_server import Server, llama_engine, running_server
 from fasttune.analysis.answers import GgufSource
 from fasttune.analysis.sources import Named
 from fasttune.analysis.speakers import served_sampling
-from fasttune.export import lora_file
+from fasttune.export import lora_file, verdict
 from fasttune.export.artifact import read_document
 from fasttune.export.llama import Sampling
 from fasttune.files import locked
+from fasttune.runs import documents, exports
 from fasttune.runs.store import Run
 
 Export = Callable[..., Done]
@@ -63,6 +64,37 @@ def test_the_recipe_says_what_is_made(export: Export, run: Run) -> None:
     text = (run.exports / "Modelfile").read_text(encoding="utf-8")
     assert "PARAMETER temperature 0\nPARAMETER num_predict 192\nPARAMETER num_ctx 1024\n" in text
     assert document["llama_server"].startswith(f"llama-server --model {run.exports}/linzhi-F16.gguf --jinja ")
+
+
+def test_types_of_any_case_between_commas_and_the_smallest_by_itself(export: Export, run: Run) -> None:
+    done = export("linzhi", "--gguf", "F16,q8_0", "--gguf", "Auto", "--imatrix", "none", "--json")
+    assert done.returncode == 0, done.stderr
+    *named, smallest = json.loads(done.stdout)["exports"]
+    assert [one["type"] for one in named] == ["f16", "q8_0"] and all(one["figures"]["kept"] > 0.99 for one in named)
+    assert (
+        smallest["figures"]["picked"] and smallest["figures"]["kept"] >= 0.9 and smallest["bytes"] < named[1]["bytes"]
+    )
+    assert f"auto: {smallest['type']}, " in done.stderr and "the smallest that keeps 90%" in done.stderr
+    scores = documents.read_scores(run)
+    assert [one.type for one in scores.exports] == ["f16", "q8_0", smallest["type"]]
+    assert list(exports.export_figures(run)) == sorted(scores.exports, key=lambda one: one.bytes)
+    refused = export("linzhi", "--gguf", "q4_k_x")
+    assert refused.returncode == 2 and "iq4_xs" in refused.stderr
+
+
+def test_a_file_that_lost_the_training_is_imported_only_by_name(
+    export: Export, run: Run, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdict, "HALF", 1.5)
+    monkeypatch.setattr(verdict, "judge", partial(lambda kept, keep, judge: judge(kept, 1.1), judge=verdict.judge))
+    done = export("linzhi", "--ollama", "she")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "f16 rounds most of the training away" in done.stderr and "she is not in Ollama: no file keeps" in done.stderr
+    )
+    assert f"export {run.id} --gguf auto --ollama she" in done.stderr and not server.models
+    done = export("linzhi", "--gguf", "f16", "--ollama", "she")
+    assert done.returncode == 0 and any(name.startswith("she") for name in server.models), done.stderr
 
 
 def test_options_make_only_what_they_name(export: Export, run: Run, tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from exports import request, silent
+from exports import read_model, request, silent
 from test_conversations import samples
 
-from fasttune.export import export, smallest, verdict
+from fasttune.export import Artifact, export, quantize, smallest, verdict
 from fasttune.export.artifact import read_document
 from fasttune.export.conversations import Conversations
+from fasttune.export.write import WRITTEN_TYPES
+from fasttune.recipe import schema
 
 OWN = Conversations(samples(4, words=30), "held-out", samples(9)[4:])
 
@@ -40,6 +44,28 @@ def test_the_smallest_that_keeps_enough_is_taken(material: Path, tmp_path: Path)
     assert document.figures.measured_on == "held-out" and document.figures.conversations == 4
     again: list[str] = []
     assert export(strict, again.append) == [larger] and again == [f"{larger.path.name} already exists"]
+
+
+def test_rows_that_256_does_not_divide_have_another_order() -> None:
+    shape = read_model(None)[0].shape
+    assert shape.hidden_size % 256 == 0 and smallest.order(shape) == smallest.ORDER
+    assert smallest.order(replace(shape, hidden_size=896)) == tuple(one for one in smallest.ORDER if one != "q3_k_m")
+
+
+def test_every_type_of_a_recipe_is_one_of_llama_cpps_and_auto_tries_them_by_size(
+    exported: dict[str, Artifact], tmp_path: Path
+) -> None:
+    """Some are quantized, in this process, which spares the start of others."""
+    types = [one for one in get_args(schema.Quantization) if one not in ("auto", *WRITTEN_TYPES)]
+    assert set(smallest.ORDER) == {*types, "q8_0", "f16"}
+    sizes = {name: exported[name].bytes for name in ("q8_0", "f16")}
+    first = {}
+    for name in ("q5_k_s", "q4_k_s", "iq4_xs", "q3_k_m", "q2_k"):
+        assert quantize.main(str(exported["f16"].path), str(tmp_path / name), name) == 0
+        sizes[name] = (tmp_path / name).stat().st_size
+        first[name] = next(iter(quantize.tensor_types(tmp_path / name)))
+    assert sorted(sizes, key=lambda name: sizes[name]) == [name for name in smallest.ORDER if name in sizes]
+    assert (first["iq4_xs"], first["q3_k_m"], first["q5_k_s"]) == ("IQ4_XS", "Q3_K", "Q5_K")
 
 
 @pytest.mark.usefixtures("few_types")

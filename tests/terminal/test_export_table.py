@@ -32,13 +32,13 @@ def test_rows_stand_whole_in_fifty_columns(language: str, monkeypatch: pytest.Mo
     lines = shown([Q4, Q8])
     cells = [line.split() for line in lines]
     assert cells[1][1:] == ["0.76", "0%", "187.5"] and cells[2][1:] == ["0", "100%", "88.94"]
-    assert cells[3] == ["q4_k_m", "398", "0.012", "98%", "90.04"] and cells[4][:4] == ["q8_0", "531", "0.003", "99.6%"]
+    assert cells[3] == ["q4_k_m", "398", "0.012", "98%", "90.04"] and cells[4][:4] == ["q8_0", "531", "0.0030", "99.6%"]
     assert "132 Q5_0, 13 Q8_0" in " ".join(lines) and "169" not in " ".join(lines)
 
 
 def test_a_file_without_an_adapter_keeps_nothing_to_speak_of() -> None:
     lines = shown([replace(Q8, learned=None, base_perplexity=None, kept=None)])
-    assert lines[2].split() == ["q8_0", "531", "0.003", "–", "90.04"]
+    assert lines[2].split() == ["q8_0", "531", "0.0030", "–", "90.04"]
 
 
 def test_shares_hide_no_loss() -> None:
