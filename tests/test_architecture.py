@@ -32,7 +32,7 @@ HOMES = {
     "rich": {"console", "terminal", "training.progress"},
     "sacrebleu": {"analysis.chrf"},
     "starlette": {"web"},
-    "tokenizers": {"data.plain_tokenizer"},
+    "tokenizers": {"data.plain_tokenizer", "analysis.speakers"},
     "torch": {"training", "export", "bench", "doctor.trials", "doctor.triton_kernel"},
     "triton": {"doctor.triton_kernel"},
     "transformers": {"training", "export", "bench"},

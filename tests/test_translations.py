@@ -18,9 +18,10 @@ from babel.messages.mofile import read_mo, write_mo
 from babel.messages.pofile import read_po
 
 from fasttune import console
+from fasttune.data import formats
 from fasttune.doctor import outcome
 from fasttune.recipe.schema import KEYS
-from fasttune.terminal import command_line, estimates
+from fasttune.terminal import chat, command_line, estimates
 
 PACKAGE = Path(console.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -39,6 +40,13 @@ THROUGH_EXPRESSIONS: dict[str, Callable[[], tuple[str, ...]]] = {
     "heading": lambda: tuple(heading for heading, _texts in command_line.GROUPS),
     "name": lambda: tuple(command_line.TYPES.values()),
     "text": lambda: tuple(text for _heading, texts in command_line.GROUPS for text in texts.values()),
+    "self.message": lambda: formats.LABELS,
+    "key.most if is_above and key.most else key.help": lambda: tuple(
+        text for key in KEYS.values() for text in (key.most, key.help) if text
+    ),
+    "why": lambda: tuple(chat.ENDINGS.values()),
+    "argument": lambda: tuple(argument for argument, _text in chat.COMMANDS.values() if argument),
+    "meaning": lambda: tuple(meaning for _argument, meaning in chat.COMMANDS.values()),
     "example": lambda: tuple(text for _line, text in command_line.EXAMPLES),
 }
 
@@ -136,6 +144,8 @@ def test_calls_fill_their_placeholders() -> None:
         if call.function == "ngettext":
             singular, plural = call.texts
             assert names(singular) | {"n"} == names(plural) | {"n"} == call.values | {"n"}, call.where
+        elif call.texts == formats.LABELS:  # each is given both values and shows what it needs
+            assert all(names(text) <= call.values for text in call.texts), call.where
         elif call.function == "_" and call.values:  # any other is shown as it stands, braces too
             assert all(names(text) == call.values for text in call.texts), call.where
 

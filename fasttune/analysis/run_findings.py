@@ -184,7 +184,7 @@ def about_answers(run: Run, dataset: Dataset | None, training: Training) -> list
     fewer, more = training.remedies.fewer_epochs, training.remedies.more_epochs
     return [
         *parrots(run, [one for one in given if answer_faults.plain(one[0]) not in asked], known, fewer),
-        *babble(run, given, fewer),
+        *babble(run, given, training),
         *fallen_out(run, given, [text for _name, text in known], more),
     ]
 
@@ -204,8 +204,8 @@ def parrots(run: Run, given: Sequence[tuple[str, str]], known: Sequence[tuple[st
     return [Finding("parrots-training-data", "warning", run.id, what, why, f"`{remedy}`")]
 
 
-def babble(run: Run, given: Sequence[tuple[str, str]], remedy: str) -> list[Finding]:
-    """Answers that repeat themselves."""
+def babble(run: Run, given: Sequence[tuple[str, str]], training: Training) -> list[Finding]:
+    """Answers that repeat themselves: fewer epochs help where the held-out loss had risen, else a larger base."""
     shares = [(question, answer_faults.repeated_share(answer)) for question, answer in given]
     found = [(question, share) for question, share in shares if share > answer_faults.REPEATED]
     if not found:
@@ -214,7 +214,22 @@ def babble(run: Run, given: Sequence[tuple[str, str]], remedy: str) -> list[Find
     what = ngettext("{n} of {all} probe answers repeats itself (share of repeated 4-grams): {shown}",
                     "{n} of {all} probe answers repeat themselves (share of repeated 4-grams): {shown}", len(found),
                     all=len(given), shown=shown)  # fmt: skip
-    return [Finding("babble", "warning", run.id, what, _("usual after too many epochs"), f"`{remedy}`")]
+    why, remedy = _("usual after too many epochs"), training.remedies.fewer_epochs
+    if is_best_at_the_end(training):
+        why = _("the held-out loss is good; a small base loops in greedy answers")
+        remedy = training.remedies.larger_base
+    return [Finding("babble", "warning", run.id, what, why, f"`{remedy}`")]
+
+
+def is_best_at_the_end(training: Training) -> bool:
+    """Whether the last evaluation has the lowest held-out loss."""
+    evaluated = training.curve.finite.evaluations
+    return bool(evaluated) and judgement.best_evaluation(evaluated) == evaluated[-1]
+
+
+def is_well(training: Training) -> bool:
+    """Whether the held-out loss says that the training went well."""
+    return training.judged is not None and training.judged.verdict in ("excellent", "good", "fair")
 
 
 def fallen_out(
@@ -256,8 +271,7 @@ def small_base(run: Run, training: Training, found: Sequence[Finding]) -> list[F
     """A small base, where training is well and the answers are not."""
     size = SMALL_BASE.search(training.base or "")
     is_small = size is not None and float(size[1]) < 1
-    is_well = training.judged is not None and training.judged.verdict in ("excellent", "good", "fair")
-    if not is_small or not is_well or not any(one.code in ("babble", "out-of-character") for one in found):
+    if not is_small or not is_well(training) or not any(one.code in ("babble", "out-of-character") for one in found):
         return []
     what = _("{base} is small: training went well, and its answers are not", base=training.base)
     return [Finding("base-too-small", "info", run.id, what, "", f"`{training.remedies.larger_base}`")]

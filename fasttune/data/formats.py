@@ -27,6 +27,10 @@ FORMATS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "Alpaca": (frozenset({"instruction", "output"}), frozenset({"input", "history"})),
     "prompt/completion": (frozenset({"prompt", "completion"}), frozenset()),
 }
+# What a message is called in findings, with its `{number}` and `{key}` (messages.Label).
+QUESTION_LABEL, ANSWER_LABEL = N_("history {number}, question"), N_("history {number}, answer")
+MESSAGE_LABEL, MESSAGE_OF_KEY_LABEL = N_("message {number}"), N_('message {number} of "{key}"')
+LABELS = (QUESTION_LABEL, ANSWER_LABEL, MESSAGE_LABEL, MESSAGE_OF_KEY_LABEL)
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 # Keys whose content would change what the model sees or says: a sample without them is another one.
@@ -144,8 +148,8 @@ def _alpaca(value: dict[str, Any], notes: Notes) -> list[Turn] | None:
         )
         return None
     for number, (question, answer) in enumerate(history, 1):
-        turns.append(Turn(Label(N_("history {number}, question"), number), "user", question))
-        turns.append(Turn(Label(N_("history {number}, answer"), number), "assistant", answer))
+        turns.append(Turn(Label(QUESTION_LABEL, number), "user", question))
+        turns.append(Turn(Label(ANSWER_LABEL, number), "assistant", answer))
     question = value["instruction"]
     if value.get("input") not in (None, ""):
         parts = [question, value["input"]]
@@ -185,7 +189,7 @@ def _message_list(key: str, messages: Any, notes: Notes) -> list[Turn] | None:
         notes.add("no-messages", _('"{key}" is an empty list', key=key), fix=fix)
         return None
     whole = key in ("messages", "conversations")
-    name = N_("message {number}") if whole else N_('message {number} of "{key}"')
+    name = MESSAGE_LABEL if whole else MESSAGE_OF_KEY_LABEL
     turns = [_turn(Label(name, number, key), message, notes) for number, message in enumerate(messages, 1)]
     return [turn for turn in turns if turn is not None] if None not in turns else None
 

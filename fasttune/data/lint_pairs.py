@@ -184,11 +184,12 @@ def alike(one: str, other: str) -> bool:
 def judged(where: str, asked: Asked, other: str, before: Asked) -> Finding:
     """The finding about a question that sample `other` answers otherwise: a contradiction, or another good answer."""
     if contradict(asked.question, before.answer, asked.answer):
-        values = {"other": other, "now": asked.answer[:30], "before": before.answer[:30]}
-        what = _("the question of {other} with another answer: '{now}' against '{before}'", **values)
+        now, then = asked.answer[:30], before.answer[:30]
+        what = _("the question of {other} with another answer: '{now}' against '{before}'", other=other, now=now,
+                 before=then)  # fmt: skip
         if asked.turn > 1:
             what = _("its question {turn} is asked after the same turns as in {other}, with another answer: '{now}' "
-                     "against '{before}'", turn=asked.turn, **values)  # fmt: skip
+                     "against '{before}'", turn=asked.turn, other=other, now=now, before=then)  # fmt: skip
         why, fix = _("the model can learn neither; it will say one of them by chance"), _("keep the right one")
         return Finding("contradicting-answers", "warning", where, what, why, fix)
     what = _("the question of {other} has another answer here", other=other)

@@ -49,7 +49,6 @@ COMMANDS = {
 BYE = "/bye"
 # Why an answer ended otherwise than by its end token; Ctrl-C needs no word.
 ENDINGS = {
-    "length": N_("cut at {n} tokens; `--max-new-tokens` allows more"),
     "context": N_("cut: the context is full; /reset begins anew"),
     "repetition": N_("stopped: the answer repeated itself"),
 }
@@ -137,8 +136,10 @@ class Chat:
                     reply.turns_left_out,
                 )
             )
-        if why := ENDINGS.get(reply.ending):
-            say(_(why, n=self.request.sampling.max_new_tokens))
+        if reply.ending == "length":
+            say(_("cut at {n} tokens; `--max-new-tokens` allows more", n=reply.tokens))
+        elif why := ENDINGS.get(reply.ending):
+            say(_(why))
         if self.typed:
             figures = _("{tokens} tokens, {rate} tokens/s", tokens=reply.tokens, rate=f"{reply.tokens_per_second:.1f}")
             stderr_console.print(f"[dim]{escape(figures)}[/]", soft_wrap=True)
@@ -168,7 +169,8 @@ class Chat:
         """Show the system prompt of each model, or set it for all."""
         if not text:
             for title, conversation in self.conversations.items():
-                say(f"{title}: {conversation.system or _('no system prompt')}")
+                system = conversation.system or _("no system prompt")
+                say(f"{title}: {system}")
             return
         for conversation in self.conversations.values():
             conversation.system = text
@@ -270,8 +272,8 @@ def write(pieces: Iterable[str]) -> None:
 
 def show_help() -> None:
     """The commands and the keys."""
-    for word, (argument, text) in COMMANDS.items():
-        say(f"  {f'{word} {_(argument)}'.strip() if argument else word:<16}{_(text)}")
+    for word, (argument, meaning) in COMMANDS.items():
+        say(f"  {f'{word} {_(argument)}'.strip() if argument else word:<16}{_(meaning)}")
     say(_("  Enter sends, Alt+Enter begins a new line, Ctrl-C stops an answer, Up shows earlier questions"))
 
 

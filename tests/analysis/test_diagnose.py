@@ -195,3 +195,15 @@ def test_a_folder_without_a_log_is_refused_in_one_sentence(tmp_path: Path) -> No
     with pytest.raises(UsageError) as refused:
         diagnose(tmp_path / "runs", "nobody")
     assert refused.value.findings[0].code == "unknown-run"
+
+
+def test_fewer_epochs_are_no_remedy_for_babble_where_the_held_out_loss_is_best_at_the_end(tmp_path: Path) -> None:
+    """It once advised to train the same epochs again."""
+    probes = (Probe("说个故事", "", "月亮很圆很圆很圆很圆很圆很圆很圆很圆很圆很圆很圆"),)
+    remedies = {}
+    for series, held_out in (("good", [3.2, 2.9, 2.7, 2.6]), ("over", [3.2, 2.6, 2.9, 3.4])):
+        run = write_run(tmp_path / series, losses=[3.0, 2.0, 1.2, 0.5], held_out=held_out, samples=100)
+        documents.write(run.scores, Scores(probes, "adapter"))
+        (babble,) = [one for one in diagnose(tmp_path / series, "persona").findings if one.code == "babble"]
+        remedies[series] = babble.fix
+    assert "model.base=" in remedies["good"] and "train.epochs=2" in remedies["over"]

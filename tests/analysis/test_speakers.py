@@ -26,10 +26,10 @@ from fasttune.training import model as models
 def test_the_names(quickstart: Quickstart) -> None:
     root = quickstart.folder.parents[1]
     (artifact,) = quickstart.result["exports"]
-    run, base = speakers.find(["quickstart", "base"], root, adapter=False)
+    run, base = speakers.find(["quickstart/001", "base"], root, adapter=False)
     assert isinstance(run.source, GgufSource) and run.source.name == Path(artifact["path"]).name
     assert isinstance(base.source, TorchSource) and not base.source.adapter and base.source.name == "base"
-    (adapter,) = speakers.find(["quickstart"], root, adapter=True)
+    (adapter,) = speakers.find(["quickstart/001"], root, adapter=True)
     assert isinstance(adapter.source, TorchSource) and adapter.source.adapter and adapter.system == run.system
     (tiny,) = speakers.find(["builtin:tiny"], root, adapter=False)
     assert isinstance(tiny.source, TorchSource) and tiny.source.loaded.base == hub.TINY and tiny.system is None
@@ -43,7 +43,7 @@ def test_the_names(quickstart: Quickstart) -> None:
         ("nobody", "no run called nobody"),
         ("nobody/001", "no run called nobody/001"),
         ("gone.gguf", "there is no file gone.gguf"),
-        ("quickstart@7", "has no checkpoint at step 7"),
+        ("quickstart/001@7", "has no checkpoint at step 7"),
     ],
 )
 def test_names_of_nothing(quickstart: Quickstart, name: str, words: str) -> None:
@@ -55,13 +55,13 @@ def test_adapter_and_file_speak_alike(quickstart: Quickstart) -> None:
     """Token by token, as `fasttune run` answered the same question at once; the base says something else."""
     probe, root = quickstart.result["probes"][0], quickstart.folder.parents[1]
     said = {}
-    for name, adapter in (("quickstart", True), ("quickstart", False), ("base", False)):
-        names = ["quickstart", name] if name == "base" else [name]
+    for name, adapter in (("quickstart/001", True), ("quickstart/001", False), ("base", False)):
+        names = ["quickstart/001", name] if name == "base" else [name]
         named = speakers.find(names, root, adapter=adapter)[-1]
         with speakers.opened(named) as speaker:
             conversation = Conversation(speaker, named.system)
             said[name, adapter] = "".join(conversation.ask(probe["question"], Sampling(64)))
-    assert said["quickstart", True].strip() == said["quickstart", False].strip() == probe["trained"]
+    assert said["quickstart/001", True].strip() == said["quickstart/001", False].strip() == probe["trained"]
     assert said["base", False].strip() == probe["base"]
 
 
@@ -91,7 +91,7 @@ def test_a_file_of_unknown_origin_is_asked_in_chatml(quickstart: Quickstart, tmp
     with contextlib.ExitStack() as stack:
         unknown = stack.enter_context(speakers.opened(named))
         known = stack.enter_context(
-            speakers.opened(speakers.find(["quickstart"], quickstart.folder.parents[1], adapter=False)[0])
+            speakers.opened(speakers.find(["quickstart/001"], quickstart.folder.parents[1], adapter=False)[0])
         )
         messages = [Message("system", "s, 系统"), Message("user", " hello ")]
         assert list(unknown.encode(messages)) == list(known.encode(messages))

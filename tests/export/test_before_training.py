@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, Cli
 from exports import SYSTEM, TINY
-from run_folders import PLAN
+from run_folders import PLAN, PROVENANCE
 
 from fasttune.console import FasttuneError
 from fasttune.export import llama
@@ -78,6 +78,7 @@ def test_files_that_exist_are_looked_at_where_only_they_are_missing(tmp_path: Pa
     run = Run(tmp_path, "quickstart/001-fresh")
     shutil.copytree(adapter, run.adapter)
     documents.write(run.plan, PLAN)
+    documents.write(run.provenance, PROVENANCE)
     recipe = load_recipe(RECIPE)
     assert check_before_training(recipe, SYSTEM, TINY, tmp_path, run) == []
     run.exports.mkdir()

@@ -54,6 +54,12 @@ def test_no_name_is_shown_before_the_last_pick(run: Run) -> None:
     assert "linzhi" not in before_the_end and "base" not in before_the_end and "林栀" in before_the_end
 
 
+def picking(*keys: str) -> list[tuple[str, str]]:
+    """Keys at one question after the other: its number is printed, then its choices, the last of them `stop here`. The
+    question itself is printed once more with its answer, and Ctrl-C before the choices are there is lost."""
+    return [step for number, key in enumerate(keys, 1) for step in ((f"{number}/3", ""), ("stop here", key))]
+
+
 def test_who_stops_keeps_what_was_picked(run: Run) -> None:
     sit(run, "1", "4")
     sit(run, "2", "2", "4")
@@ -61,7 +67,7 @@ def test_who_stops_keeps_what_was_picked(run: Run) -> None:
 
 
 def test_ctrl_c_keeps_what_was_picked(run: Run) -> None:
-    steps = [("Which answer is better?", "1" + ENTER), ("Which answer is better?", CTRL_C)]
+    steps = picking("1" + ENTER, CTRL_C)
 
     def sitting() -> str:
         with pytest.raises(KeyboardInterrupt):
@@ -80,7 +86,7 @@ def test_ctrl_c_before_the_first_pick_writes_nothing(run: Run) -> None:
             blind.compare_blind(QUESTIONS, run, as_json=False)
         return "interrupted"
 
-    answer([("Which answer is better?", CTRL_C)], sitting)
+    answer(picking(CTRL_C), sitting)
     assert not run.blind.exists()
 
 
@@ -105,9 +111,10 @@ def test_by_the_command_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """`fasttune compare --blind` at a terminal, its models' answers given: interrupted after one pick, then to the end."""
     monkeypatch.setattr(compare, "ask_only", lambda request: (QUESTIONS, run))
     asked, words = "Which answer is better?", ("compare", run.id, "--blind")
-    seen = type_here([(asked, "1" + ENTER), (asked, CTRL_C)], *words, runs=run.root)
+
+    seen = type_here(picking("1" + ENTER, CTRL_C), *words, runs=run.root)
     assert seen.returncode == 130 and "kept in" in seen.screen
-    seen = type_here([(asked, "1" + ENTER), (asked, "2" + ENTER), (asked, "3" + ENTER)], *words, runs=run.root)
+    seen = type_here(picking("1" + ENTER, "2" + ENTER, "3" + ENTER), *words, runs=run.root)
     before_the_end, _asked, end = seen.screen.rpartition(asked)
     assert seen.returncode == 0 and "linzhi" not in before_the_end and "linzhi: " in end
     first, second = kept(run).comparisons

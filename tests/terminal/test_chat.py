@@ -63,21 +63,21 @@ def test_every_line_of_a_pipe_is_a_question(quickstart: Quickstart) -> None:
 
 def test_several_side_by_side(quickstart: Quickstart) -> None:
     probe, (artifact,) = quickstart.result["probes"][0], quickstart.result["exports"]
-    done = quickstart.fasttune("chat", "quickstart", "base", "--prompt", probe["question"], *GREEDY)
+    done = quickstart.fasttune("chat", "quickstart/001", "base", "--prompt", probe["question"], *GREEDY)
     assert done.returncode == 0, done.stderr
     file, run = Path(artifact["path"]).name, quickstart.result["run"]
     assert done.stdout == f"{file} ({run}):\n{probe['trained']}\nbase:\n{probe['base']}\n"
 
 
 def test_a_cut_answer_is_said(quickstart: Quickstart) -> None:
-    done = quickstart.fasttune("chat", "quickstart", "--prompt", "Who are you?", "--max-new-tokens", "2", *GREEDY)
+    done = quickstart.fasttune("chat", "quickstart/001", "--prompt", "Who are you?", "--max-new-tokens", "2", *GREEDY)
     assert done.returncode == 0 and "cut at 2 tokens; `--max-new-tokens` allows more" in done.stderr
 
 
 @pytest.mark.parametrize("option", ["--prompt", "--system"])
 def test_an_option_in_another_encoding_is_refused(tmp_path: Path, option: str) -> None:
     """Bytes of the command line that are not UTF-8 are lone surrogates in Python, which no tokenizer takes."""
-    done = call_here(tmp_path, "chat", "quickstart", option, "caf\udce9")
+    done = call_here(tmp_path, "chat", "quickstart/001", option, "caf\udce9")
     assert done.returncode == 2 and f"{option}: this holds bytes that are not UTF-8 text" in done.stderr
 
 
@@ -117,7 +117,7 @@ def test_a_conversation_at_a_terminal(quickstart: Quickstart, tmp_path: Path) ->
             (">", "/help"),
             ("Up shows", "/bye"),
         ],
-        "quickstart",
+        "quickstart/001",
     )
     assert screen.count(probe["trained"]) == 2 and f"base:\n{probe['base']}" in screen
     assert "Traceback" not in screen
@@ -187,5 +187,5 @@ def test_what_is_left_out_of_the_context_is_said(
 
 
 def test_the_context_is_that_of_the_run(quickstart: Quickstart) -> None:
-    (named,) = speakers.find(["quickstart"], quickstart.folder.parents[1], adapter=False)
+    (named,) = speakers.find(["quickstart/001"], quickstart.folder.parents[1], adapter=False)
     assert named.run is not None and speakers.context_of(named.run) == 4096 and speakers.context_of(None) == 4096

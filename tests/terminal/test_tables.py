@@ -113,6 +113,7 @@ class File:
     type: str = "q8_0"
     bytes: int = 4_932_192
     sha256: str = "0" * 64
+    figures: None = None
 
 
 def test_a_result_for_people_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,10 +133,12 @@ def test_a_result_for_people_and_as_json(tmp_path: Path, capsys: pytest.CaptureF
     document = json.loads(capsys.readouterr().out)
     assert list(document) == [
         "run", "steps", "first", "last", "final_loss", "final_accuracy", "eval_loss", "best_eval_loss",
-        "best_step", "verdict", "verdict_reason", "seconds", "exports", "probes", "folder", "ollama",
+        "best_step", "verdict", "verdict_reason", "seconds", "exports", "probes", "folder", "ollama", "report",
     ]  # fmt: skip
     assert document["probes"] == [{"question": "Who are [you]?", "base": "A model.", "trained": "Lumen."}]
-    assert document["exports"] == [{"path": str(files[0].path), "type": "q8_0", "bytes": 4_932_192, "sha256": "0" * 64}]
+    assert document["exports"] == [
+        {"path": str(files[0].path), "type": "q8_0", "bytes": 4_932_192, "sha256": "0" * 64, "figures": None}
+    ]
 
 
 def test_a_plan_for_people_and_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import one_layer
 import pytest
-from conftest import REPOSITORY, Shared
+from conftest import Shared
 from series import (
     SYSTEM,
     Series,
@@ -76,12 +77,12 @@ def test_each_epoch_has_its_held_out_loss_and_its_answers(straight: Path) -> Non
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tiny = REPOSITORY / "fasttune" / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    base = one_layer.FOLDER
+    tokenizer = AutoTokenizer.from_pretrained(base)
     losses = {line["step"]: line["eval_loss"] for line in history(straight) if "eval_loss" in line}
     for one in epochs.kept_epochs(run_at(straight)):
         assert one.eval_loss == losses[one.step]
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), one.folder)
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), one.folder)
         model.eval()
         for question, answer in zip(QUESTIONS, one.answers, strict=True):
             chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]

@@ -12,7 +12,10 @@ from conftest import call_here
 
 from fasttune.training import model as models
 
-SHORT = ["train.max_steps=1", "export.gguf=[]", "probe.questions=['你是谁？','Who are you?']", "probe.max_new_tokens=4"]
+SHORT = [
+    "train.max_steps=1", "train.keep_epochs=false", "export.gguf=[]", "probe.questions=['你是谁？','Who are you?']",
+    "probe.max_new_tokens=4",
+]  # fmt: skip
 
 
 def test_the_base_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

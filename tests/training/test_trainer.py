@@ -77,7 +77,7 @@ def test_evaluation_survives(tmp_path: Path, undisturbed: Path) -> None:
     lines, expected = history(series.run(1)), history(undisturbed)
     for key in ("eval_loss", "eval_mean_token_accuracy"):
         values = [line[key] for line in lines if key in line]
-        assert values == pytest.approx([line[key] for line in expected if key in line], rel=1e-5) and len(values) == 3
+        assert values == pytest.approx([line[key] for line in expected if key in line], rel=1e-5) and len(values) == 4
     assert document(series.run(1) / "provenance.json")["rows_cut"][0]["step"] == 2.5
 
 
