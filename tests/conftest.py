@@ -59,6 +59,13 @@ def call_fasttune(runs: Path, *arguments: str | Path, stdin: str | None = None, 
     )
 
 
+def pytest_configure() -> None:
+    """Take Ctrl-C and a closed terminal as a person's shell does: a job in the background, or below nohup, inherits both
+    ignored, and the tests that send them would wait for ever."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Done:
     """What a call in this process came to, named as subprocess names it."""
