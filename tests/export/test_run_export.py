@@ -24,7 +24,7 @@ from fasttune.export import lora_file, verdict
 from fasttune.export.artifact import read_document
 from fasttune.export.llama import Sampling
 from fasttune.files import locked
-from fasttune.runs import documents, exports
+from fasttune.runs import documents
 from fasttune.runs.store import Run
 
 Export = Callable[..., Done]
@@ -77,7 +77,10 @@ def test_types_of_any_case_between_commas_and_the_smallest_by_itself(export: Exp
     assert f"auto: {smallest['type']}, " in done.stderr and "the smallest that keeps 90%" in done.stderr
     scores = documents.read_scores(run)
     assert [one.type for one in scores.exports] == ["f16", "q8_0", smallest["type"]]
-    assert list(exports.export_figures(run)) == sorted(scores.exports, key=lambda one: one.bytes)
+    beside = [
+        read_document(path).figures for path in sorted(run.exports.glob("*.gguf"), key=lambda one: one.stat().st_size)
+    ]
+    assert beside == sorted(scores.exports, key=lambda one: one.bytes)
     refused = export("linzhi", "--gguf", "q4_k_x")
     assert refused.returncode == 2 and "iq4_xs" in refused.stderr
 
