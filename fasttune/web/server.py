@@ -26,17 +26,17 @@ def serve(root: Path, port: int = PORT) -> None:
     listening = listen(root, port)
     port = listening.getsockname()[1]
     board = Board(root, port)
-    with listening, address.announced(root, port, board.token):
-        print(address.url(port, board.token), flush=True)
-        say(_("open this address in a browser; Ctrl-C ends the board and leaves trainings alone"))
-        if is_wsl():
-            say(_("it opens in Windows' browser as well"))
-        try:
+    try:
+        with listening, address.announced(root, port, board.token):
+            print(address.url(port, board.token), flush=True)
+            say(_("open this address in a browser; Ctrl-C ends the board and leaves trainings alone"))
+            if is_wsl():
+                say(_("it opens in Windows' browser as well"))
             server_of(board).run(sockets=[listening])
-        except KeyboardInterrupt:  # uvicorn raises it again once it has ended
-            pass
-        finally:
-            board.close()
+    except KeyboardInterrupt:  # before uvicorn listens to it, or raised again by uvicorn once it has ended
+        pass
+    finally:
+        board.close()
     say(_("the board has ended"))
 
 
