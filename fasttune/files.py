@@ -50,6 +50,7 @@ FREQUENT_HANGUL = frozenset(
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file atomically: it appears complete or not at all. Raises OSError and then leaves nothing."""
+    require_replaceable(path)
     partial = path.with_name(path.name + PARTIAL)
     try:
         with open(partial, "w", encoding="utf-8") as file:
@@ -61,6 +62,14 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def require_replaceable(path: Path) -> None:
+    """Raises OSError for a folder and for a device, in whose place the rename would put a file: as root in that of
+    /dev/null, and every program of the machine would then read what the last one wrote."""
+    if path.exists() and not path.is_file():
+        number = errno.EISDIR if path.is_dir() else errno.EEXIST
+        raise OSError(number, os.strerror(number), str(path))
 
 
 def write_json(path: Path, document: Any) -> None:

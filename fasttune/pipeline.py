@@ -145,12 +145,13 @@ def foreseen(plan: Plan, base: Path | None, root: Path, resume: Run | None) -> l
     is not on this machine yet. Raises FasttuneError with every finding where one of them would stop them."""
     from fasttune.export.before_training import check_before_training
     from fasttune.training import provenance
-    from fasttune.training.plan_check import length_beyond_base
+    from fasttune.training.plan_check import length_beyond_base, questions_beyond_length
 
     if resume is not None and base is not None:
         provenance.require_same_base(resume, base)  # also where only the files are made
     return findings_of(
         lambda: length_beyond_base(plan.recipe, base),
+        lambda: questions_beyond_length(plan, base),
         lambda: check_before_training(plan.recipe, plan.system, base, root, resume),
     )
 

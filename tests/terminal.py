@@ -15,7 +15,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -28,7 +28,7 @@ CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>78]|\r")
 TERMINAL = {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}  # nobody here answers where the cursor is
 PATIENCE = 60.0  # seconds from one step to the next; a training may lie between
 T = TypeVar("T")
-Steps = list[tuple[str, str | int]]  # words to wait for, and the keys to type then, or the columns to resize it to
+Steps = Sequence[tuple[str, str | int]]  # words to wait for, and the keys to type then, or the columns to resize it to
 
 
 @dataclass(frozen=True)

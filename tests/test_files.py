@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,19 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     with small_files(1000), pytest.raises(OSError, match="File too large"):
         files.write_text(path, "x" * 5000)
     assert files.read_json(path) == {"name": "林栀"} and names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["a folder", "a pipe"])
+def test_what_is_no_file_is_not_replaced_by_one(make: Callable[[Path], None], tmp_path: Path) -> None:
+    """`--out /dev/null`, as root, would leave a file in the place of the device."""
+    path = tmp_path / "out"
+    make(path)
+    before = path.stat().st_mode
+    with pytest.raises(OSError) as caught:
+        files.write_text(path, "text")
+    assert path.stat().st_mode == before and names(tmp_path) == ["out"]
+    known = files.known_condition(caught.value)
+    assert known is not None and known.findings[0].code == "not-usable" and known.findings[0].where == str(path)
 
 
 def test_lines_are_appended_as_json(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from fasttune.analysis.sources import Named
 from fasttune.console import FasttuneError, Finding, _, language, usage_error
 from fasttune.data.fact_sheet import FactSheet, read_fact_sheet
 from fasttune.export.llama import Sampling
+from fasttune.files import condition_as_error
 from fasttune.recipe.toml_file import read_text
 from fasttune.runs import documents, epochs, store
 from fasttune.runs.documents import Scores
@@ -231,7 +232,8 @@ def look(model: Named, questions: Sequence[str], samples: HeldOut, sheet: FactSh
 
 def keep_losses(models: Sequence[Named], seen: Mapping[str, Seen]) -> None:
     """Keep the losses of single samples in scores.json of each run whose adapter was asked, beside its base's where
-    that was asked too; not where another process uses the run, which is no reason to compare nothing."""
+    that was asked too; not where another process uses the run or the disk takes nothing, which is no reason to compare
+    nothing."""
     for model in models:
         own, base = seen[model.source.name].scores, seen["base"].scores if "base" in seen else ()
         if model.run is None or not own or model.source.name != model.run.id:
@@ -239,7 +241,7 @@ def keep_losses(models: Sequence[Named], seen: Mapping[str, Seen]) -> None:
         of_base = {score.sample_id: score.loss / score.tokens for score in base}
         losses = [SampleLoss(one.sample_id, one.loss / one.tokens, of_base.get(one.sample_id)) for one in own]
         found = HeldOutLosses(epochs.weights_digest(epochs.served_adapter(model.run)), tuple(losses))
-        with contextlib.suppress(FasttuneError), store.exclusive(model.run, seconds=0):
+        with contextlib.suppress(FasttuneError), condition_as_error(), store.exclusive(model.run, seconds=0):
             before = documents.read_scores(model.run) if model.run.scores.is_file() else Scores(())
             documents.write(model.run.scores, replace(before, held_out=found))
 

@@ -244,6 +244,20 @@ def test_a_place_that_can_t_be_written_to_is_one_message(tmp_path: Path, fasttun
     assert done.returncode and "missing" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_page_takes_the_place_of_a_page_alone(tmp_path: Path, fasttune: Cli) -> None:
+    """E6: a file of samples named by mistake stays."""
+    whole_run(tmp_path / "runs")
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    done = fasttune("report", "persona", "--out", data)
+    assert done.returncode == 2 and "the file already exists, and is no page" in done.stderr
+    assert data.read_text(encoding="utf-8").startswith('{"prompt"')
+    for _again in range(2):
+        assert fasttune("report", "persona", "--out", tmp_path / "page.html").returncode == 0
+    done = fasttune("report", "persona", "--out", "")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("name", ["plan.json", "provenance.json", "history.jsonl", "scores.json", "exports/persona-Q8_0.json",
                                   "recipe.toml", "epochs/epoch-2/manifest.json", "picked.json"])  # fmt: skip
 @pytest.mark.parametrize(

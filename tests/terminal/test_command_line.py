@@ -95,6 +95,14 @@ def test_a_shell_completes_runs_and_settings(tmp_path: Path) -> None:
     assert "train.epochs=" in shown
 
 
+def test_a_runs_folder_that_is_none_completes_nothing(tmp_path: Path) -> None:
+    """And says nothing: a shell would print it amid the line that is being typed."""
+    (tmp_path / "runs").write_text("a file", encoding="utf-8")
+    context = click.Context(click.Command("runs"))
+    context.params["root"] = str(tmp_path / "runs")
+    assert command_line.complete_run(context, click.Option(["--x"]), "") == []
+
+
 @pytest.mark.parametrize(("columns", "beside"), [("120", True), ("50", False)])
 def test_an_example_is_one_line_at_any_width(
     columns: str, beside: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
