@@ -110,10 +110,10 @@ def disk_full_as_error(folder: Path, needed: int) -> Iterator[None]:
 
 def what_ran_out(folder: Path, needed: int, problem: Exception) -> str:
     """In words what a checkpoint of so many bytes lacks: files that the file system may hold, a quota, or space."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    free, system = shutil.disk_usage(place).free, os.statvfs(place)
-    if system.f_files and not system.f_favail:
-        return _("no file can be added: the file system holds as many as it can (`df -i {place}`)", place=place)
+    place = existing_folder(folder)
+    free = shutil.disk_usage(place).free
+    if reason := no_more_files(place):
+        return reason
     if (isinstance(problem, OSError) and problem.errno == errno.EDQUOT) or free >= needed:
         return _(
             "no space left for this user: a checkpoint needs {needed:.1f} MB, and a quota or the largest size of a "
@@ -125,6 +125,19 @@ def what_ran_out(folder: Path, needed: int, problem: Exception) -> str:
         needed=needed / 1e6,
         free=free / 1e6,
     )
+
+
+def existing_folder(path: Path) -> Path:
+    """The folder that a path is, or the first above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+
+
+def no_more_files(place: Path) -> str:
+    """In words that a file system has space, but no file can be added to it; "" where that is not so."""
+    system = os.statvfs(place)
+    if not system.f_files or system.f_favail:
+        return ""
+    return _("no file can be added: the file system holds as many as it can (`df -i {place}`)", place=place)
 
 
 @contextlib.contextmanager
@@ -146,8 +159,9 @@ def known_condition(problem: OSError) -> FasttuneError | None:
         fix = _("choose a folder that you may write to, for example `--runs ~/runs`, or change its permissions")
         return error("not-permitted", _("this can't be read or written"), where=where, why=reason, fix=fix)
     if problem.errno in DISK_FULL:
+        what = (no_more_files(existing_folder(Path(where))) if where else "") or _("no space left")
         fix = _("free some space, or raise the quota, and run the same command again")
-        return error("disk-full", _("no space left"), where=where, why=reason, fix=fix)
+        return error("disk-full", what, where=where, why=reason, fix=fix)
     if problem.errno in NOT_USABLE and where:
         fix = _("move away what lies there, or name another place")
         return error("not-usable", _("this can't be used as a file or folder"), where=where, why=reason, fix=fix)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import small_files
@@ -187,6 +188,21 @@ def test_a_full_disk_is_an_error_with_figures(failure: Exception, tmp_path: Path
     with pytest.raises(FasttuneError, match=r"a checkpoint needs 3\.0 MB") as caught, full:
         raise failure
     assert [finding.code for finding in caught.value.findings] == ["disk-full"]
+
+
+def test_a_file_system_that_holds_no_more_files_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was said that there is no space, with 200 MB free."""
+    system = SimpleNamespace(f_files=1000, f_favail=0, f_bavail=50_000, f_blocks=60_000, f_bfree=50_000, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda _place: system)
+    problem = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "not" / "there"))
+    full = files.disk_full_as_error(tmp_path / "not" / "there", 1)
+    with pytest.raises(FasttuneError) as caught, full:
+        raise problem
+    for raised in (files.known_condition(problem), caught.value):
+        assert raised is not None and f"(`df -i {tmp_path}`)" in raised.findings[0].what
+    system.f_favail = 5
+    known = files.known_condition(problem)
+    assert known is not None and known.findings[0].what == "no space left"
 
 
 def test_other_failures_pass_through(tmp_path: Path) -> None:

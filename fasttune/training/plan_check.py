@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import TemplateError
-
-from fasttune.console import FasttuneError, Finding, _
+from fasttune.console import Finding, _
 from fasttune.data import token_cache
-from fasttune.data.plain_tokenizer import PlainTokenizer
-from fasttune.data.tokenize import prompt_tokens, tokenize_samples
+from fasttune.data.plain_tokenizer import PlainTokenizer, prompt_lengths
+from fasttune.data.tokenize import tokenize_samples
 from fasttune.planning.data_advice import probably_too_long
 from fasttune.planning.init import context
 from fasttune.planning.strategy import Plan
@@ -67,13 +65,7 @@ def questions_beyond_length(plan: Plan, base: Path | None) -> list[Finding]:
     limit, around = plan.recipe.model.max_seq_length, len((plan.system or "").encode()) + TEMPLATE_BYTES
     # No token is shorter than a byte: the tokenizer is loaded for long questions alone.
     long = [one for one in plan.recipe.probe.questions if len(one.encode()) + around > limit]
-    if base is None or not long:
-        return []
-    try:
-        tokenizer = PlainTokenizer(base)
-        counts = {one: len(prompt_tokens(one, plan.system, tokenizer)) for one in long}
-    except (OSError, ValueError, TemplateError, FasttuneError):  # said of the samples, too
-        return []
+    counts = prompt_lengths(base, long, plan.system) if base and long else []
     where, fix = f"{plan.recipe.path}: probe.questions", _("shorten it, or raise model.max_seq_length")
     return [
         Finding(
@@ -81,5 +73,5 @@ def questions_beyond_length(plan: Plan, base: Path | None) -> list[Finding]:
             _("'{text}…' has {tokens} tokens, but max_seq_length is {limit}", text=one[:20], tokens=count, limit=limit),
             fix=fix,
         )
-        for one, count in counts.items() if count > limit
+        for one, count in zip(long, counts, strict=False) if count > limit
     ]  # fmt: skip
