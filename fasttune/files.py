@@ -58,8 +58,11 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if problem.filename == str(partial):
+            problem.filename = str(path)  # the name that the user knows
         raise
     sync_folder(path.parent)
 
@@ -70,6 +73,16 @@ def require_replaceable(path: Path) -> None:
     if path.exists() and not path.is_file():
         number = errno.EISDIR if path.is_dir() else errno.EEXIST
         raise OSError(number, os.strerror(number), str(path))
+
+
+def require_writable(folder: Path) -> None:
+    """Raises FasttuneError where a folder, or the one above it that exists, may not be written to. Writes nothing."""
+    place = existing_folder(folder)
+    if not os.access(place, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+        known = known_condition(OSError(number, os.strerror(number), str(place)))
+        assert known is not None
+        raise known
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -103,8 +116,8 @@ def disk_full_as_error(folder: Path, needed: int) -> Iterator[None]:
             "disk-full",
             what_ran_out(folder, needed, problem),
             where=str(folder),
-            why=_("the last complete checkpoint is kept"),
-            fix=_("free some space, or raise the quota, and resume from that checkpoint"),
+            why=_("every checkpoint that was complete before is kept"),
+            fix=_("free some space, or raise the quota, and run the same command again"),
         ) from problem  # fmt: skip
 
 

@@ -187,7 +187,8 @@ def test_a_full_disk_is_an_error_with_figures(failure: Exception, tmp_path: Path
     full = files.disk_full_as_error(tmp_path / "not" / "there", 3_000_000)
     with pytest.raises(FasttuneError, match=r"a checkpoint needs 3\.0 MB") as caught, full:
         raise failure
-    assert [finding.code for finding in caught.value.findings] == ["disk-full"]
+    (finding,) = caught.value.findings
+    assert finding.code == "disk-full" and "run the same command again" in finding.fix  # there may be no checkpoint yet
 
 
 def test_a_file_system_that_holds_no_more_files_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +204,28 @@ def test_a_file_system_that_holds_no_more_files_is_called_so(tmp_path: Path, mon
     system.f_favail = 5
     known = files.known_condition(problem)
     assert known is not None and known.findings[0].what == "no space left"
+
+
+@pytest.mark.parametrize(("flag", "reason"), [(os.ST_RDONLY, "Read-only file system"), (0, "Permission denied")])
+def test_a_folder_that_may_not_be_written_to_is_named_before_anything_is_written(
+    flag: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.require_writable(tmp_path / "not" / "there")
+    monkeypatch.setattr(os, "access", lambda _place, _mode: False)  # root may write to any folder of its own
+    monkeypatch.setattr(os, "statvfs", lambda _place: SimpleNamespace(f_flag=flag))
+    with pytest.raises(FasttuneError) as caught:
+        files.require_writable(tmp_path / "not" / "there")
+    (finding,) = caught.value.findings
+    assert (finding.code, finding.where) == ("not-permitted", str(tmp_path)) and reason in finding.why
+    assert names(tmp_path) == []
+
+
+def test_a_file_that_can_not_be_written_is_named_as_the_user_named_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        files.write_text(tmp_path / "no" / "copy.jsonl", "text")
+    assert caught.value.filename == str(tmp_path / "no" / "copy.jsonl")
 
 
 def test_other_failures_pass_through(tmp_path: Path) -> None:

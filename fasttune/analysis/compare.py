@@ -179,7 +179,8 @@ def questions_for(request: Request, run: Run | None) -> list[str]:
 def read_questions(path: Path) -> list[str]:
     """The lines of a file that are neither empty nor a comment. Raises UsageError where it can't be read."""
     if not path.is_file():
-        raise usage_error("no-questions", _("there is no file {file}", file=path), where="--questions")
+        fix = _("name a file that is there, with one question a line")
+        raise usage_error("no-questions", _("there is no file {file}", file=path), where="--questions", fix=fix)
     lines = [line.strip() for line in read_text(path).split("\n")]
     return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
 
