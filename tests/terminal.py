@@ -27,6 +27,7 @@ UP, DOWN, ENTER, ESC, CTRL_C, CTRL_D = "\x1b[A", "\x1b[B", "\r", "\x1b", "\x03",
 CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>78]|\r")
 TERMINAL = {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}  # nobody here answers where the cursor is
 PATIENCE = 60.0  # seconds from one step to the next; a training may lie between
+SILENCE = 240.0  # seconds without a sign after the last step: its keys have ended nothing
 T = TypeVar("T")
 Steps = Sequence[tuple[str, str | int]]  # words to wait for, and the keys to type then, or the columns to resize it to
 
@@ -49,8 +50,10 @@ class Person(threading.Thread):
 
     def run(self) -> None:
         position, since = 0, time.monotonic()
+        heard = since
         while not self.done.is_set() or self.readable(0):
             if self.readable(0.02):
+                heard = time.monotonic()
                 try:
                     self.text += os.read(self.screen, 65536)
                 except OSError:  # the last one who could write has gone
@@ -59,7 +62,7 @@ class Person(threading.Thread):
             if self.steps and self.steps[0][0] in shown[position:]:
                 position, since = len(shown), time.monotonic()
                 self.do(self.steps.pop(0)[1])
-            elif self.steps and time.monotonic() - since > PATIENCE:
+            elif time.monotonic() - (since if self.steps else heard) > (PATIENCE if self.steps else SILENCE):
                 os.write(self.screen, (CTRL_C + CTRL_D).encode())  # ends a menu, or a chat, that waits for other keys
                 return
 
