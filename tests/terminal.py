@@ -46,7 +46,7 @@ class Person(threading.Thread):
     def __init__(self, screen: int, steps: Steps) -> None:
         super().__init__(daemon=True)
         self.screen, self.steps = screen, list(steps)
-        self.text, self.done = b"", threading.Event()
+        self.text, self.done, self.gave_up = b"", threading.Event(), False
 
     def run(self) -> None:
         position, since = 0, time.monotonic()
@@ -63,6 +63,7 @@ class Person(threading.Thread):
                 position, since = len(shown), time.monotonic()
                 self.do(self.steps.pop(0)[1])
             elif time.monotonic() - (since if self.steps else heard) > (PATIENCE if self.steps else SILENCE):
+                self.gave_up = True
                 os.write(self.screen, (CTRL_C + CTRL_D).encode())  # ends a menu, or a chat, that waits for other keys
                 return
 
@@ -92,6 +93,7 @@ def ended(person: Person, returncode: int) -> Seen:
     person.done.set()
     person.join(timeout=30)
     assert not person.steps, f"never saw {person.steps[0][0]!r} in:\n{person.shown()}"
+    assert not person.gave_up, f"still waited for keys after the last step:\n{person.shown()}"
     return Seen(returncode, person.shown())
 
 
