@@ -21,7 +21,7 @@ from exports import silent
 from ollama_server import Handler, Server, running_server
 
 from fasttune.console import FasttuneError
-from fasttune.export import Artifact, import_into_ollama, ollama_connection
+from fasttune.export import Artifact, import_into_ollama, ollama, ollama_connection
 from fasttune.export.modelfile import TEMPLATE, modelfile
 from fasttune.export.ollama import look_before_training
 from fasttune.training.progress import ByteLine
@@ -70,12 +70,13 @@ def test_first_import(server: Server, artifact: Artifact) -> None:
 def test_the_upload_shows_its_bytes(server: Server, artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the official client: what has gone out by and by, and nothing of the other requests."""
     steps: list[tuple[str, int, int]] = []
-    advance = ByteLine.advance
-    monkeypatch.setattr(
-        ByteLine,
-        "advance",
-        lambda line, count: (advance(line, count), steps.append((line.text, line.done, line.total)))[0],
-    )
+
+    class Kept(ByteLine):
+        def advance(self, count: int) -> None:
+            super().advance(count)
+            steps.append((self.text, self.done, self.total))
+
+    monkeypatch.setattr(ollama, "ByteLine", Kept)
     import_into_ollama(artifact, "linzhi", num_ctx=64, report=silent, host=server.host)
     assert len(steps) > 1 and steps[-1] == (artifact.path.name, artifact.bytes, artifact.bytes)
     assert [done for _name, done, _total in steps] == sorted(done for _name, done, _total in steps)

@@ -80,8 +80,13 @@ def test_progress_counts_the_bytes_of_the_f16_file(
     exported: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[ByteLine] = []
-    real_exit = ByteLine.__exit__
-    monkeypatch.setattr(ByteLine, "__exit__", lambda line, *failure: (lines.append(line), real_exit(line))[1])
+
+    class Kept(ByteLine):
+        def __enter__(self) -> ByteLine:
+            lines.append(self)
+            return super().__enter__()
+
+    monkeypatch.setattr(quantize, "ByteLine", Kept)
     quantize.quantize(exported["f16"].path, tmp_path / "linzhi-Q2_K.gguf.part", "q2_k")
     (line,) = lines
     assert line.text == "linzhi-Q2_K.gguf" and line.done == line.total > 0.9 * exported["f16"].bytes
