@@ -11,6 +11,8 @@ from conftest import small_files
 from fasttune.console import FasttuneError
 from fasttune.export import Artifact, quantize
 
+pytestmark = pytest.mark.usefixtures("quantizer_child")
+
 
 def test_file_is_of_the_type(exported: dict[str, Artifact], tmp_path: Path) -> None:
     quantize.quantize(exported["f16"].path, tmp_path / "out.gguf", "q6_k")
