@@ -4,9 +4,9 @@
     position_ids             0 1 2   3 4   3 4 5   0 1 2 3
     who attends to what      P: itself, causally   a, b: P and itself, causally   c: itself, causally
 
-Two of them have a backward pass written by hand, because autograd would keep or copy tensors that are not needed:
-`PackedAttention` goes block by block and merges blocks by their log-sum-exp, `SupervisedCrossEntropy` goes through the
-vocabulary in tiles, so the full logits [N, V] never exist. This file does not know Unsloth, PEFT or chat templates.
+`PackedAttention` has a backward pass written by hand, because autograd would keep or copy tensors that are not needed:
+it goes block by block and merges blocks by their log-sum-exp. The loss itself is cross_entropy.py's. This file does not
+know Unsloth, PEFT or chat templates.
 
 Shapes: T tokens of a row, N supervised ones, H query heads, H_kv key heads, D width of a head, C of the model, V words.
 """
@@ -21,15 +21,13 @@ import torch
 
 from fasttune.data.tokenize import Example
 from fasttune.training.cpu_layers import at_least_float32, matmul
+from fasttune.training.cross_entropy import SupervisedCrossEntropy, pad_rows
 from fasttune.training.packing import Row
 
 flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-# Elements of a tile of logits or attention scores. A CPU wants what stays in its cache while softmax passes over it; a
-# GPU wants few, large kernel launches.
-TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
-ROWS, COLUMNS = 8, 64  # matrix products of multiples of these have no remainder loop (a tenth of the loss's time)
+SCORE_ELEMENTS = 2**20  # of a tile of attention scores: they stay in a CPU's cache while softmax passes over them
 
 
 @dataclass(frozen=True)
@@ -255,9 +253,9 @@ def unmasked_attention_backward(
 
 def score_tiles(query: torch.Tensor, key: torch.Tensor) -> Iterator[tuple[int, tuple[int, slice, slice]]]:
     """The index of each key head with the index into `query` of its query heads, cut into stretches of queries whose
-    scores make up TILE_ELEMENTS."""
+    scores make up SCORE_ELEMENTS."""
     heads, length = query.shape[1] // key.shape[1], query.shape[2]
-    stretch = max(1, TILE_ELEMENTS["cpu"] // (heads * key.shape[2]))
+    stretch = max(1, SCORE_ELEMENTS // (heads * key.shape[2]))
     for n in range(key.shape[1]):
         for start in range(0, length, stretch):
             yield n, (0, slice(n * heads, (n + 1) * heads), slice(start, start + stretch))
@@ -289,55 +287,6 @@ def dense_mask(spans: Sequence[Span], length: int) -> torch.Tensor:
                 mask[q, span.start : span.prefix_end] = True
                 mask[q, begin : q + 1] = True
     return mask[None, None]
-
-
-class SupervisedCrossEntropy(torch.autograd.Function):
-    """Sum of -log p(label) over N positions, and the number of labels ranked first, without ever holding all logits.
-
-    With z = hidden head^T, the loss of a position is log sum_v exp(z_v) - z_label, and its gradient with respect to the
-    hidden state is sum_v softmax(z)_v head_v - head_label. The head is frozen in LoRA training, so this gradient is
-    formed in the forward pass and only scaled in the backward pass. Both sums go over tiles of the vocabulary under a
-    running maximum (online softmax, arXiv 1805.02867), so that every logit is computed once.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        count = len(hidden)
-        hidden, labels = pad_rows(hidden, ROWS), pad_rows(labels, ROWS)
-        label_head = at_least_float32(head[labels])
-        row_max = label_head.new_full((len(hidden), 1), -torch.inf)
-        exp_sum, argmax = torch.zeros_like(row_max), torch.zeros_like(labels)[:, None]
-        gradient = torch.zeros_like(label_head) if ctx.needs_input_grad[0] else None
-        columns = max(COLUMNS, TILE_ELEMENTS[hidden.device.type] // max(1, len(hidden)) // COLUMNS * COLUMNS)
-        for start in range(0, len(head), columns):
-            tile = head[start : start + columns]
-            logits = at_least_float32(matmul(hidden, tile))
-            tile_max, where = logits.max(dim=1, keepdim=True)
-            argmax = torch.where(tile_max > row_max, where + start, argmax)
-            previous_max, row_max = row_max, torch.maximum(row_max, tile_max)
-            rescale = (previous_max - row_max).exp_()
-            exps = logits.sub_(row_max).exp_()
-            exp_sum = exp_sum * rescale + exps.sum(dim=1, keepdim=True)
-            if gradient is not None:
-                gradient = gradient.mul_(rescale).add_(matmul(exps.to(hidden.dtype), tile.T))
-        total = (row_max + exp_sum.log() - (hidden * label_head).sum(dim=1, keepdim=True))[:count].sum()
-        hits = (argmax == labels[:, None])[:count].sum()
-        if gradient is not None:
-            gradient = gradient.div_(exp_sum).sub_(label_head)[:count].to(hidden.dtype)
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(hits)
-        return total, hits
-
-    @staticmethod
-    def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * output_gradients[0].to(gradient.dtype), None, None
-
-
-def pad_rows(rows: torch.Tensor, multiple: int) -> torch.Tensor:
-    """A tensor [n, ...] with zeros appended until n is a multiple of `multiple`."""
-    missing = -len(rows) % multiple
-    return torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:]))) if missing else rows
 
 
 def loss(hidden: torch.Tensor, head: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@
     adapter       LoRA's weights and their gradients, float32
     optimizer     its state for each of LoRA's weights
     activations   what the longest row keeps for its backward pass (row_budget.py)
-    logits        the tile of the vocabulary that the loss goes through (engine.py)
+    logits        the tile of the vocabulary that the loss goes through (cross_entropy.py)
     runtime       Python, torch and Unsloth; on a GPU CUDA's own
 
 How far it is from what is measured: benchmarks/memory.py.
@@ -37,7 +37,7 @@ PUBLIC = {
 NF4_BYTES = 0.5 + 0.127 / 8
 # Bytes a trained weight that the optimizer keeps.
 OPTIMIZER_BYTES = {"adamw_torch_fused": 8, "adamw_torch": 8, "adamw_8bit": 2, "sgd": 0}
-TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # of logits at a time, as in engine.py; a test compares them
+TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # of logits at a time, as in cross_entropy.py; a test compares them
 TILE_COPIES = 3  # of a tile: logits, exponentials, and those in the type of the hidden states
 # Measured: a process that has imported torch and Unsloth and has trained a step holds 0.58 GiB, the tokenizers of a
 # vocabulary of 151,936 words 0.23 GiB more. Not measured yet, by others' figures: CUDA's context and libraries.

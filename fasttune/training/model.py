@@ -255,11 +255,11 @@ def lora_scaling(layer: Any) -> float:
 
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
     """The hidden states after the final norm of one packed row, [1, T, C]; T is the row's tokens plus padding."""
-    from fasttune.training import engine
+    from fasttune.training import cross_entropy, engine
 
     backbone = model.get_base_model().model
     if device.device_type() == "cpu":
-        batch = engine.pad_row(batch, engine.ROWS)
+        batch = engine.pad_row(batch, cross_entropy.ROWS)
         layout: dict[str, Any] = {"spans": batch.spans}
     else:
         batch, layout = cuda_layout(batch)

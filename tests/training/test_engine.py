@@ -151,44 +151,6 @@ def test_off_by_one_is_noticed(change: Callable[[Batch], Batch]) -> None:
     assert difference(gradients, expected) > 1e-3
 
 
-@pytest.mark.parametrize("tile", [1, 32 * 150, 32 * 300, 2**20])  # the least, two with a rest, all, more than all
-def test_the_tiled_loss_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
-    torch.manual_seed(0)
-    hidden = torch.randn(1, 50, 16, dtype=torch.float64, requires_grad=True)
-    head = torch.randn(300, 16, dtype=torch.float64)
-    label_positions, labels = torch.randperm(50)[:31], torch.randint(300, (31,))
-    batch = Batch(torch.zeros(1, 50), torch.zeros(1, 50), label_positions, labels, ())
-    monkeypatch.setattr(engine, "TILE_ELEMENTS", {"cpu": tile})
-    total, hits = engine.loss(hidden, head, batch)
-    (total * 0.25).backward()
-    fast, hidden.grad = hidden.grad, None
-    logits = hidden[0, label_positions] @ head.T
-    plain = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    (plain * 0.25).backward()
-    assert total.item() == pytest.approx(plain.item(), rel=1e-12)
-    assert int(hits) == int((logits.argmax(1) == labels).sum())
-    assert torch.allclose(fast, hidden.grad, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_loss_of_large_logits_stays_exact_in_low_precision(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
-    """The running maximum must rescale what earlier tiles summed, or this overflows; sums are taken in float32."""
-    torch.manual_seed(0)
-    hidden, head = (torch.randn(40, 64) * 3).to(dtype), (torch.randn(500, 64) * 3).to(dtype)
-    labels = torch.randint(500, (40,))
-    batch = Batch(torch.zeros(1, 40), torch.zeros(1, 40), torch.arange(40), labels, ())
-    monkeypatch.setattr(engine, "TILE_ELEMENTS", {"cpu": 40 * 17})
-    total, _hits = engine.loss(hidden[None], head, batch)
-    logits = torch.nn.functional.linear(hidden, head).float()  # rounded to the dtype, as any head's logits are
-    assert logits.max() > 100
-    assert total.item() == pytest.approx(
-        float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum")),
-        rel=1e-5 if dtype == torch.float32 else 2e-3,
-    )
-
-
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
 )
@@ -200,7 +162,7 @@ def test_merged_attention_equals_the_masked_one(
     tolerance: float,
 ) -> None:
     """Two groups, one without a prefix, four query heads on two key heads: output and all three gradients."""
-    monkeypatch.setattr(engine, "TILE_ELEMENTS", {"cpu": tile})
+    monkeypatch.setattr(engine, "SCORE_ELEMENTS", tile)
     torch.manual_seed(0)
     spans = (engine.Span(0, 7, ((7, 12), (12, 13), (13, 21))), engine.Span(21, 21, ((21, 30),)))
     shapes = [(1, 4, 30, 16), (1, 2, 30, 16), (1, 2, 30, 16)]

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe, TrainRecipe
-from fasttune.training import engine, hub, memory
+from fasttune.training import cross_entropy, hub, memory
 from fasttune.training.memory import GIB, LongestRow, ModelSize, needed, public_size, read_size
 
 TINY = read_size(hub.TINY)
@@ -51,7 +51,7 @@ def test_the_adapter_is_the_one_that_peft_makes() -> None:
 
 
 def test_the_tiles_are_those_of_the_loss() -> None:
-    assert memory.TILE_ELEMENTS == engine.TILE_ELEMENTS
+    assert memory.TILE_ELEMENTS == cross_entropy.TILE_ELEMENTS
 
 
 def parts(size: ModelSize, kind: memory.DeviceKind, *, checkpointing: bool = False, **model: object) -> memory.Memory:
