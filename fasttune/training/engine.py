@@ -63,7 +63,16 @@ class Batch:
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor of the host to a device. For a GPU it is pinned first: a copy from pageable memory would wait until
     the GPU has done all that was queued before."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    return (pinned(tensor) if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in pinned memory, or itself where that is refused. WSL2 has little of it, and says "out of memory": of
+    the computer's, which smaller rows would not mend (E3)."""
+    try:
+        return tensor.pin_memory()
+    except RuntimeError:
+        return tensor
 
 
 def collate(row: Row, examples: Sequence[Example]) -> Batch:
