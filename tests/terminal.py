@@ -26,8 +26,7 @@ from conftest import REPOSITORY
 UP, DOWN, ENTER, ESC, CTRL_C, CTRL_D = "\x1b[A", "\x1b[B", "\r", "\x1b", "\x03", "\x04"
 CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>78]|\r")
 TERMINAL = {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}  # nobody here answers where the cursor is
-PATIENCE = 60.0  # seconds from one step to the next; a training may lie between
-SILENCE = 240.0  # seconds without a sign after the last step: its keys have ended nothing
+PATIENCE = 240.0  # seconds from one step to the next, and without a sign after the last; a training may lie between
 T = TypeVar("T")
 Steps = Sequence[tuple[str, str | int]]  # words to wait for, and the keys to type then, or the columns to resize it to
 
@@ -62,7 +61,7 @@ class Person(threading.Thread):
             if self.steps and self.steps[0][0] in shown[position:]:
                 position, since = len(shown), time.monotonic()
                 self.do(self.steps.pop(0)[1])
-            elif time.monotonic() - (since if self.steps else heard) > (PATIENCE if self.steps else SILENCE):
+            elif time.monotonic() - (since if self.steps else heard) > PATIENCE:
                 self.gave_up = True
                 os.write(self.screen, (CTRL_C + CTRL_D).encode())  # ends a menu, or a chat, that waits for other keys
                 return
@@ -91,7 +90,7 @@ def open_terminal(rows: int = 30, columns: int = 80) -> tuple[int, int]:
 
 def ended(person: Person, returncode: int) -> Seen:
     person.done.set()
-    person.join(timeout=30)
+    person.join(timeout=60)
     assert not person.steps, f"never saw {person.steps[0][0]!r} in:\n{person.shown()}"
     assert not person.gave_up, f"still waited for keys after the last step:\n{person.shown()}"
     return Seen(returncode, person.shown())
@@ -108,7 +107,7 @@ def type_at(steps: Steps, *arguments: str | Path, runs: Path, cwd: Path = REPOSI
     os.close(program)
     person = Person(screen, steps)
     person.start()
-    code = process.wait(timeout=300)
+    code = process.wait(timeout=600)
     seen = ended(person, code)
     os.close(screen)
     return seen
