@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,18 @@ def test_what_is_overwritten_is_named_by_its_id(folder: Path) -> None:
             pipeline.run_to_overwrite(RunRequest(Path("persona.toml"), overwrite=name), plan)
         assert refused.value.findings[0].code == "not-a-run-id" and run.id in refused.value.findings[0].fix
     assert store.list_runs(folder / "runs", "persona") == [run]
+
+
+def test_the_same_overwrite_goes_on_where_it_was_stopped(folder: Path) -> None:
+    """And one that names another run, or comes after it is complete, begins anew."""
+    old, kept = write_run(folder / "runs"), write_run(folder / "runs")
+    request = RunRequest(Path("persona.toml"), root=folder / "runs", overwrite=old.id)
+    assert pipeline.what_to_do(request, "persona") == "new"
+    begun = write_run(folder / "runs", finished=False)
+    store.replace_by(old, begun)
+    assert pipeline.what_to_do(request, "persona") == "resume"
+    assert pipeline.what_to_do(replace(request, overwrite=kept.id), "persona") == "new"
+    assert pipeline.what_to_do(replace(request, overwrite=None), "persona") is None
 
 
 def test_a_run_of_another_runs_folder_is_not_overwritten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,10 @@ def test_an_adapter_is_compared_with_its_manifest(tmp_path: Path) -> None:
     with pytest.raises(FasttuneError, match=r"adapter_model\.safetensors: checksum mismatch") as caught:
         checkpoints.require_whole_adapter(tmp_path)
     assert [finding.code for finding in caught.value.findings] == ["adapter-damaged"]
+    checkpoints.write_manifest(tmp_path, 3, ["adapter_config.json"])
+    with pytest.raises(FasttuneError, match=r"does not list adapter_model\.safetensors"):
+        checkpoints.require_whole_adapter(tmp_path)
+    checkpoints.write_manifest(tmp_path, 3, checkpoints.ADAPTER_FILES)
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(FasttuneError, match=r"adapter_model\.safetensors is missing"):
         checkpoints.require_whole_adapter(tmp_path)
