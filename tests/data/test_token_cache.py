@@ -407,6 +407,7 @@ def test_the_command_line_renders_one_edited_line(fasttune: Cli, tmp_path: Path)
     file, runs = tmp_path / "train.jsonl", tmp_path / "runs" / "quickstart"
     given = ["run", "recipes/quickstart.toml", "--on-existing", "new", "--set", f"data.train={file}"]
     given += ["--set", "data.val=", "--set", "train.max_steps=1", "--set", "export.gguf=[]"]
+    given += ["--set", "probe.questions=[]"]
     for number, rendered in enumerate([12, 0, 1], start=1):
         if number == 3:
             lines[5] = lines[5].replace(json.loads(lines[5])["messages"][-1]["content"], "edited")
