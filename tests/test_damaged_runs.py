@@ -111,9 +111,11 @@ def damaged(file: Path) -> Iterator[str]:
     """Damages a file in each way, one after the other, and puts it back."""
     raw = file.read_bytes()
     for name, damage in DAMAGES.items():
-        if (content := damage(raw)) is None:
+        if (content := damage(raw)) == raw:
+            continue  # a damage of something that this file has not in it
+        if content is None:
             file.unlink()
-        elif content != raw:
+        else:
             file.write_bytes(content)
         yield name
         file.write_bytes(raw)
@@ -185,10 +187,7 @@ def test_what_reads_a_damaged_run_is_no_traceback(runs: Path, name: str, verbs: 
 def test_a_damaged_adapter_is_neither_exported_nor_continued(runs: Path, name: str) -> None:
     adapter = runs / "quickstart" / "001-fresh" / "adapter"
     shutil.rmtree(adapter.parent / "exports")
-    whole = (adapter / name).read_bytes()
     for damage in damaged(adapter / name):
-        if (adapter / name).is_file() and (adapter / name).read_bytes() == whole:
-            continue  # a damage of documents, which this file has not in it
         assert name in told(runs, "export", "quickstart"), damage
         told(runs, "plan", "quickstart.toml", "--set", "strategy=custom", "--set", "continue.start=adapter")
     assert not list(adapter.parent.glob("exports/*"))
