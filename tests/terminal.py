@@ -48,14 +48,14 @@ class Person(threading.Thread):
         self.text, self.done = b"", threading.Event()
 
     def run(self) -> None:
-        position, since = 0, time.monotonic()
+        position, since, shown = 0, time.monotonic(), ""
         while not self.done.is_set() or self.readable(0):
             if self.readable(0.02):
                 try:
                     self.text += os.read(self.screen, 65536)
                 except OSError:  # the last one who could write has gone
                     return
-            shown = self.shown()
+                shown = self.shown()
             if self.steps and self.steps[0][0] in shown[position:]:
                 position, since = len(shown), time.monotonic()
                 self.do(self.steps.pop(0)[1])
