@@ -9,7 +9,6 @@ ollama:linzhi                                           a model in Ollama
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from fasttune.recipe.schema import Recipe
 from fasttune.runs import checkpoints, documents, epochs, store
 from fasttune.runs.store import Run
 from fasttune.training import provenance
-
-AT_STEP = re.compile(r"(?P<run>.+?)(?:@|/(?:checkpoints/)?checkpoint-)(?P<step>\d+)/?")
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def find(name: str, root: Path) -> Named:
         return Named(OllamaSource(name, model), None, None)
     if name.endswith(".gguf"):
         return gguf(Path(name), root)
-    found = AT_STEP.fullmatch(name)
+    found = checkpoints.AT_STEP.fullmatch(name)
     if found:
         return checkpoint(store.find(root, found["run"]), int(found["step"]))
     run = store.find(root, name)

@@ -29,7 +29,7 @@ from fasttune.export.llama import Sampling
 from fasttune.export.served import served_gguf
 from fasttune.export.serving import DEFAULT, Serving, serving_of_run
 from fasttune.recipe.schema import ModelRecipe
-from fasttune.runs import documents, epochs, store
+from fasttune.runs import checkpoints, documents, epochs, store
 from fasttune.runs.store import Run
 from fasttune.training import generation, hub, provenance
 from fasttune.training import model as models
@@ -130,7 +130,7 @@ def find_one(name: str, root: Path, *, adapter: bool) -> Named:
 
 def names_no_run(name: str) -> bool:
     """Whether a name is that of a file, a checkpoint or a model in Ollama."""
-    return name.endswith(".gguf") or name.startswith("ollama:") or sources.AT_STEP.fullmatch(name) is not None
+    return name.endswith(".gguf") or name.startswith("ollama:") or checkpoints.AT_STEP.fullmatch(name) is not None
 
 
 def speaks_for(name: str, root: Path, *, adapter: bool) -> Named:

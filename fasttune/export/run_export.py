@@ -18,9 +18,10 @@ from fasttune.command import command_line, runs_option
 from fasttune.console import FasttuneError, _, error, usage_error
 from fasttune.export import layouts, ollama
 from fasttune.export.artifact import Artifact
-from fasttune.export.exporter import disk_errors, export, record_figures, to_serve
+from fasttune.export.exporter import disk_errors, export, record_figures
 from fasttune.export.ollama_import import OllamaImport, held_back, import_run
 from fasttune.export.request import AUTO, ExportRequest, request_for_run
+from fasttune.export.served import to_serve
 from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import ExportRecipe, Recipe
@@ -29,7 +30,6 @@ from fasttune.runs.store import Run
 from fasttune.training import provenance
 
 Report = Callable[[str], None]
-AT_STEP = re.compile(r"(?P<run>.+?)(?:@|/(?:checkpoints/)?checkpoint-)(?P<step>\d{1,9})/?")
 AT_EPOCH = re.compile(r"(?P<run>.+?)/(?:epochs/)?epoch-(?P<epoch>\d+(?:\.\d+)?)/?")
 
 
@@ -133,7 +133,7 @@ def restore_named(name: str, root: Path, model: str, tag: str, report: Report) -
 
 def find_origin(name: str, root: Path, epoch: str | None) -> Origin:
     """The adapter that a name and --epoch stand for. Raises FasttuneError where there is none, or it is damaged."""
-    at_step, at_epoch = AT_STEP.fullmatch(name), AT_EPOCH.fullmatch(name)
+    at_step, at_epoch = checkpoints.AT_STEP.fullmatch(name), AT_EPOCH.fullmatch(name)
     if epoch is not None and (at_step or at_epoch):
         what = _("{name} names an adapter of its run already", name=name)
         raise usage_error("two-adapters", what, where=f"--epoch {epoch}", fix=_("leave one of the two out"))
@@ -207,8 +207,8 @@ def into_ollama(
 
 def copy_all(artifacts: list[Artifact], folder: Path) -> list[Path]:
     """Copy files into a folder. Raises FasttuneError where it has other files of these names, or no room."""
-    findings = [finding for artifact in artifacts for finding in layouts.lacking_space(artifact.path, folder)]
-    if findings:
+    needed = sum(artifact.bytes for artifact in artifacts if not (folder / artifact.path.name).exists())
+    if findings := layouts.lacking_space(needed, folder, _("free some space, or name another folder after --to")):
         raise FasttuneError(*findings)
     with disk_errors(folder):
         return [layouts.copy_file(artifact.path, folder) for artifact in artifacts]
