@@ -103,5 +103,5 @@ def figures(
         picked=picked,
         base_bits=standard.base_bits,
         bits_per_weight=stored.bits_per_weight,
-        fallback_types=stored.short_rows if quantization in quantize.NEEDS_BLOCK else {},
+        fallback_types=quantize.fallback_types(quantization, stored),
     )
