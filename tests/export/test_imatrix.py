@@ -119,7 +119,7 @@ def test_llama_imatrix_finds_the_same_and_reads_ours(
     passages = tuple(Passage(tuple(chunk), ()) for chunk in chunks)
     imatrix.compute(*read_model(material / "adapter"), passages, tmp_path / "ours.imatrix")
     run([tool, "-m", f16, "-f", tmp_path / "text", "-o", tmp_path / "theirs.gguf", "-c", "512", "--parse-special"])
-    run([tool, "--in-file", tmp_path / "ours.imatrix", "-o", tmp_path / "again.gguf"])
+    run([tool, "-m", f16, "--in-file", tmp_path / "ours.imatrix", "-o", tmp_path / "again.gguf"])
     ours, theirs, again = (imatrix.load(tmp_path / name) for name in ("ours.imatrix", "theirs.gguf", "again.gguf"))
     assert ours.columns.keys() == theirs.columns.keys() == again.columns.keys()
     assert ours.chunks == theirs.chunks == again.chunks == len(chunks) and again.dataset == imatrix.OWN_TEXT

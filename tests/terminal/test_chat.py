@@ -124,7 +124,7 @@ def test_a_conversation_at_a_terminal(quickstart: Quickstart, tmp_path: Path) ->
         "quickstart/001",
     )
     assert screen.count(probe["trained"]) == 2 and f"base:\n{probe['base']}" in screen
-    assert "Traceback" not in screen
+    assert "Traceback" not in screen and screen.count("the same again") == 1  # /retry, as this base is greedy
     (line,) = file.read_text(encoding="utf-8").splitlines()
     roles = [message["role"] for message in json.loads(line)["messages"]]
     assert roles[-2:] == ["user", "assistant"] and json.loads(line)["messages"][-1]["content"] == probe["trained"]
