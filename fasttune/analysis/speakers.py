@@ -1,7 +1,7 @@
 """The models that `fasttune chat` loads, by the names of sources.py, and which of a run's models a name stands for.
 
 linzhi, linzhi/002-retune         the GGUF file that the run's Modelfile names, else its adapter by torch
-linzhi@62                         the adapter of a checkpoint, by torch
+linzhi@62, linzhi@epoch-2         the adapter of a checkpoint or a kept epoch, by torch
 linzhi-Q8_0.gguf                  a file, in a run's exports or anywhere
 base                              the base that another named run was trained on, by torch
 builtin:tiny, a folder, a name on the Hub that was downloaded before: a base without any adapter, by torch
@@ -29,7 +29,7 @@ from fasttune.export.llama import Sampling
 from fasttune.export.served import served_gguf
 from fasttune.export.serving import DEFAULT, Serving, serving_of_run
 from fasttune.recipe.schema import ModelRecipe
-from fasttune.runs import checkpoints, documents, epochs, store
+from fasttune.runs import adapters, documents, epochs, store
 from fasttune.runs.store import Run
 from fasttune.training import generation, hub, provenance
 from fasttune.training import model as models
@@ -129,8 +129,8 @@ def find_one(name: str, root: Path, *, adapter: bool) -> Named:
 
 
 def names_no_run(name: str) -> bool:
-    """Whether a name is that of a file, a checkpoint or a model in Ollama."""
-    return name.endswith(".gguf") or name.startswith("ollama:") or checkpoints.AT_STEP.fullmatch(name) is not None
+    """Whether a name is that of a file, a checkpoint, a kept epoch or a model in Ollama."""
+    return name.endswith(".gguf") or name.startswith("ollama:") or adapters.is_named(name)
 
 
 def speaks_for(name: str, root: Path, *, adapter: bool) -> Named:

@@ -12,7 +12,9 @@ from fasttune.console import _, say
 from fasttune.terminal import command_line
 
 
-@click.command(help=_("Talk to a run (its GGUF file), RUN@STEP, a .gguf file or a base; to several side by side."))
+@click.command(
+    help=_("Talk to a run (its GGUF file), RUN@STEP, RUN@epoch-2, a .gguf file or a base; to several side by side.")
+)
 @click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=command_line.complete_run)
 @click.option("--prompt", help=_("One question; print the answer and end."))
 @click.option("--system", help=_("A system prompt in place of the trained one."))

@@ -15,8 +15,6 @@ from fasttune.runs.store import Run
 # What is read of a finished adapter; PEFT's README.md beside them is the user's to edit.
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_FILES = ("adapter_config.json", WEIGHTS, documents.CHECK_BATCH)
-# How a checkpoint is named where a run may be: linzhi@62, linzhi/002-retune/checkpoint-62, and as a path.
-AT_STEP = re.compile(r"(?P<run>.+?)(?:@|/(?:checkpoints/)?checkpoint-)(?P<step>\d{1,9})/?")
 STATE_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 STATE_NAMES = {"trainer_state.json", "adapter_config.json", documents.CHECK_BATCH, documents.UNLOGGED_METRICS}
 

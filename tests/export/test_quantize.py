@@ -24,6 +24,8 @@ from fasttune.export.weights import expected_tensors
 from fasttune.export.write import Metadata, write_gguf
 from fasttune.training.progress import ByteLine
 
+pytestmark = pytest.mark.usefixtures("quantizer_child")
+
 
 def test_file_is_of_the_type(exported: dict[str, Artifact], tmp_path: Path) -> None:
     quantize.quantize(exported["f16"].path, tmp_path / "out.gguf", "q6_k")
