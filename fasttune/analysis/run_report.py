@@ -99,6 +99,7 @@ class RunReport:
     series: Sequence[Figures] = ()
     exports: Sequence[tuple[str, int, ArtifactDocument | None]] = ()
     problems: list[Finding] = field(default_factory=list)
+    with_series: bool = False
 
     @property
     def id(self) -> str:
@@ -106,8 +107,8 @@ class RunReport:
 
     @property
     def name(self) -> str:
-        """003-retune, without its series."""
-        return self.run.id.rpartition("/")[2]
+        """003-retune, or `with_series`, beside runs of another one, linzhi/003-retune."""
+        return self.run.id if self.with_series else self.run.id.rpartition("/")[2]
 
     @property
     def steps_per_epoch(self) -> int:
