@@ -160,7 +160,7 @@ def read_run(run: Run, *, counts_tokens: bool = True) -> RunReport:
     report.kept = part(lambda: answered_epochs(run, report, report_data.training_answers(dataset)), ())
     report.data = part(lambda: report_data.picture(run, dataset, counts_tokens=counts_tokens), None)
     report.worst = part(lambda: report_data.worst_samples(run, dataset), ())
-    report.series = summary.read_series(run.root, run.series, []) if report.plan else ()
+    report.series = summary.read_series(run.root, run.series, [], report.figures) if report.plan else ()
     report.exports = part(lambda: exports(run), ())
     return report
 

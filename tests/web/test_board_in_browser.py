@@ -3,6 +3,7 @@ narrow, light and dark, in both languages; curves that grow while they are watch
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from fasttune.runs.documents import Probe
 from fasttune.web import conversation
 
 pytestmark = pytest.mark.slow
+AXES = """() => [...document.querySelectorAll('.charts svg.chart text')]
+    .map(one => [one.textContent, one.getAttribute('x'), Math.round(one.getAttribute('y'))].join(' at '))
+    .map(one => one.replace(/[.]0+%/, '%').replace(/([.]\\d)\\d*%/, '$1%'))"""
 HOSTILE = '<script>document.title="taken"</script><img src=x onerror="document.title=1">\u202e' + "长" * 3000
 PAGES = ("/", "/runs/persona/001-fresh", "/runs/live/001-fresh", "/overlay?run=persona/001-fresh&run=persona/002-retune", "/train",
          "/blind", "/chat", "/runs/live/001-fresh/stop", "/nothing")  # fmt: skip
@@ -71,18 +75,18 @@ def until(seen: Seen, condition: str) -> None:
 
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_fits_and_can_be_read(chromium: Any, board: Served, path: str) -> None:
-    for width in WIDTHS:
-        for scheme, lang in zip(SCHEMES, ("zh", "en"), strict=True):
-            with opened_page(chromium, address(board, path, lang), width, scheme) as seen:
-                seen.page.wait_for_timeout(300)
-                where = f"{path} {width} {scheme}"
-                console = [line for line in seen.console if "404" not in line or path != "/nothing"]
-                assert console == [] and seen.overflow() == [] and seen.violations() == [], where
-                assert all(request.startswith(board.origin) for request in seen.requests), where
-                assert "taken" not in seen.page.title()
+    for width, scheme, lang in itertools.product(WIDTHS, SCHEMES, ("zh", "en")):
+        with opened_page(chromium, address(board, path, lang), width, scheme) as seen:
+            seen.page.wait_for_timeout(100)
+            where = f"{path} {width} {scheme} {lang}"
+            console = [line for line in seen.console if "404" not in line or path != "/nothing"]
+            assert console == [] and seen.overflow() == [] and seen.violations() == [], where
+            assert all(request.startswith(board.origin) for request in seen.requests), where
+            assert "taken" not in seen.page.title()
 
 
 def test_reading_needs_no_script(chromium: Any, board: Served) -> None:
+    board.settled("/runs/persona/001-fresh")
     with opened_page(chromium, address(board, "/runs/persona/001-fresh"), 390, "light", scripts=False) as seen:
         assert "verdict" in seen.page.inner_text("main") and seen.page.locator("svg.chart").count() >= 2
 
@@ -99,6 +103,9 @@ def test_curves_grow_while_they_are_watched(chromium: Any, board: Served) -> Non
         assert seen.page.locator("[data-place=rate]").inner_text() == "2,000"
         assert seen.page.locator("progress").evaluate("one => one.value") == 30
         assert seen.page.locator("svg.chart title").count() == seen.page.locator("svg.chart").count()
+        grown = seen.page.evaluate(AXES)
+        seen.page.reload()
+        assert seen.page.evaluate(AXES) == grown, "board.js draws what charts.py draws"
         assert seen.console == []
 
 
