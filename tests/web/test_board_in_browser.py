@@ -24,8 +24,7 @@ from fasttune.web import conversation
 
 pytestmark = pytest.mark.slow
 AXES = """() => [...document.querySelectorAll('.charts svg.chart text')]
-    .map(one => [one.textContent, one.getAttribute('x'), Math.round(one.getAttribute('y'))].join(' at '))
-    .map(one => one.replace(/[.]0+%/, '%').replace(/([.]\\d)\\d*%/, '$1%'))"""
+    .map(one => [one.textContent, one.getAttribute('x'), one.getAttribute('y')].join(' at '))"""
 HOSTILE = '<script>document.title="taken"</script><img src=x onerror="document.title=1">\u202e' + "长" * 3000
 PAGES = ("/", "/runs/persona/001-fresh", "/runs/live/001-fresh", "/overlay?run=persona/001-fresh&run=persona/002-retune", "/train",
          "/blind", "/chat", "/runs/live/001-fresh/stop", "/nothing")  # fmt: skip

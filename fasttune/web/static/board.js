@@ -124,9 +124,9 @@ function draw(chart, columns, epochWord) {
       marks.push(mark);
     }
   }
-  const labels = frame.yTicks.map((value) => make("text", { x: -8, y: frame.y(value), dy: 4, "text-anchor": "end" }, label(value)));
+  const labels = frame.yTicks.map((value) => make("text", { x: -8, y: frame.y(value).toFixed(1), dy: 4, "text-anchor": "end" }, label(value)));
   for (const value of frame.xTicks) {
-    labels.push(make("text", { x: `${100 * frame.x(value)}%`, y: HEIGHT + 18, "text-anchor": "middle" }, label(value)));
+    labels.push(make("text", { x: `${(100 * frame.x(value)).toFixed(2)}%`, y: HEIGHT + 18, "text-anchor": "middle" }, label(value)));
   }
   labels.push(make("text", { x: "100%", y: HEIGHT + 34, "text-anchor": "end" }, epochWord));
   const named = [...chart.querySelectorAll(":scope > title, :scope > desc")];
