@@ -9,6 +9,7 @@ smaller ones (row_budget.py, oom.py). A checkpoint is complete or absent, and ev
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -107,11 +108,9 @@ class StepTrainer(Trainer):
             self.model.train()
         first = self.state.global_step == 0
         free, before = (device.free_memory(), device.reset_peak()) if first else (0, 0)
+        again = functools.partial(self.train_again, device.random_state())
         step, loss, hits = loss_scale.compute_without_overflow(
-            self.accelerator.scaler,
-            self.trained_parameters,
-            lambda: self.compute_step(inputs),
-            functools.partial(self.train_again, device.random_state()),
+            self.accelerator.scaler, self.trained_parameters, lambda: self.compute_step(inputs), again
         )
         if first:
             longest = row_budget.longest_row(step.rows)
@@ -132,12 +131,12 @@ class StepTrainer(Trainer):
         return step, *self.all_reduce_step(loss, hits)
 
     def train_again(self, random_state: Sequence[torch.Tensor], scale: float) -> None:
-        """After a gradient overflowed in float16: say that the step is trained again, from the same random state."""
+        """After a gradient overflowed in float16: say that the step is trained again, from the same random state.
+        Raises FasttuneError where it overflows without a scale too: the training diverges."""
+        if scale < loss_scale.SMALLEST_SCALE:
+            divergence.require_finite({"grad_norm": math.inf}, self.plan, self.run, self.state.global_step + 1)
         device.set_random_state(random_state)
-        where = _("step {step}", step=self.state.global_step + 1)
-        what = _("a gradient was too large for float16; the step is trained again with a loss scale of {scale:g}, and "
-                 "nothing is lost", scale=scale)  # fmt: skip
-        show_findings([Finding("gradient-overflow", "info", where, what)])
+        show_findings([loss_scale.overflow(self.state.global_step + 1, scale)])
 
     def train_rows(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the gradient of a step's mean loss over this rank's rows; returns their summed loss and top-1 hits.
