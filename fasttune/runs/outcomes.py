@@ -179,6 +179,8 @@ class ExportFigures:
     `kept` is None where there is no adapter, or it changed too little to judge by. `tensor_types` says how many
     matrices the file has of each type, `base_bits` on the grid of how many bits the base lies (export.grid). `imatrix`:
     "none", "own", or the sha256 of the file it was read from. `picked`: the user left the choice of the type to `auto`.
+    After QLoRA `nf4_kl` is KL(adapter on NF4 ‖ adapter on 16 bits), what was trained against what is served, and
+    `nf4_perplexity` the former's; None after another training.
     """
 
     file: str
@@ -199,3 +201,5 @@ class ExportFigures:
     imatrix: str = "none"
     picked: bool = False
     base_bits: int | None = None
+    nf4_kl: float | None = None
+    nf4_perplexity: float | None = None
