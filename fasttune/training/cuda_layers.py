@@ -58,6 +58,7 @@ def use_cuda_layers(model: Any) -> None:
     from unsloth.utils import attention_dispatch
 
     attention_dispatch._flex_shared_prefix_attention = shared_prefix_attention
+    watch_optimizers()
     model.adapter_copies = AdapterCopies(model.get_input_embeddings().weight.dtype)
     for layer in model.get_base_model().model.layers:
         use_fused_functions(layer.self_attn, layer.mlp, model.adapter_copies)
@@ -96,7 +97,8 @@ def shared_prefix_attention(
     """In place of Unsloth's `flex_shared_prefix_attention`: query [1, T, H, D], key and value [1, T, H_kv, D]; returns
     [1, T, H, D]."""
     scaling = query.shape[-1] ** -0.5 if scale is None else scale
-    return packed_attention(query[0], key[0], value[0], layout, scaling)[None]
+    query, key, value = (states.squeeze(0) for states in (query, key, value))  # [0] would copy its gradient
+    return packed_attention(query, key, value, layout, scaling).unsqueeze(0)
 
 
 def layout_arguments(layout: Layout) -> dict[str, Any]:
@@ -112,6 +114,16 @@ def layout_arguments(layout: Layout) -> dict[str, Any]:
 # Linears with LoRA ----------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def watch_optimizers() -> None:
+    """Count the steps of all optimizers from now on: a fused one changes weights without counting up their version."""
+
+    def count(*_step: Any) -> None:
+        AdapterCopies.optimizer_steps += 1
+
+    torch.optim.optimizer.register_optimizer_step_post_hook(count)
+
+
 class AdapterCopies:
     """The LoRA weights in the base's type, for Unsloth's functions, and their gradients' way back.
 
@@ -119,11 +131,15 @@ class AdapterCopies:
     the weight itself, in float32. Where the base is float32 the copies are the weights.
     """
 
+    optimizer_steps = 0
+
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.linears: list[nn.Linear] = []  # PEFT's A and B, each a linear of its own
         self.copies: list[torch.Tensor] = []
-        self.copied: list[tuple[int, int]] = []  # identity and version of the weights that the copies were made of
+        self.copied: list[
+            Any
+        ] = []  # steps of optimizers, identity and version of the weights when the copies were made
 
     def add(self, linears: Sequence[nn.Linear]) -> list[int]:
         """Keep copies of the weights of some more linears; their places in `copies`."""
@@ -134,7 +150,7 @@ class AdapterCopies:
     def refresh(self) -> None:
         """Make the copies equal to the weights where one of these has changed since: in a few launches for all."""
         weights = [linear._parameters["weight"] for linear in self.linears]
-        now = [(id(weight), weight._version) for weight in weights if weight is not None]
+        now = [self.optimizer_steps, *((id(weight), weight._version) for weight in weights if weight is not None)]
         if now == self.copied:
             return
         if self.dtype == torch.float32:
