@@ -1,68 +1,24 @@
-"""Unsloth's GPU model on a CPU: what it asks of a GPU itself is answered, its Triton kernels are written in torch and
-torch's attention operators stood in for (gpu_attention.py). For a process of its own: it patches Unsloth for good.
-
-`prepare` before anything imports Unsloth, then `install` and `use_kernels`. What is stood in for: five functions (the GPU's properties and
-statistics, the current device, the memory to be freed, the tables of RoPE), and five Triton kernels.
-"""
+"""fasttune's GPU path over Unsloth's GPU model (gpu_model.py) on a CPU, with the five Triton kernels written in torch.
+For a process of its own: Unsloth is patched for good."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
+import gpu_model
 import torch
 
 
-def prepare(folder: str) -> None:
-    """The environment that lets Unsloth load its GPU back end where there is none; what it compiles lies in `folder`."""
-    os.environ |= {
-        "UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_DISABLE_PINNED_MEMORY": "1", "UNSLOTH_DISABLE_STATISTICS": "1",
-        "UNSLOTH_COMPILE_LOCATION": folder, "HF_HUB_OFFLINE": "1", "TRITON_INTERPRET": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-    }  # fmt: skip
-    torch.set_num_threads(1)
-
-
 def install() -> None:
-    """Answer for the GPU. `fasttune` then takes the path of a GPU: `device.device_type()` says so."""
-    from fasttune.training import device, model
+    """Load Unsloth's GPU back end; `fasttune` then takes the path of a GPU: `device.device_type()` says so."""
+    from fasttune.training import device
 
+    torch.set_num_threads(1)
+    fast_language_model = gpu_model.import_unsloth()
     device.device_type = lambda: "cuda"
-    fast_language_model = model.import_unsloth()
     load = fast_language_model.from_pretrained
     fast_language_model.from_pretrained = lambda **named: load(**named, device_map={"": "cpu"})
-    from unsloth.models import llama
-
-    gpu = SimpleNamespace(
-        name="none",
-        major=8,
-        minor=6,
-        total_memory=2**33,
-        multi_processor_count=28,
-        max_threads_per_multi_processor=1536,
-    )
-    torch.cuda.get_device_capability = lambda *_device: (8, 6)
-    torch.cuda.get_device_properties = lambda *_device: gpu
-    torch.cuda.empty_cache = lambda: None
-    torch.cuda.current_device = lambda: 0
-    llama.get_device_stats = lambda: ("no GPU. ", "", 0.0)
-    llama.get_current_device = lambda: torch.device("cpu")
-    llama.clean_gpu_cache = lambda: None
-    llama.is_bfloat16_supported = lambda: True
-    llama.LlamaRotaryEmbedding.get_cached = rope_tables
-    llama.LlamaRotaryEmbedding.extend_rope_embedding = lambda self, x, seq_len, materialize_len=None: None
-
-
-def rope_tables(self: Any, seq_len: int | None = None, device_index: int | None = None) -> Any:
-    """cos and sin of every position, [positions, D] each, which Unsloth builds on a GPU."""
-    rows = max(seq_len or 0, self.current_rope_size)
-    if getattr(self, "_tables", None) is None or len(self._tables[0]) < rows:
-        angles = torch.outer(torch.arange(rows).float(), self._unsloth_recompute_inv_freq())
-        both = torch.cat((angles, angles), dim=-1)
-        self._tables = both.cos().to(self._rope_cache_dtype), both.sin().to(self._rope_cache_dtype)
-    return self._tables
 
 
 def use_kernels(around: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:

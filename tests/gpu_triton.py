@@ -1,5 +1,5 @@
 """Unsloth's Triton kernels in Triton's interpreter, against torch in float64: part of the child process of
-test_gpu_model.py, which calls `errors` before its stand-ins take the kernels' place.
+test_gpu_rows.py, which calls `errors` before its stand-ins take the kernels' place.
 
 In float32: Triton 3.6's interpreter gives not-a-number in bfloat16.
 """

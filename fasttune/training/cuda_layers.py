@@ -137,9 +137,7 @@ class AdapterCopies:
         self.dtype = dtype
         self.linears: list[nn.Linear] = []  # PEFT's A and B, each a linear of its own
         self.copies: list[torch.Tensor] = []
-        self.copied: list[
-            Any
-        ] = []  # steps of optimizers, identity and version of the weights when the copies were made
+        self.copied: list[Any] = []  # what the weights were when the copies were made
 
     def add(self, linears: Sequence[nn.Linear]) -> list[int]:
         """Keep copies of the weights of some more linears; their places in `copies`."""

@@ -4,8 +4,8 @@
     position_ids             0 1 2   3 4   3 4 5   0 1 2 3
     who attends to what      P: itself, causally   a, b: P and itself, causally   c: itself, causally
 
-Attention over such a row is in attention.py, the loss itself in cross_entropy.py. This file does not know Unsloth, PEFT
-or chat templates.
+Attention over such a row is in attention.py, the cross-entropy of its supervised tokens in cross_entropy.py. This file
+does not know Unsloth, PEFT or chat templates.
 
 Shapes: T tokens of a row, N supervised ones, C width of the model, V words.
 """

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fasttune.training import cross_entropy, engine
-from fasttune.training.attention import layout
+from fasttune.training import attention, cross_entropy, engine
 from fasttune.training.cross_entropy import SupervisedCrossEntropy
 from fasttune.training.engine import Batch
 
@@ -17,7 +16,7 @@ def test_the_tiled_loss_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, ti
     hidden = torch.randn(1, 50, 16, dtype=torch.float64, requires_grad=True)
     head = torch.randn(300, 16, dtype=torch.float64)
     label_positions, labels = torch.randperm(50)[:31], torch.randint(300, (31,))
-    batch = Batch(torch.zeros(1, 50), torch.zeros(1, 50), label_positions, labels, layout([], [50]))
+    batch = Batch(torch.zeros(1, 50), torch.zeros(1, 50), label_positions, labels, attention.layout([], [50]))
     monkeypatch.setattr(cross_entropy, "TILE_ELEMENTS", {"cpu": tile})
     total, hits = engine.loss(hidden, head, batch)
     (total * 0.25).backward()
@@ -38,7 +37,7 @@ def test_the_loss_of_large_logits_stays_exact_in_low_precision(
     torch.manual_seed(0)
     hidden, head = (torch.randn(40, 64) * 3).to(dtype), (torch.randn(500, 64) * 3).to(dtype)
     labels = torch.randint(500, (40,))
-    batch = Batch(torch.zeros(1, 40), torch.zeros(1, 40), torch.arange(40), labels, layout([], [40]))
+    batch = Batch(torch.zeros(1, 40), torch.zeros(1, 40), torch.arange(40), labels, attention.layout([], [40]))
     monkeypatch.setattr(cross_entropy, "TILE_ELEMENTS", {"cpu": 40 * 17})
     total, _hits = engine.loss(hidden[None], head, batch)
     logits = torch.nn.functional.linear(hidden, head).float()  # rounded to the dtype, as any head's logits are

@@ -1,4 +1,4 @@
-"""Unsloth's GPU model on a CPU, in one child process (gpu_model.py): rows as fasttune computes them on a GPU equal plain
+"""Unsloth's GPU model on a CPU, in one child process (gpu_rows.py): rows as fasttune computes them on a GPU equal plain
 transformers and PEFT with one sample a row, and what a layer launches. Its kernels are stood in for; the rest is real."""
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ def found(shared: Shared) -> dict[str, Any]:
 
     def run(folder: Path) -> None:
         done = subprocess.run(
-            [sys.executable, str(TESTS / "gpu_model.py"), str(folder)], cwd=TESTS, capture_output=True, text=True,
-            env=os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}, check=False,
+            [sys.executable, str(TESTS / "gpu_rows.py"), str(folder)], cwd=TESTS, capture_output=True, text=True,
+            env=os.environ | {
+                "PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1",
+                "UNSLOTH_COMPILE_LOCATION": str(folder / "compiled"),
+            },
+            check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
 
