@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fasttune.console import FasttuneError, _, error
 from fasttune.machine import installed_version
@@ -121,7 +122,7 @@ def watch_optimizers() -> None:
     def count(*_step: Any) -> None:
         AdapterCopies.optimizer_steps += 1
 
-    torch.optim.optimizer.register_optimizer_step_post_hook(count)
+    register_optimizer_step_post_hook(count)
 
 
 class AdapterCopies:
