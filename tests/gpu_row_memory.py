@@ -87,8 +87,8 @@ def stand_in() -> None:
     rms_layernorm._rms_forward = norm
     rms_layernorm._rms_backward = lambda *_anything, **_more: None
     rope_embedding._rope_launch = lambda *_anything, **_more: None
-    fast_lora.swiglu_fg_kernel = lambda e, _g: torch.empty_like(e)
-    fast_lora.swiglu_DWf_DW_dfg_kernel = lambda dw, e, g: (dw, e, g)
+    fast_lora.swiglu_fg_kernel = lambda e, g: torch.empty_like(e)
+    fast_lora.swiglu_DWf_DW_dfg_kernel = lambda DW, e, g: (DW, e, g)
     attention_dispatch._flex_shared_prefix_attention = lambda q, k, v, *_more, **_named: Attend.apply(q, k, v)
 
 
@@ -109,7 +109,7 @@ def row_bytes(model: Any, tokens: int) -> tuple[int, int]:
 
 
 def main(tiny: Path, folder: Path) -> None:
-    from fasttune.training import device
+    from fasttune.training import cuda_layers, device
 
     device.device_type = lambda: "cuda"
     sizes = {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2}
@@ -117,6 +117,7 @@ def main(tiny: Path, folder: Path) -> None:
     found = {}
     for checkpointing in (False, True):
         model = gpu_model.load(base, torch.bfloat16, checkpointing=checkpointing)
+        cuda_layers.use_cuda_layers(model)
         model.train()
         stand_in()
         row_bytes(model, 16)  # what is made once

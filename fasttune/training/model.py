@@ -100,7 +100,7 @@ def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool, 
     else:
         from fasttune.training import cuda_layers
 
-        cuda_layers.use_packed_attention()
+        cuda_layers.use_cuda_layers(model)
     return model
 
 
@@ -276,8 +276,22 @@ def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
         batch = engine.pad_row(batch, cross_entropy.ROWS)
         layout: dict[str, Any] = {"layout": batch.layout}
     else:
+        model.adapter_copies.refresh()
         layout = cuda_layers.layout_arguments(batch.layout)
     return backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout)[0]
+
+
+def collect_gradients(model: Any) -> None:
+    """After a row's backward pass: add its gradient to that of the LoRA weights. On a CPU autograd has done so."""
+    if device.device_type() == "cuda":
+        model.adapter_copies.collect()
+
+
+def drop_gradients(model: Any) -> None:
+    """Forget all gradients, those of a row that was not completed too."""
+    model.zero_grad(set_to_none=True)
+    if device.device_type() == "cuda":
+        model.adapter_copies.drop()
 
 
 def lm_head_weight(model: Any) -> torch.Tensor:

@@ -148,6 +148,7 @@ class StepTrainer(Trainer):
             with raise_on_oom(row, self.examples):
                 loss, right = self.row_loss(self.examples, row)
                 self.accelerator.backward(loss / step.supervised)
+                models.collect_gradients(self.model)
             total += loss.detach()
             hits += right
         return total, hits
@@ -237,7 +238,7 @@ class StepTrainer(Trainer):
             failed = distributed.first_from_ranks(failed) if all_ranks else failed
             if failed is None:
                 return step, *result
-            self.model.zero_grad(set_to_none=True)  # drops the attempt's gradients only: each step begins without any
+            models.drop_gradients(self.model)  # drops the attempt's gradients only: each step begins without any
             device.release_memory()
             device.set_random_state(random_state)
             row_memory.reduce_memory(self, moment, failed)
