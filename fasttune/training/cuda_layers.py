@@ -25,7 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from fasttune.console import FasttuneError, _, error
 from fasttune.machine import installed_version
 from fasttune.training.attention import Layout, packed_attention
-from fasttune.training.model import is_plain_lora, lora_scaling
+from fasttune.training.lora_linear import is_plain_lora, lora_scaling
 
 if TYPE_CHECKING:
     from torch import nn

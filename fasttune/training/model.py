@@ -28,6 +28,7 @@ from fasttune.machine import cache_folder
 from fasttune.planning.init import context
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
 from fasttune.training import device, four_bits, hub, memory, row_budget
+from fasttune.training.lora_linear import is_plain_lora, lora_scaling, lora_weights
 
 if TYPE_CHECKING:
     import torch
@@ -245,26 +246,6 @@ def use_cpu_layers(model: Any) -> None:
             layer.forward = functools.partial(mlp, layer, layer.forward)
         elif isinstance(layer, Qwen2RMSNorm):
             layer.forward = functools.partial(norm, layer, layer.forward)
-
-
-def is_plain_lora(layer: Any) -> bool:
-    """Whether a PEFT linear computes its base layer plus one adapter: enabled, not merged, without dropout."""
-    import torch
-
-    (name,) = layer.active_adapters
-    return not (layer.disable_adapters or layer.merged) and isinstance(layer.lora_dropout[name], torch.nn.Identity)
-
-
-def lora_weights(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """W [N, K] and bias [N] or None of a PEFT linear's base layer, A [r, K] and B [N, r] of its one adapter."""
-    (name,), base = layer.active_adapters, layer.get_base_layer()
-    return base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight
-
-
-def lora_scaling(layer: Any) -> float:
-    """The factor of the adapter's product, alpha / r."""
-    (name,) = layer.active_adapters
-    return float(layer.scaling[name])
 
 
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:

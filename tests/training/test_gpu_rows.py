@@ -73,10 +73,12 @@ def test_a_disabled_adapter_is_the_base(found: dict[str, Any]) -> None:
 
 
 def test_what_a_layer_launches(found: dict[str, Any]) -> None:
-    """Unsloth's own way: 54 forward and 87 backward, attention counted as one launch and three, as here."""
-    assert found["launches of forward"]["layer"] + found["launches of backward"]["layer"] <= 104
-    kinds = found["launches of forward"]["kinds"] | found["launches of backward"]["kinds"]
-    assert kinds.get("_to_copy", 0) <= 2  # no LoRA weight is cast in a layer, and no gradient
+    """Unsloth's own way: 54 forward and 87 backward, attention counted as one launch and three, as here. 14 of these are
+    the second call of a row that shares prefixes and its merging."""
+    forward, backward = found["launches of forward"], found["launches of backward"]
+    assert forward["layer"] <= 39 and backward["layer"] <= 61
+    casts = forward["kinds"].get("_to_copy", 0) + backward["kinds"].get("_to_copy", 0)
+    assert casts <= 1  # of a part of the attention; no LoRA weight is cast in a layer, and no gradient
 
 
 def test_gradients_are_collected_in_a_few_launches_whatever_the_layers(found: dict[str, Any]) -> None:
