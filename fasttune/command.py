@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+TRIALS = 12  # of a range, where a sweep is not told
 OnExisting = Literal["resume", "new", "stop", "overwrite", "skip"]
 
 
@@ -95,3 +96,21 @@ def run_arguments(
     words += [word for flag, value in flags.items() if value for word in (flag, value)]
     words += ["--allow-overfit"] * allow_overfit
     return words + [word for override in overrides for word in ("--set", override)]
+
+
+def sweep_arguments(
+    run: Iterable[str],
+    vary: Iterable[str],
+    *,
+    together: bool,
+    trials: int,
+    storage: str,
+    prunes: bool,
+    asks_facts: bool,
+) -> list[str]:
+    """The arguments of a `fasttune sweep`; `run` are those of a `fasttune run` behind its verb."""
+    words = ["sweep", *run, *(word for one in vary for word in ("--vary", one))]
+    words += ["--together"] * together + (["--trials", str(trials)] if trials != TRIALS else [])
+    if storage and storage != os.environ.get("FASTTUNE_STORAGE"):
+        words += ["--storage", storage]
+    return words + ["--no-prune"] * (not prunes) + ["--no-facts"] * (not asks_facts)
