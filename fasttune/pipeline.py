@@ -121,7 +121,7 @@ class Planner:
         return advice.advised(plan, request.root)
 
 
-RESUMABLE = ("disk-full", "sample-too-large")  # errors of the machine, after which the same training may go well
+RESUMABLE = ("disk-full", "sample-too-large", "rank-ended")  # errors of the machine: the same training may go well
 
 
 def resumes(request: RunRequest, planner: Planner, problem: FasttuneError) -> bool:

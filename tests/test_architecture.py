@@ -39,7 +39,7 @@ HOMES = {
     "triton": {"doctor.triton_kernel"},
     "transformers": {"training", "export", "bench"},
     "trl": {"bench.engines"},
-    "unsloth": {"training.model"},
+    "unsloth": {"training.model", "training.cuda_layers"},
     "uvicorn": {"web.server"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

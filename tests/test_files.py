@@ -250,3 +250,41 @@ def test_a_file_system_without_locks_for_folders(tmp_path: Path, monkeypatch: py
         with pytest.raises(FasttuneError, match="busy"), files.locked(path, "busy", seconds=0.05):
             pass
     assert not files.is_locked(path)
+
+
+# --- a power cut ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is flushed to the disk and what is renamed, in order, by name."""
+    found: list[tuple[str, str]] = []
+
+    def fsync(descriptor: int) -> None:
+        found.append(("flushed", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+
+    def replace(old: Path, new: Path) -> None:
+        found.append(("renamed", Path(new).name))
+        own_replace(old, new)
+
+    own_replace = os.replace
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    return found
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, done: list[tuple[str, str]]) -> None:
+    files.write_text(tmp_path / "plan.json", "{}")
+    partial = "plan.json" + files.PARTIAL
+    assert done == [("flushed", partial), ("renamed", "plan.json"), ("flushed", tmp_path.name)]
+
+
+def test_a_folder_is_on_the_disk_with_its_files_before_it_has_its_name(
+    tmp_path: Path, done: list[tuple[str, str]]
+) -> None:
+    with files.whole_folder(tmp_path / "checkpoint-3") as partial:
+        (partial / "a").write_bytes(b"weights")
+        (partial / "b").mkdir()
+        (partial / "b" / "c").write_bytes(b"more")
+    flushed = [("flushed", name) for name in ("a", "c", "checkpoint-3" + files.PARTIAL)]
+    assert done == [*flushed, ("renamed", "checkpoint-3"), ("flushed", tmp_path.name)]

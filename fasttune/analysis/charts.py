@@ -12,9 +12,12 @@ the custom properties --c0 to --c5 and --line, --muted of the page.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate, pairwise
+from operator import itemgetter
 
 from fasttune.analysis.chart_scales import HEIGHT, LARGEST, Frame, Point, finite, frame_of, number, ticks
 from fasttune.console import visible
@@ -133,35 +136,29 @@ def reduced(points: Sequence[Point], columns: int) -> list[Point]:
     points = [point for point in points if abs(point[0]) < LARGEST]
     if len(points) <= 2 * columns:
         return points
-    left, right = points[0][0], points[-1][0]
-    width = (right - left) / columns or 1.0
-    parts: dict[int, list[Point]] = {}
-    for point in points:
-        parts.setdefault(int((point[0] - left) / width), []).append(point)
+    points.sort(key=itemgetter(0))
+    at = [x for x, _y in points]
+    width = (at[-1] - at[0]) / columns
+    ends = [bisect_left(at, at[0] + n * width) for n in range(1, columns)]
     chosen = [points[0]]
-    for part in parts.values():
+    for begin, end in pairwise([0, *ends, len(points)]):
+        part = points[begin:end]
         values = finite(part)
-        ends = {min(values, key=second), max(values, key=second)} if values else {part[0]}
-        chosen += sorted(ends)
+        chosen += sorted({min(values, key=itemgetter(1)), max(values, key=itemgetter(1))}) if values else part[:1]
     return [*dict.fromkeys([*chosen, points[-1]])]
 
 
-def second(point: Point) -> float:
-    """The value of a point."""
-    return point[1]
-
-
 def smoothed(points: Sequence[Point], parts: int = 40) -> tuple[Point, ...]:
-    """The running mean over a fortieth of the points, around each; the points themselves where they are few."""
+    """The running mean over a fortieth of the points, around each of them, or around as many, evenly spaced and the
+    last one, as a chart can show; the points themselves where they are few."""
     values = finite(points)
     half = len(values) // (2 * parts)
     if half < 1:
         return tuple(values)
-    sums = [0.0]
-    for _x, y in values:
-        sums.append(sums[-1] + y)
-    ends = [(max(0, n - half), min(len(values), n + half + 1)) for n in range(len(values))]
-    return tuple((values[n][0], (sums[end] - sums[begin]) / (end - begin)) for n, (begin, end) in enumerate(ends))
+    sums = [0.0, *accumulate(y for _x, y in values)]
+    shown = [*range(0, len(values) - 1, max(1, len(values) // (2 * COLUMNS))), len(values) - 1]
+    around = [(n, max(0, n - half), min(len(values), n + half + 1)) for n in shown]
+    return tuple((values[n][0], (sums[end] - sums[begin]) / (end - begin)) for n, begin, end in around)
 
 
 def path(points: Sequence[Point], frame: Frame) -> str:

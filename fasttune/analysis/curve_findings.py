@@ -6,6 +6,7 @@ The thresholds are those of runs/judgement.py, runs/curves.py and runs/seams.py,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -18,7 +19,7 @@ from fasttune.analysis.seam_findings import (
     resumed_cleanly,
     schedule_jump,
 )
-from fasttune.analysis.training_facts import Training, history_of
+from fasttune.analysis.training_facts import Training
 from fasttune.console import Finding, _, ngettext
 from fasttune.runs import curves, judgement
 from fasttune.runs.curves import Point
@@ -45,7 +46,7 @@ def not_a_number(training: Training) -> Found:
     """Losses or gradients that are no finite numbers."""
     points = training.whole.points
     lost = curves.lost_updates(points)
-    held_out = [one for one in training.whole.evaluations if one not in training.whole.finite.evaluations]
+    held_out = [one for one in training.whole.evaluations if not math.isfinite(one.loss)]
     if not lost and not held_out:
         return []
     steps = [one.step for one in lost] or [one.step for one in held_out]
@@ -166,7 +167,7 @@ def is_memorised(training: Training) -> Found:
 
 def plateau(training: Training) -> Found:
     """The loss stands still while the learning rate is at work."""
-    flat = None if has_diverged(training) else judgement.has_plateau(history_of(training.curve))
+    flat = None if has_diverged(training) else judgement.has_plateau(training.curve)
     if flat is None or (training.judged and training.judged.verdict == judgement.OVER_FITTING):
         return []
     has_held_out = len(training.curve.evaluations) > 1
@@ -193,7 +194,7 @@ def under_trained(training: Training) -> Found:
         what = _("under-trained: the loss hardly moved, from {first:.3f} at step {step} to {last:.3f} at step "
                  "{last_step}",
                  first=points[0].loss, step=points[0].step, last=means.loss, last_step=points[-1].step)  # fmt: skip
-        low = judgement.is_low_learning_rate(history_of(training.curve))
+        low = judgement.is_low_learning_rate(points)
         remedy = training.remedies.higher_learning_rate if low else training.remedies.look_at_mask
         return [finding(training, "under-trained", "warning", what, why, remedy)]
     if judged.verdict == judgement.NOT_ENOUGH:
@@ -235,8 +236,7 @@ def learning_rate(training: Training) -> Found:
         what = _("the learning rate of {peak:.2g} was too high; {suits:.2g} suits {steps} steps of LoRA",
                  peak=peak, suits=suits, steps=steps)  # fmt: skip
         return [finding(training, "learning-rate-too-high", "warning", what, "", training.remedies.lower_learning_rate)]
-    is_low = judgement.is_low_learning_rate(history_of(training.curve))
-    if judged.verdict == judgement.NOTHING_LEARNED and is_low:
+    if judged.verdict == judgement.NOTHING_LEARNED and judgement.is_low_learning_rate(points):
         what = _("the learning rate came to {peak:.2g} at most; {suits:.2g} suits {steps} steps of LoRA",
                  peak=peak, suits=suits, steps=steps)  # fmt: skip
         remedy = training.remedies.higher_learning_rate

@@ -25,6 +25,7 @@ from fasttune.data.matching import holds, normalised
 from fasttune.export.llama import Sampling
 from fasttune.files import file_sha256
 from fasttune.runs import documents, epochs, store
+from fasttune.runs.adapters import NamedAdapter
 from fasttune.runs.documents import Scores
 from fasttune.runs.outcomes import ArmFacts, FactResult, FactScores, FactState, RuleResult
 from fasttune.runs.store import Run
@@ -34,19 +35,22 @@ ANSWER_TOKENS = 64  # by default: a fact is said early or not at all
 Answers = Mapping[str, Mapping[str, str]]  # {arm: {question: answer}}
 
 
-def facts(run: Run, file: Path | None, max_new_tokens: int) -> FactScores:
-    """Ask the facts of a sheet, by default the recipe's, keep what came of it in scores.json and return it.
+def facts(run: Run, file: Path | None, max_new_tokens: int, other: NamedAdapter | None = None) -> FactScores:
+    """Ask the facts of a sheet, by default the recipe's, keep what came of it in scores.json and return it; of an
+    adapter `other` than the one that the run serves nothing is kept.
 
     Raises FasttuneError where run, base or sheet can't be used, or another process uses the run.
     """
     sheet = read_fact_sheet(file or recipe_sheet(run))
     store.require_unused(run)
-    adapter = sources.finished_adapter(run)
+    adapter = other.folder if other else sources.finished_adapter(run)
     loaded = sources.loaded_model(run, adapter)
     system = documents.read_plan(run).system
-    answers = ask_arms(loaded, system, sheet, Sampling(max_new_tokens), run.id)
+    answers = ask_arms(loaded, system, sheet, Sampling(max_new_tokens), other.name if other else run.id)
     loaded.release()
     scores = replace(score(sheet, answers, max_new_tokens), adapter=epochs.weights_digest(adapter))
+    if other:
+        return scores
     with store.exclusive(run):
         before = documents.read_scores(run) if run.scores.is_file() else Scores(())
         documents.write(run.scores, replace(before, facts=scores))

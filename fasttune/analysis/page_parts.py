@@ -12,7 +12,7 @@ from fasttune.analysis import page_files, words
 from fasttune.analysis.chart_scales import number
 from fasttune.analysis.charts import Chart, Series
 from fasttune.analysis.page_blocks import NONE, Exchange, Part, Row, Table, figure
-from fasttune.analysis.run_report import RunReport, epoch_rows, is_repeating
+from fasttune.analysis.run_report import RunReport, is_repeating
 from fasttune.command import command_line, runs_option
 from fasttune.console import _
 from fasttune.runs.outcomes import FactResult
@@ -33,7 +33,7 @@ def limited(part: Part) -> Part:
     """The part with at most so many rows and answers, and a remark on how many there are."""
     table, exchanges, notes = part.table, part.exchanges, [part.note] * bool(part.note)
     if table is not None and len(table.rows) > MOST_ROWS:
-        notes.append(_("{n} of {total} rows are shown", n=MOST_ROWS, total=len(table.rows)))
+        notes += rows_note(len(table.rows))
         table = replace(table, rows=table.rows[:MOST_ROWS])
     if len(exchanges) > MOST_EXCHANGES:
         notes.append(_("{n} of {total} questions are shown", n=MOST_EXCHANGES, total=len(exchanges)))
@@ -41,12 +41,17 @@ def limited(part: Part) -> Part:
     return replace(part, table=table, exchanges=exchanges, note="; ".join(notes))
 
 
+def rows_note(total: int) -> list[str]:
+    """The remark on a table that does not show all of its rows; none where it does."""
+    return [_("{n} of {total} rows are shown", n=MOST_ROWS, total=total)] if total > MOST_ROWS else []
+
+
 # Training -----------------------------------------------------------------------------------------------------------
 
 
 def by_epoch(report: RunReport) -> Part | None:
     """The curves in figures, epoch by epoch."""
-    rows = epoch_rows(report)
+    rows = report.epoch_rows
     if not rows:
         return None
     headings = (_("epoch"), _("step"), _("training loss"), _("held-out loss"), _("token accuracy"), _("tokens/s"))
@@ -64,10 +69,10 @@ def by_epoch(report: RunReport) -> Part | None:
             ),
             here=best is not None and len(losses) > 1 and row.eval_loss == best,
         )
-        for row in rows
+        for row in rows[:MOST_ROWS]
     )
-    note = _("set off: the lowest held-out loss") if any(row.here for row in cells) else ""
-    return Part("epochs-in-figures", _("Epoch by epoch"), table=Table(headings, cells), note=note)
+    notes = [_("set off: the lowest held-out loss")] * any(row.here for row in cells) + rows_note(len(rows))
+    return Part("epochs-in-figures", _("Epoch by epoch"), table=Table(headings, cells), note="; ".join(notes))
 
 
 def seams(report: RunReport) -> Part | None:
@@ -212,7 +217,7 @@ def facts(report: RunReport) -> Part | None:
     headings = (_("fact"), *(words.arm_heading(arm) for arm in arms))
     rows = [Row((one.text, *(fact_cell(one, arm) for arm in arms))) for one in report.facts.facts]
     rows += [
-        Row((_("never: {rule}", rule=one.text), *(broken(len(one.broken[arm])) for arm in arms)))
+        Row((_("never: {rule}", rule=one.text), *(broken(one.broken.get(arm)) for arm in arms)))
         for one in report.facts.rules
     ]
     kept = (_("kept in all"), *(f"{one.kept}/{len(report.facts.facts)}" for one in report.facts.arms.values()))
@@ -220,14 +225,20 @@ def facts(report: RunReport) -> Part | None:
 
 
 def fact_cell(fact: FactResult, arm: str) -> str:
-    """What became of a fact, with a sign for those who don't see colours."""
-    sign = {"kept": "✓", "lost": "·", "contradicted": "✗"}[fact.states[arm]]
-    return f"{sign} {words.fact_state_word(fact.states[arm])}"
+    """What became of a fact, with a sign for those who don't see colours; a dash for an arm that a damaged document
+    says nothing of."""
+    state = fact.states.get(arm)
+    if state is None:
+        return NONE
+    sign = {"kept": "✓", "lost": "·", "contradicted": "✗"}[state]
+    return f"{sign} {words.fact_state_word(state)}"
 
 
-def broken(count: int) -> str:
-    """How often a rule was broken."""
-    return f"✗ {count}×" if count else "✓"
+def broken(answers: Sequence[str] | None) -> str:
+    """How often a rule was broken, by the answers that did; a dash where that is not known."""
+    if answers is None:
+        return NONE
+    return f"✗ {len(answers)}×" if answers else "✓"
 
 
 def worst(report: RunReport) -> Part | None:

@@ -21,7 +21,7 @@ from fasttune.analysis.evidence import label
 from fasttune.analysis.page import Drawn, Room
 from fasttune.analysis.page_blocks import Bars, Part, Row, Table, figure
 from fasttune.analysis.report_curves import charts_of
-from fasttune.analysis.run_report import RunReport, epoch_rows, read_run
+from fasttune.analysis.run_report import RunReport, read_run
 from fasttune.console import FasttuneError, Finding, _, ngettext, usage_error, worst_first
 from fasttune.runs import judgement, store
 from fasttune.runs.store import Run
@@ -294,7 +294,7 @@ def run_document(report: RunReport) -> dict[str, Any]:
         "evidence": [{"name": one.name, "label": label(one), "value": one.value} for one in diagnosis.evidence]
         if diagnosis
         else [],
-        "epochs": [asdict(one) for one in epoch_rows(report)[: page_parts.MOST_ROWS]],
+        "epochs": [asdict(one) for one in report.epoch_rows[: page_parts.MOST_ROWS]],
         "seams": [{**asdict(one), "difference": one.difference} for one in report.seams[: page_parts.MOST_ROWS]],
         "kept_epochs": [
             {
@@ -323,9 +323,9 @@ def curves_document(report: RunReport) -> dict[str, list[tuple[float, float]]]:
     curves = {}
     for key in keys:
         points = [
-            (round(report.epoch_of(line), 4), float(line[key]))
-            for line in report.history
+            (epoch, float(line[key]))
+            for epoch, line in zip(report.line_epochs, report.history, strict=True)
             if isinstance(line.get(key), (int, float))
         ]
-        curves[key] = charts.reduced(points, JSON_POINTS)
+        curves[key] = [(round(epoch, 4), value) for epoch, value in charts.reduced(points, JSON_POINTS)]
     return curves

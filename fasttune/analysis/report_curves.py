@@ -78,12 +78,17 @@ def of_its_own(report: RunReport, reports: Sequence[RunReport]) -> RunReport:
 
 def line(report: RunReport, key: str, name: str, style: int) -> Series:
     """A figure of the logged steps by epoch; of many steps their running mean, before the single values."""
-    points = tuple((report.epoch_of(one), figure(one.get(key))) for one in report.history if "loss" in one)
+    points = tuple(
+        (epoch, figure(one.get(key)))
+        for epoch, one in zip(report.line_epochs, report.history, strict=True)
+        if "loss" in one
+    )
     if not any(math.isfinite(value) for _epoch, value in points):
         return Series(name, (), style=style)
+    seen = tuple(charts.reduced(points, charts.COLUMNS))
     if len(points) <= FEW or key == "learning_rate":
-        return Series(name, points, style=style)
-    return Series(name, charts.smoothed(points), raw=points, style=style)
+        return Series(name, seen, style=style)
+    return Series(name, charts.smoothed(points), raw=seen, style=style)
 
 
 def held_out(report: RunReport, name: str, style: int, *, of_accuracy: bool = False) -> Series:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean
 from typing import Any, TypeVar
 
@@ -111,6 +112,16 @@ class RunReport:
     @property
     def steps_per_epoch(self) -> int:
         return self.plan.steps_per_epoch if self.plan else 1
+
+    @cached_property
+    def line_epochs(self) -> list[float]:
+        """The epoch of each line of the history, once it is read."""
+        return [self.epoch_of(line) for line in self.history]
+
+    @cached_property
+    def epoch_rows(self) -> list[EpochRow]:
+        """The figures of each epoch, once the history is read."""
+        return epoch_rows(self)
 
     def epoch_of(self, line: Mapping[str, Any]) -> float:
         """The epoch of a line of history.jsonl; by its step where the line does not say it."""
@@ -239,7 +250,7 @@ def answered_epochs(run: Run, report: RunReport, answers: Sequence[str]) -> tupl
     """The kept epochs of a run with what their answers come to. Raises FasttuneError where a document is damaged."""
     kept = epochs.kept_epochs(run)
     questions = {one.sha256: one.questions for one in epochs.epoch_scores(run)} if kept else {}
-    best, picked = epochs.best_epoch(kept), epochs.picked_epoch(run)
+    best, served = epochs.best_epoch(kept), epochs.served_epoch(run, kept)
     base = {probe.question: probe.base for probe in report.probes}
     found = []
     for one in kept:
@@ -251,7 +262,7 @@ def answered_epochs(run: Run, report: RunReport, answers: Sequence[str]) -> tupl
                 repeating=sum(is_repeating(text) for text in given.values()),
                 out_of_character=sum(is_out_of_character(text, answers) for text in given.values()),
                 as_base=sum(text.strip() == base.get(question, "").strip() for question, text in given.items()),
-                is_best=one == best, is_served=one == picked if picked else one == kept[-1],
+                is_best=one == best, is_served=one == served,
                 pick=epochs.pick_command(run, "--epoch", epochs.epoch_word(one.epoch)),
             )
         )  # fmt: skip

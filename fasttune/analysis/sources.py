@@ -1,7 +1,8 @@
-"""The models that a name stands for: a run, one of its checkpoints, the base, a GGUF file, a model in Ollama.
+"""The models that a name stands for: a run, one of its checkpoints or epochs, the base, a GGUF file, a model in Ollama.
 
 linzhi   linzhi/002-retune   runs/linzhi/002-retune     the adapter of a run
 linzhi@62   linzhi/002-retune/checkpoint-62             the adapter of a checkpoint
+linzhi@epoch-2   linzhi/002-retune/epoch-2              the adapter that was kept after an epoch
 base                                                    the base that another named run was trained on
 linzhi-Q8_0.gguf                                        a file, in a run's exports or anywhere
 ollama:linzhi                                           a model in Ollama
@@ -9,7 +10,6 @@ ollama:linzhi                                           a model in Ollama
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +18,9 @@ from fasttune.console import FasttuneError, _, error, usage_error
 from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import Recipe
-from fasttune.runs import checkpoints, documents, epochs, store
+from fasttune.runs import adapters, checkpoints, documents, epochs, store
 from fasttune.runs.store import Run
 from fasttune.training import provenance
-
-AT_STEP = re.compile(r"(?P<run>.+?)(?:@|/(?:checkpoints/)?checkpoint-)(?P<step>\d+)/?")
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,10 @@ def find(name: str, root: Path) -> Named:
         return Named(OllamaSource(name, model), None, None)
     if name.endswith(".gguf"):
         return gguf(Path(name), root)
-    found = AT_STEP.fullmatch(name)
-    if found:
-        return checkpoint(store.find(root, found["run"]), int(found["step"]))
+    other = adapters.named(name, root)
+    if other:
+        source = TorchSource(other.name, loaded_model(other.run, other.folder), adapter=True)
+        return Named(source, other.run, documents.read_plan(other.run).system)
     run = store.find(root, name)
     source = TorchSource(run.id, loaded_model(run, finished_adapter(run)), adapter=True)
     return Named(source, run, documents.read_plan(run).system)
@@ -100,13 +99,6 @@ def asked_with(model: Named, system: str | None, lent: str | None) -> Named:
     if system is None and model.run is None and not isinstance(model.source, OllamaSource):
         return replace(model, system=lent)
     return model if system is None else replace(model, system=system)
-
-
-def checkpoint(run: Run, step: int) -> Named:
-    """The adapter of a run's checkpoint. Raises FasttuneError where there is none at this step or it is damaged."""
-    folder = checkpoints.checkpoint_at(run, step)
-    source = TorchSource(f"{run.id}@{step}", loaded_model(run, folder), adapter=True)
-    return Named(source, run, documents.read_plan(run).system)
 
 
 def gguf(path: Path, root: Path) -> Named:

@@ -62,19 +62,26 @@ class Training:
             before = self.attempts[index - 1] if index else None
             again = seams.began_again(before, curve, first_loss) if before else None
             found += [again] if again else []
-            found += seams.restarts(curve.finite)
+            found += self.restarts_in_whole if curve is self.whole else seams.restarts(curve.finite)
         return tuple(found)
 
     @cached_property
     def curve(self) -> Curve:
         """The curve that the result comes from: since the last restart, finite losses only."""
-        inner = seams.restarts(self.whole.finite)
+        inner = self.restarts_in_whole
         return self.whole.finite.since(inner[-1].step) if inner else self.whole.finite
+
+    @cached_property
+    def restarts_in_whole(self) -> list[Seam]:
+        """Where the training that ended last began again, by its losses alone."""
+        return seams.restarts(self.whole.finite)
 
     @cached_property
     def means(self) -> EpochMeans | None:
         """Mean loss and accuracy over the last epoch."""
-        return last_epoch(history_of(self.curve), self.steps_per_epoch)
+        points = self.curve.points
+        last = self.curve.since(points[-1].step - self.steps_per_epoch + 1) if points else self.curve
+        return last_epoch(history_of(last), self.steps_per_epoch)
 
     def epoch(self, step: int) -> float:
         """The epoch of a step."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--data", "files", multiple=True, metavar="FILE", help=_("The samples; may be repeated."))
 @click.option("--base", help=_("Hub name or folder of the base; default: the largest that fits the free memory."))
 @click.option(
-    "--example", metavar="quickstart|linzhi",
+    "--example", metavar="quickstart|nell|qin|linzhi",
     help=_("Write the recipes and the data of this example, which comes with fasttune, into a folder."),
 )  # fmt: skip
 @click.option(

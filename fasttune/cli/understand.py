@@ -57,16 +57,19 @@ def diagnose(name: str, with_checklist: bool, root: Path, as_json: bool) -> int:
 @json_option
 def facts(name: str, file: Path | None, max_new_tokens: int, at_least: float | None, root: Path, as_json: bool) -> int:
     from fasttune.analysis.facts import facts, findings
-    from fasttune.runs import store
+    from fasttune.runs import adapters, store
     from fasttune.terminal import fact_table
 
-    run = store.find(root, name)
-    scores = facts(run, file, max_new_tokens)
+    other = adapters.named(name, root)
+    run = other.run if other else store.find(root, name)
+    scores = facts(run, file, max_new_tokens, other)
     return fact_table.show_facts(run, scores, findings(run, scores, at_least), as_json=as_json)
 
 
 @click.command(
-    help=_("Compare two models: a run, RUN@STEP, `base`, a .gguf file or ollama:NAME; one alone with its base.")
+    help=_(
+        "Compare two models: a run, RUN@STEP, RUN@epoch-2, `base`, a .gguf file, ollama:NAME; one alone with its base."
+    )
 )
 @click.argument("names", metavar="A [B]", nargs=-1, required=True, shell_complete=command_line.complete_run)
 @click.option("--questions", type=click.Path(path_type=Path), help=_("A file of questions, one a line."))

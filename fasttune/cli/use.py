@@ -12,7 +12,9 @@ from fasttune.console import _, say
 from fasttune.terminal import command_line
 
 
-@click.command(help=_("Talk to a run (its GGUF file), RUN@STEP, a .gguf file or a base; to several side by side."))
+@click.command(
+    help=_("Talk to a run (its GGUF file), RUN@STEP, RUN@epoch-2, a .gguf file or a base; to several side by side.")
+)
 @click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=command_line.complete_run)
 @click.option("--prompt", help=_("One question; print the answer and end."))
 @click.option("--system", help=_("A system prompt in place of the trained one."))
@@ -21,7 +23,11 @@ from fasttune.terminal import command_line
     type=click.FloatRange(0, 2),
     help=_("Sampling temperature, 0 for the likeliest token each time (default: as the run is served, else 0.7)."),
 )
-@click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    help=_("Longest answer in tokens (default: as the run is served, else 512)."),
+)
 @click.option("--adapter", is_flag=True, help=_("Let the adapter answer, by torch, in place of the GGUF file."))
 @runs_option
 def chat(
@@ -29,15 +35,13 @@ def chat(
     prompt: str | None,
     system: str | None,
     temperature: float | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     adapter: bool,
     root: Path,
 ) -> None:
-    from fasttune.export.llama import Sampling
     from fasttune.terminal.chat import ChatRequest, chat
 
-    sampling = Sampling(max_new_tokens, 0.7 if temperature is None else temperature)
-    chat(ChatRequest(names, root, prompt, system, sampling, adapter, as_served=temperature is None))
+    chat(ChatRequest(names, root, prompt, system, adapter, temperature, max_new_tokens))
 
 
 @click.command(

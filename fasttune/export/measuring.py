@@ -82,7 +82,7 @@ def figures(
 ) -> ExportFigures:
     """The figures of a partial file at `path`; `picked` as in ExportFigures."""
     kl = float(own.kl.mean())
-    share = standard.kept(kl)
+    share, stored = standard.kept(kl), quantize.stored(path)
     return ExportFigures(
         file=plan.request.path(quantization).name,
         type=quantization,
@@ -98,8 +98,10 @@ def figures(
         base_perplexity=None if standard.untrained is None else standard.untrained.perplexity,
         learned=standard.learned,
         kept=share,
-        tensor_types=quantize.tensor_types(path),
+        tensor_types=stored.types,
         imatrix=plan.imatrix if quantization in quantize.K_TYPES else "none",
         picked=picked,
         base_bits=standard.base_bits,
+        bits_per_weight=stored.bits_per_weight,
+        fallback_types=stored.short_rows if quantization in quantize.NEEDS_BLOCK else {},
     )

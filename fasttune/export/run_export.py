@@ -1,6 +1,6 @@
 """`fasttune export`: the files of a run, of one of its checkpoints or kept epochs, and where they go.
 
-    RUN  RUN/checkpoint-10  RUN@10  --epoch 2 ─► Origin ─► ExportRequest ─► exporter.py ─► Exported
+    RUN  RUN@10  RUN@epoch-2  --epoch 2 ─► Origin ─► ExportRequest ─► exporter.py ─► Exported
                                                                              copies for LM Studio, import into Ollama
 
 A checkpoint's or an epoch's files have a folder of their own in exports/, so that the served ones stay what they are.
@@ -9,7 +9,6 @@ A checkpoint's or an epoch's files have a folder of their own in exports/, so th
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +23,11 @@ from fasttune.export.request import AUTO, ExportRequest, request_for_run
 from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import ExportRecipe, Recipe
-from fasttune.runs import checkpoints, documents, epochs, store
+from fasttune.runs import adapters, checkpoints, documents, epochs, store
 from fasttune.runs.store import Run
 from fasttune.training import provenance
 
 Report = Callable[[str], None]
-AT_STEP = re.compile(r"(?P<run>.+?)(?:@|/(?:checkpoints/)?checkpoint-)(?P<step>\d{1,9})/?")
-AT_EPOCH = re.compile(r"(?P<run>.+?)/(?:epochs/)?epoch-(?P<epoch>\d+(?:\.\d+)?)/?")
 
 
 @dataclass(frozen=True)
@@ -133,17 +130,15 @@ def restore_named(name: str, root: Path, model: str, tag: str, report: Report) -
 
 def find_origin(name: str, root: Path, epoch: str | None) -> Origin:
     """The adapter that a name and --epoch stand for. Raises FasttuneError where there is none, or it is damaged."""
-    at_step, at_epoch = AT_STEP.fullmatch(name), AT_EPOCH.fullmatch(name)
-    if epoch is not None and (at_step or at_epoch):
+    if epoch is not None and adapters.is_named(name):
         what = _("{name} names an adapter of its run already", name=name)
         raise usage_error("two-adapters", what, where=f"--epoch {epoch}", fix=_("leave one of the two out"))
-    if at_step:
-        run, step = store.find(root, at_step["run"]), int(at_step["step"])
-        return Origin(run, checkpoints.checkpoint_at(run, step), f"checkpoint-{step}")
-    run = store.find(root, at_epoch["run"] if at_epoch else name)
-    if at_epoch or epoch is not None:
-        kept = epochs.find_epoch(run, at_epoch["epoch"] if at_epoch else str(epoch))
-        return Origin(run, kept.folder, kept.folder.name)
+    found = adapters.named(name, root)
+    run = found.run if found else store.find(root, name)
+    if found is None and epoch is not None:
+        found = adapters.of_epoch(run, epoch, f"--epoch {epoch}")
+    if found:
+        return Origin(run, found.folder, found.part)
     if run.status != "finished":
         raise unfinished(run)
     return Origin(run, epochs.served_adapter(run), "")

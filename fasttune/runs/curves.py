@@ -9,10 +9,12 @@ accumulated batches), so nearly every rule compares a run with itself.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 FEW_ROWS = 10  # logged steps: fewer are no curve
 PARTS, ROWS_A_PART = 20, 5  # a curve is smoothed by at most so many means, of at least so many rows
@@ -34,9 +36,9 @@ FADED, EVEN_SHARE = 0.01, 0.5  # what the last tenth of the steps brings where a
 SKIPPED = 0.1  # the share of updates with a gradient that is no number, which 16-bit scaling may skip
 
 
-@dataclass(frozen=True)
-class Point:
-    """A logged step: loss in nats a supervised token, the rest where the trainer logs it."""
+class Point(NamedTuple):
+    """A logged step: loss in nats a supervised token, the rest where the trainer logs it. A named tuple, for a history
+    may have 100,000 of them."""
 
     step: int
     loss: float
@@ -61,11 +63,11 @@ class Curve:
     points: tuple[Point, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
 
-    @property
+    @cached_property
     def losses(self) -> list[float]:
         return [point.loss for point in self.points]
 
-    @property
+    @cached_property
     def finite(self) -> Curve:
         """The curve without losses that are no finite number."""
         points = tuple(one for one in self.points if math.isfinite(one.loss))
@@ -224,9 +226,11 @@ def gradient_spikes(points: Sequence[Point]) -> list[Point]:
 
 def left_a_trace(points: Sequence[Point], spikes: Sequence[Point]) -> bool:
     """Whether the loss is higher after one of the spikes than it was before it."""
+    steps = [one.step for one in points]
     for spike in spikes:
-        before = [one.loss for one in points if one.step < spike.step][-SEAM_ROWS:]
-        after = [one.loss for one in points if one.step > spike.step][:SEAM_ROWS]
+        begins, ends = bisect_left(steps, spike.step), bisect_right(steps, spike.step)
+        before = [one.loss for one in points[max(0, begins - SEAM_ROWS) : begins]]
+        after = [one.loss for one in points[ends : ends + SEAM_ROWS]]
         if before and after and fmean(after) > UNHARMED * fmean(before):
             return True
     return False

@@ -115,6 +115,18 @@ def weights_digest(adapter: Path | None) -> str:
     return file_sha256(adapter / WEIGHTS) if (adapter / WEIGHTS).is_file() else ""
 
 
+def own_epoch(run: Run, kept: Sequence[KeptEpoch]) -> KeptEpoch | None:
+    """The kept epoch that has the weights of the run's own adapter; None where none has, or the run has no adapter."""
+    own = weights_digest(run.adapter)
+    return next((one for one in kept if own and weights_digest(one.folder) == own), None)
+
+
+def served_epoch(run: Run, kept: Sequence[KeptEpoch]) -> KeptEpoch | None:
+    """The kept epoch that the run serves: the picked one, else the one with the weights of its own adapter; None where
+    none has them. Raises FasttuneError as `picked_epoch` does."""
+    return picked_epoch(run) or own_epoch(run, kept)
+
+
 # What is served -----------------------------------------------------------------------------------------------------
 
 
@@ -168,8 +180,9 @@ def served_adapter(run: Run) -> Path:
 # Picking ------------------------------------------------------------------------------------------------------------
 
 
-def find_epoch(run: Run, name: str) -> KeptEpoch:
-    """The kept epoch of a number as it is typed, or of `best`. Raises UsageError with the epochs there are."""
+def find_epoch(run: Run, name: str, typed: str = "") -> KeptEpoch:
+    """The kept epoch of a number as it is typed, or of `best`. Raises UsageError with the epochs there are; where it
+    was not named by --epoch, it says how it was `typed`."""
     kept = kept_epochs(run)
     if not kept:
         what = _("{run} has kept the adapter of no epoch", run=run.id)
@@ -179,14 +192,14 @@ def find_epoch(run: Run, name: str) -> KeptEpoch:
         best = best_epoch(kept)
         if best is None:
             what, fix = _("no epoch of {run} has a held-out loss", run=run.id), _("pick one by its number")
-            raise usage_error("no-such-epoch", what, where="--epoch best", fix=fix)
+            raise usage_error("no-such-epoch", what, where=typed or "--epoch best", fix=fix)
         return best
     found = [one for one in kept if is_number(name) and abs(one.epoch - float(name)) < SAME]
     if not found:
         what = _("{run} has kept no epoch {name}", run=run.id, name=name)
         known = ", ".join(epoch_word(one.epoch) for one in kept)
         fix = ngettext("the kept epoch is {known}", "the kept epochs are {known}", len(kept), known=known)
-        raise usage_error("no-such-epoch", what, where=f"--epoch {name}", fix=fix)
+        raise usage_error("no-such-epoch", what, where=typed or f"--epoch {name}", fix=fix)
     return min(found, key=lambda one: abs(one.epoch - float(name)))
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fasttune.runs import curves
-from fasttune.runs.curves import Evaluation
+from fasttune.runs.curves import Curve, Evaluation, Point
 from fasttune.runs.history import EpochMeans, last_epoch
 
 BANDS = ((0.1, "excellent"), (0.3, "good"), (0.5, "fair"))
@@ -80,10 +80,11 @@ def judge(
     """
     if last_epoch(history, steps_per_epoch) is None:
         return None
-    evaluated = evaluations(history)
-    if not keeps_best and curves.divergence(curves.curve_of(history).finite.points):
+    curve = curves.curve_of(history)
+    evaluated = curve.evaluations
+    if not keeps_best and curves.divergence(curve.finite.points):
         return Judgement(DIVERGED, "loss-rose")
-    if from_base and not has_learned(history, steps_per_epoch):
+    if from_base and not has_learned(curve, steps_per_epoch):
         return Judgement(NOTHING_LEARNED, "loss-hardly-moved")
     if not evaluated or (held_out_samples is not None and held_out_samples < ENOUGH_HELD_OUT):
         return Judgement(CANNOT_TELL, why_nobody_can_tell(held_out_samples, bool(evaluated)))
@@ -135,21 +136,22 @@ def best_evaluation(evaluated: Sequence[Evaluation]) -> Evaluation:
     return min(evaluated, key=lambda one: one.loss)
 
 
-def has_learned(history: Sequence[Mapping[str, Any]], steps_per_epoch: int) -> bool:
+def has_learned(curve: Curve, steps_per_epoch: int) -> bool:
     """Whether the training loss has fallen by more than noise, or is low.
 
     Compared are the first and the last epoch, which hold the same samples; of a shorter training its first and its last
     quarter. True where there is too little to compare.
     """
-    lines = [line for line in history if "loss" in line]
-    steps = lines[-1]["step"] - lines[0]["step"] + 1 if lines else 0
+    points = curve.points
+    steps = points[-1].step - points[0].step + 1 if points else 0
     span = steps_per_epoch if steps >= 2 * steps_per_epoch else max(1, steps // 4)
-    if len(lines) < 2 or steps < 2:
+    if len(points) < 2 or steps < 2:
         return True
-    first = [line["loss"] for line in lines if line["step"] < lines[0]["step"] + span]
-    last = [line["loss"] for line in lines if line["step"] > lines[-1]["step"] - span]
+    begins, ends = points[0].step + span, points[-1].step - span
+    first = [one.loss for one in points if one.step < begins]
+    last = [one.loss for one in points if one.step > ends]
     reached = sum(last) / len(last)
-    least = MOVED_SLOWLY if is_low_learning_rate(history) and not curves.has_faded(evaluations(history)) else MOVED
+    least = MOVED_SLOWLY if is_low_learning_rate(points) and not curves.has_faded(curve.evaluations) else MOVED
     return reached <= UNDER_TRAINED_LOSS or not reached > least * sum(first) / len(first)
 
 
@@ -159,19 +161,18 @@ def suiting_learning_rate(steps: int, base: str | None = None) -> float:
     return TINY * rate if base == "builtin:tiny" else rate
 
 
-def has_plateau(history: Sequence[Mapping[str, Any]]) -> Evaluation | None:
+def has_plateau(curve: Curve) -> Evaluation | None:
     """From which step on the held-out loss, else the training loss, stands still although the learning rate is at work,
     and that loss; None where none does."""
-    curve = curves.curve_of(history).finite
+    curve = curve.finite
     peak = curves.peak_learning_rate(curve.points)
     if not curve.points or (peak is not None and peak < IDLE * suiting_learning_rate(curve.points[-1].step)):
         return None
     return curves.plateau(curve, BANDS[1][0])
 
 
-def is_low_learning_rate(history: Sequence[Mapping[str, Any]]) -> bool:
+def is_low_learning_rate(points: Sequence[Point]) -> bool:
     """Whether the highest learning rate of the logged steps is low for their number; False where none is logged."""
-    points = curves.curve_of(history).points
     peak = curves.peak_learning_rate(points)
     return peak is not None and peak <= LOW * suiting_learning_rate(points[-1].step)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import fmean, median
 
 from fasttune.runs.curves import FEW_ROWS, SEAM_ROWS, UNHARMED, Curve, Point
@@ -113,22 +113,32 @@ def restarts(curve: Curve) -> list[Seam]:
     """Where the loss of one training is at once that of an untrained model, and falls from there once more."""
     if len(curve.points) < FEW_ROWS:
         return []
-    known, losses = {one.step for one in seams(curve)}, curve.losses
+    known, losses, first = {one.step for one in seams(curve)}, curve.losses, fmean(curve.losses[:3])
+    noise = median(abs(b - a) for a, b in pairwise(losses))
+    lowest = [*accumulate(reversed(losses), min)][::-1]  # from each row to the end
     rows = range(SEAM_ROWS, len(curve.points) - 1)
-    return [one for index in rows if (one := restart_at(curve.points, losses, index, known))]
+    return [
+        one for index in rows if (one := restart_at(curve.points, losses, index, known, first, lowest[index], noise))
+    ]
 
 
-def restart_at(points: Sequence[Point], losses: Sequence[float], index: int, known: set[int]) -> Seam | None:
+def restart_at(
+    points: Sequence[Point], losses: Sequence[float], index: int, known: set[int], first: float, lowest: float,
+    noise: float,
+) -> Seam | None:  # fmt: skip
     """The restart before the row `index`, None where there is none; at the seams that are `known` by their epoch
-    counter or learning rate a smaller rise is one."""
-    first, before = fmean(losses[:3]), fmean(losses[max(0, index - BEFORE_ROWS) : index])
+    counter or learning rate a smaller rise is one.
+
+    `first` is the loss that the training began with, `lowest` the lowest from that row on, `noise` the median
+    difference of two rows.
+    """
+    before = fmean(losses[max(0, index - BEFORE_ROWS) : index])
     learned, rise = first - before, losses[index] - before
     halfway = before + RELEARNED * learned
     at_seam = any(one.step in known for one in points[index - 1 : index + 2])
     least = RELEARNED if at_seam else AT_ONCE
     if learned < LEARNED * first or not least * learned < rise < UNHARMED * first or losses[index - 1] > halfway:
         return None
-    if min(losses[index:]) > halfway or not (at_seam or losses[index + 1] > halfway):
+    if lowest > halfway or not (at_seam or losses[index + 1] > halfway):
         return None  # it diverged, or a single batch was hard
-    noise = median(abs(b - a) for a, b in pairwise(losses))
     return Seam(points[index - 1].step, points[index].step, before, losses[index]) if rise > NOISE * noise else None

@@ -69,7 +69,7 @@ def table(run: Run, kept: tuple[KeptEpoch, ...], picked: KeptEpoch | None) -> Ta
         shown.add_column(heading, justify="right", no_wrap=True)
     shown.add_column("", no_wrap=True)
     shown.add_column(_("its first answer"), overflow="fold")
-    best, own = epochs.best_epoch(kept), own_epoch(run, kept)
+    best, own = epochs.best_epoch(kept), epochs.own_epoch(run, kept)
     for one in kept:
         is_served = one == (picked or own)
         words = [_("in use")] * is_served + [_("best")] * (one == best)
@@ -83,16 +83,10 @@ def table(run: Run, kept: tuple[KeptEpoch, ...], picked: KeptEpoch | None) -> Ta
     return shown
 
 
-def own_epoch(run: Run, kept: tuple[KeptEpoch, ...]) -> KeptEpoch | None:
-    """The kept epoch that has the weights of the run's own adapter; None where none has, or the run has no adapter."""
-    own = epochs.weights_digest(run.adapter)
-    return next((one for one in kept if own and epochs.weights_digest(one.folder) == own), None)
-
-
 def document(run: Run, kept: tuple[KeptEpoch, ...], picked: KeptEpoch | None) -> dict[str, Any]:
     """What `fasttune pick --json` prints. `picked` and `best` are epochs, null for the run's own adapter and where no
     epoch was evaluated; `own` the epoch whose weights the run's own adapter has."""
-    best, own = epochs.best_epoch(kept), own_epoch(run, kept)
+    best, own = epochs.best_epoch(kept), epochs.own_epoch(run, kept)
     return {
         "run": run.id,
         "picked": picked.epoch if picked else None,

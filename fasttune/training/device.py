@@ -66,15 +66,8 @@ def device_type() -> Device:
     return "cpu"
 
 
-def supports_shared_prefixes() -> bool:
-    """Whether attention can share prefixes here: on a CPU, and on GPUs of compute capability 8.0 and above."""
-    import torch
-
-    return device_type() == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
-
-
 def needs_prefix_check() -> bool:
-    """Whether prefix_check.py checks shared prefixes before the first step: on a GPU, whose kernel is Unsloth's."""
+    """Whether prefix_check.py checks packed rows before the first step: on a GPU, whose kernels no CI has run."""
     return device_type() == "cuda"
 
 

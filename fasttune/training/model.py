@@ -1,9 +1,9 @@
 """The model: every call of Unsloth and PEFT. Loads the base, adds LoRA, computes a row.
 
 Unsloth has two back ends with one interface. On a GPU it replaces the forward passes with its Triton kernels and takes
-a row's layout as `prefix_seg_info` or `packed_seq_lengths`; without one it loads stock transformers, to which this file
-adds the attention of engine.py and the layers of cpu_layers.py. `hidden_states` hides the difference: its callers do
-not know which back end runs.
+a row's layout as `prefix_seg_info` (cuda_layers.py); without one it loads stock transformers, to which this file adds
+the attention of attention.py and the layers of cpu_layers.py. `hidden_states` hides the difference: its callers do not
+know which back end runs.
 
 The environment variables that Unsloth reads are set here, before it is imported: no statistics request (it can block
 for two minutes), no installer, one folder for compiled kernels, no banners on stdout.
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from fasttune.training.engine import Batch
 
 
-ATTENTION = "fasttune"  # the name of engine.attention among transformers' attention functions
-FLEX_BLOCK = 128  # Unsloth's shared-prefix kernel pads every layer's Q, K and V to this unless the row already fits
+ATTENTION = "fasttune"  # the name of packed attention among transformers' attention functions
 
 
 # Loading ------------------------------------------------------------------------------------------------------------
@@ -88,6 +87,10 @@ def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) 
         model.get_base_model().set_attn_implementation(ATTENTION)
         use_cpu_layers(model)
         device.keep_freed_memory()
+    else:
+        from fasttune.training import cuda_layers
+
+        cuda_layers.use_packed_attention()
     return model
 
 
@@ -173,12 +176,12 @@ def quiet() -> Iterator[None]:
 
 
 def register_attention() -> None:
-    """Register engine.attention with transformers. No mask function of that name is registered, so transformers builds
+    """Register packed attention with transformers. No mask function of that name is registered, so transformers builds
     no T x T mask."""
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    from fasttune.training import engine
+    from fasttune.training.attention import packed_attention
 
     def packed(
         module: Any,
@@ -187,12 +190,13 @@ def register_attention() -> None:
         value: Any,
         attention_mask: Any,
         scaling: float,
-        spans: Any = None,
+        layout: Any = None,
         **more: Any,
     ) -> tuple[Any, None]:
-        if spans is None:  # one sequence, as in generate(): nothing is packed, plain causal attention
+        if layout is None:  # one sequence, as in generate(): nothing is packed, plain causal attention
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
-        return engine.attention(query, key, value, spans, scaling), None
+        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [1, H, T, D] before
+        return packed_attention(query, key, value, layout, scaling)[None], None
 
     AttentionInterface.register(ATTENTION, packed)
 
@@ -255,37 +259,15 @@ def lora_scaling(layer: Any) -> float:
 
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
     """The hidden states after the final norm of one packed row, [1, T, C]; T is the row's tokens plus padding."""
-    from fasttune.training import engine
+    from fasttune.training import cuda_layers, engine
 
     backbone = model.get_base_model().model
     if device.device_type() == "cpu":
         batch = engine.pad_row(batch, engine.ROWS)
-        layout: dict[str, Any] = {"spans": batch.spans}
+        layout: dict[str, Any] = {"layout": batch.layout}
     else:
-        batch, layout = cuda_layout(batch)
+        layout = cuda_layers.layout_arguments(batch.layout)
     return backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout)[0]
-
-
-def cuda_layout(batch: Batch) -> tuple[Batch, dict[str, Any]]:
-    """A row for Unsloth's attention on a GPU, and the keyword argument that describes its layout.
-
-    A row with shared prefixes is padded to whole blocks and described by `prefix_seg_info` (flex attention), another
-    one by `packed_seq_lengths` (variable-length attention).
-    """
-    import torch
-
-    from fasttune.training import engine
-
-    where = batch.input_ids.device
-    if all(span.prefix_end == span.start for span in batch.spans):
-        lengths = [end - begin for span in batch.spans for begin, end in span.suffixes]
-        return batch, {"packed_seq_lengths": engine.to_device(torch.tensor(lengths, dtype=torch.int32), where)}
-    from unsloth.utils.prefix_grouper_kernel import build_seg_info_multigroup
-
-    batch = engine.pad_row(batch, FLEX_BLOCK)
-    groups = [(s.prefix_end - s.start, [end - begin for begin, end in s.suffixes]) for s in batch.spans]
-    segments, _groups = build_seg_info_multigroup(groups, where)
-    return batch, {"prefix_seg_info": segments}
 
 
 def lm_head_weight(model: Any) -> torch.Tensor:

@@ -18,7 +18,7 @@ from fasttune.runs.documents import RowRecord, RowsFrom
 from fasttune.training.packing import Row
 
 GIB = 1024**3
-BLOCK = 128  # budgets are multiples of the block of Unsloth's shared-prefix kernel
+BLOCK = 128  # budgets are multiples of it
 LONGEST_ROW = 65536  # longer rows are no faster on any device
 MEASURED_ROW = 1024  # what a shorter row takes is mostly what is loaded once, not what grows with the row
 SMALL_ROW = 2048  # shorter rows leave a GPU idle and compute a shared prefix many times

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune import files
-from fasttune.console import Finding, _, error, say, show_findings, silence
+from fasttune.console import FasttuneError, Finding, _, error, say, show_findings, silence
 from fasttune.data import token_cache
 from fasttune.data.tokenize import Example, tokenize_samples
 from fasttune.planning.strategy import Plan
@@ -118,7 +118,7 @@ def train_as_worker() -> None:
     nothing, and ends the process."""
     try:
         plan, base, training, held_out = distributed.broadcast_from_rank0(None)
-    except RuntimeError:  # rank 0 has ended without training; its message and its exit code say why
+    except FasttuneError:  # rank 0 has ended without training; its message and its exit code say why
         return
     with silence():
         model = models.load_base(base, plan.recipe.model)

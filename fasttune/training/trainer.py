@@ -66,6 +66,7 @@ class StepTrainer(Trainer):
         self.row_budget = RowBudget.read(rows)
         self.rows_requested, self.gradient_checkpointing = rows.rows_asked, rows.gradient_checkpointing
         self.last_step: Step | None = None  # with the rows it was trained in
+        self.check_batch_scored: tuple[str, float] | None = None  # its loss, and the digest of the weights that gave it
         self.interrupted = False  # by Ctrl-C, SIGTERM or SIGHUP
         self.has_ended = False  # the checkpoint was the run's last: only the adapter is missing
         self.metrics = MetricsSinceLog.zero(args.device)

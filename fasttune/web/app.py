@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from fasttune.analysis import charts
 from fasttune.console import FasttuneError, _
-from fasttune.web import blind_page, chat_page, overview, run_page, training_page
+from fasttune.web import blind_page, chat_page, overview, pick_page, run_page, training_page
 from fasttune.web.board import Board
 from fasttune.web.guard import Guard
 from fasttune.web.pages import message
@@ -33,6 +33,7 @@ ROUTES = (
     ("/runs/{series}/{number}/report", "GET", run_page.run_report),
     ("/runs/{series}/{number}/stop", "GET", run_page.ask_to_stop),
     ("/runs/{series}/{number}/stop", "POST", run_page.stop),
+    ("/runs/{series}/{number}/pick", "POST", pick_page.pick),
     ("/train", "GET", training_page.recipes_page),
     ("/train/plan", "POST", training_page.plan_page),
     ("/train/start", "POST", training_page.start),

@@ -25,11 +25,13 @@ IDLE_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A model that can be talked to: the GGUF `file` of a run, or with "" its adapter."""
+    """A model that can be talked to: the GGUF `file` of a run, or with "" its adapter; `picked` tells the adapters
+    apart that the run has served, so that another pick begins a new conversation."""
 
     key: str
     run: Run
     file: str
+    picked: int = 0
 
 
 @dataclass
@@ -49,7 +51,8 @@ def chat_models(runs: list[Run]) -> dict[str, ChatModel]:
         if run.adapter.is_dir():
             files = sorted(path.name for path in run.exports.glob("*.gguf")) if run.exports.is_dir() else []
             found += [ChatModel(f"{run.id}/{name}", run, name) for name in files]
-            found.append(ChatModel(f"{run.id}/adapter", run, ""))
+            picked = run.picked.stat().st_mtime_ns if run.picked.is_file() else 0
+            found.append(ChatModel(f"{run.id}/adapter", run, "", picked))
     return {one.key: one for one in found}
 
 

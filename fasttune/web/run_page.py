@@ -14,7 +14,7 @@ from fasttune.console import FasttuneError, _, finite
 from fasttune.runs import holder
 from fasttune.runs.store import Run
 from fasttune.terminal import runs_tree
-from fasttune.web import curves, history_tail, live
+from fasttune.web import curves, history_tail, live, pick_page
 from fasttune.web.board import board_of
 from fasttune.web.figures import Read
 from fasttune.web.live import is_busy, standing
@@ -42,6 +42,7 @@ def run_page(request: Request) -> Response:
         charts=curves.of_run(history.points, curves.epoch_length(run)), place=str(history.place),
         points=json.dumps(finite(history.points)) if busy else "", fields=" ".join(history_tail.FIELDS),
         epoch_length=curves.epoch_length(run), tables=tables(run), commands=next_commands(run),
+        kept=pick_page.picture(run), kept_text=pick_page.texts(),
         refresh=2 if read.is_pending and not busy else 0, text=texts(read),
     )  # fmt: skip
 

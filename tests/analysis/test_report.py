@@ -207,6 +207,14 @@ def test_a_run_without_anything_has_a_page_that_says_so(tmp_path: Path) -> None:
     assert "no verdict yet: stopped" in found.text
 
 
+def test_the_epoch_in_use_is_the_one_with_the_weights_of_the_adapter(tmp_path: Path) -> None:
+    """With early stopping the training ends with an earlier epoch's adapter than the last one."""
+    run = write_run(tmp_path, losses=(4.0, 3.0, 2.0), held_out=(3.0, 2.0, 2.5))
+    write_epochs(run, (1, 2, 3), (3.0, 2.0, 2.5), steps_per_epoch=1, own=2)
+    kept = report.write([run], run.report).figures["runs"][0]["kept_epochs"]
+    assert [(one["epoch"], one["served"]) for one in kept] == [("1", False), ("2", True), ("3", False)]
+
+
 def test_what_can_be_read_of_a_damaged_run_is_shown_and_the_rest_named(tmp_path: Path) -> None:
     run = whole_run(tmp_path)
     run.scores.write_bytes(b"{broken")

@@ -11,6 +11,7 @@ from conftest import Quickstart
 from fasttune.analysis import sources
 from fasttune.analysis.answers import GgufSource, OllamaSource, TorchSource
 from fasttune.console import FasttuneError, Finding
+from fasttune.runs import epochs, store
 from fasttune.training import hub
 
 
@@ -40,6 +41,13 @@ def test_a_checkpoint(root: Path, name: str) -> None:
     found = sources.find(name, root)
     assert isinstance(found.source, TorchSource) and found.source.name == "quickstart/001-fresh@290"
     assert found.run is not None and found.source.loaded.adapter == found.run.checkpoints / "checkpoint-290"
+
+
+def test_a_kept_epoch(root: Path) -> None:
+    first = epochs.kept_epochs(store.find(root, "quickstart"))[0]
+    found = sources.find(f"quickstart@{first.folder.name}", root)
+    assert isinstance(found.source, TorchSource) and found.source.loaded.adapter == first.folder
+    assert found.source.name == f"quickstart/001-fresh@{first.folder.name}" and found.system is not None
 
 
 def test_the_base_is_loaded_once_with_the_adapter_beside_it(root: Path) -> None:
@@ -73,6 +81,7 @@ def test_a_model_in_ollama_has_its_own_system_prompt(root: Path) -> None:
     [
         ("lumen", "unknown-run", "quickstart"),
         ("quickstart@7", "no-checkpoint", "290"),
+        ("quickstart@epoch-77", "no-such-epoch", "1, 2"),
         ("lumen@7", "unknown-run", "quickstart"),
         ("nowhere.gguf", "no-gguf", "nowhere.gguf"),
     ],

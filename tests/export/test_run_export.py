@@ -162,9 +162,12 @@ def test_chat_samples_as_the_run_is_served(run: Run) -> None:
     text = run.recipe.read_text(encoding="utf-8").replace("num_ctx = 1024", "top_k = 20\nrepeat_penalty = 1.1")
     run.recipe.write_text(text, encoding="utf-8")
     model = Named(GgufSource("x.gguf", run.exports / "x.gguf", None), run, None)
-    found = served_sampling(model, Sampling(64, temperature=0.7))
-    assert found == Sampling(64, temperature=0.0, top_k=20, repeat_penalty=1.1)  # greedy as the tiny base says
-    assert served_sampling(replace(model, run=None), Sampling(64, temperature=0.7)) == Sampling(64, temperature=0.7)
+    assert served_sampling(model) == Sampling(512, 0.0, top_k=20, repeat_penalty=1.1)  # greedy as the tiny base says
+    assert served_sampling(model, 0.5, 64) == Sampling(64, 0.5, top_k=20, repeat_penalty=1.1)
+    assert served_sampling(model, 0) == Sampling(512)  # the likeliest token, as the option says
+    assert served_sampling(replace(model, run=None)) == Sampling(512, 0.7)
+    edit(run.provenance, longest_answer=100)
+    assert served_sampling(model).max_new_tokens == 192  # as its Modelfile's num_predict
 
 
 # What goes wrong ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fasttune import files
+from fasttune.console import FasttuneError
 from fasttune.runs import history, store
 from fasttune.runs.history import EpochMeans
 
@@ -46,3 +47,47 @@ def test_the_means_over_the_last_epoch(
     lines: list[dict[str, float]], steps_per_epoch: int, means: EpochMeans | None
 ) -> None:
     assert history.last_epoch(lines, steps_per_epoch) == means
+
+
+STEP = '{"step": %d, "epoch": %d, "loss": 2.5, "mean_token_accuracy": 0.5, "note": "é"}'
+
+
+def test_a_history_of_several_blocks_is_every_line_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are parsed a block at a time, and one longer than a block is still one line."""
+    monkeypatch.setattr(history, "BLOCK", 300)
+    run = store.create(tmp_path, "linzhi", "fresh")
+    long = '{"step": 50, "memory": "%s"}' % ("x" * 1000)
+    files.write_text(run.history, "".join(f"{STEP % (n, n)}\n" for n in range(1, 50)) + long + '\n{"step": 51')
+    read = history.read_history(run)
+    assert [line["step"] for line in read] == [*range(1, 51)] and len(read[-1]["memory"]) == 1000
+    assert read[0] == {"step": 1, "epoch": 1, "loss": 2.5, "mean_token_accuracy": 0.5, "note": "é"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "field"),
+    [
+        ('{"step": 3}, {"step": 4}', ""),
+        ('{"step": 3\n"x": 4}', ""),
+        ('{"a": [{}\n{}]}\n{"step": 3},{"step": 4}', ""),
+        ('{"step": 3, "x": "{"', ""),
+        ('{"step": 3.5}', "step"),
+        ('{"step": true}', "step"),
+        ('{"step": 3, "loss": 1, "epoch": "1", "mean_token_accuracy": 0}', "epoch"),
+        ('{"step": 3, "eval_loss": null}', "eval_loss"),
+        ("[]", "step"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_damaged_is_named_however_many_braces_it_has(tmp_path: Path, damage: str, field: str) -> None:
+    """Also what would be whole lines of JSON if the line ends between them were left out."""
+    run = store.create(tmp_path, "linzhi", "fresh")
+    files.write_text(run.history, f"{STEP % (1, 1)}\n{STEP % (2, 2)}\n{damage}\n{STEP % (5, 5)}\n")
+    with pytest.raises(FasttuneError) as problem:
+        history.read_history(run)
+    assert problem.value.findings[0].where == f"{run.history}:3" and field in problem.value.findings[0].what
+
+
+def test_whole_lines_with_nested_figures_are_read_as_they_are(tmp_path: Path) -> None:
+    run = store.create(tmp_path, "linzhi", "fresh")
+    files.write_text(run.history, '{"step": 1, "more": {"a": [1, {}]}}\n{"step": 2, "more": "}\\n{"}\n')
+    assert history.read_history(run) == [{"step": 1, "more": {"a": [1, {}]}}, {"step": 2, "more": "}\n{"}]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fasttune.runs import judgement
+from fasttune.runs.curves import Curve, curve_of
 from fasttune.runs.history import EpochMeans
 from fasttune.runs.judgement import Judgement
 
@@ -82,10 +83,10 @@ def test_a_fall_is_that_of_an_epoch_and_not_of_two_evaluations() -> None:
 def test_whether_anything_was_learned_is_not_told_by_noise() -> None:
     """The same samples are compared: the first epoch with the last, not step with step."""
     still = history([5.0, 6.0, 7.0] * 3, [])
-    assert not judgement.has_learned(still, 3)
-    assert judgement.has_learned(history([5.0, 6.0, 7.0, 4.8, 5.8, 6.8], []), 3)
-    assert judgement.has_learned(history([0.2, 0.2], []), 1), "a base that knew the answers before"
-    assert judgement.has_learned(history([5.0], []), 1) and judgement.has_learned([], 1)
+    assert not judgement.has_learned(curve_of(still), 3)
+    assert judgement.has_learned(curve_of(history([5.0, 6.0, 7.0, 4.8, 5.8, 6.8], [])), 3)
+    assert judgement.has_learned(curve_of(history([0.2, 0.2], [])), 1), "a base that knew the answers before"
+    assert judgement.has_learned(curve_of(history([5.0], [])), 1) and judgement.has_learned(Curve(), 1)
     assert judgement.judge(still, 3, 10, from_base=False) == Judgement("cannot-tell", "not-evaluated")
 
 

@@ -41,7 +41,7 @@ def test_processes_never_get_the_same_number(tmp_path: Path) -> None:
     workers = [multiprocessing.Process(target=start_one, args=(str(tmp_path), results)) for _number in range(8)]
     for worker in workers:
         worker.start()
-    ids = {results.get(timeout=30) for _number in workers}
+    ids = {results.get(timeout=300) for _number in workers}
     for worker in workers:
         worker.join()
     assert ids == {f"linzhi/{n:03d}-fresh" for n in range(1, 9)}
@@ -88,7 +88,7 @@ def test_status_and_a_lock_that_a_dead_process_does_not_keep(tmp_path: Path) -> 
     assert status(run) == "stopped"
     code = (
         "import time; from pathlib import Path; from fasttune.files import locked\n"
-        f"with locked(Path({str(run.lock)!r}), ''):\n print('held', flush=True); time.sleep(60)"
+        f"with locked(Path({str(run.lock)!r}), ''):\n print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -86,7 +85,7 @@ def test_an_option_in_another_encoding_is_refused(tmp_path: Path, option: str) -
 
 def at_terminal(quickstart: Quickstart, steps: Sequence[tuple[str, str]], *names: str) -> str:
     """What the terminal shows of a chat, in this process."""
-    request = ChatRequest(names, quickstart.folder.parents[1], None, None, Sampling(64), False)
+    request = ChatRequest(names, quickstart.folder.parents[1], None, None, False, max_new_tokens=64)
 
     def talk() -> str:
         chat.chat(request)
@@ -136,7 +135,7 @@ class Interrupted:
 
     def token_texts(self, ids: Sequence[int], sampling: Sampling) -> Iterator[str]:
         yield from ("one", " two")
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         yield from (" three",) * 50
 
 
@@ -144,7 +143,7 @@ def a_chat(monkeypatch: pytest.MonkeyPatch, speaker: Any, *, typed: bool) -> tup
     """A chat with a speaker of this test."""
     running = Chat.__new__(Chat)
     conversation = Conversation(speaker, None)
-    running.request = ChatRequest(("x",), Path("runs"), None, None, Sampling(8), False)
+    running.request, running.sampled = ChatRequest(("x",), Path("runs"), None, None, False), Sampling(8)
     running.typed, running.conversations, running.base = typed, {"x": conversation}, None
     return running, conversation
 

@@ -36,6 +36,16 @@ def test_rows_stand_whole_in_fifty_columns(language: str, monkeypatch: pytest.Mo
     assert "132 Q5_0, 13 Q8_0" in " ".join(lines) and "169" not in " ".join(lines)
 
 
+def test_what_a_k_quant_really_is_is_said() -> None:
+    """Of a hidden size that 256 does not divide, and of any other; figures from before it was recorded say less."""
+    short = replace(Q4, bits_per_weight=6.437, fallback_types={"Q5_0": 132, "Q8_0": 13})
+    lines = shown([replace(short, tensor_types={"Q5_0": 132, "Q8_0": 13, "Q4_K": 24}), Q8])
+    text = " ".join(" ".join(lines).split())
+    assert "q4_k_m is here 6.4 bits a weight: 132 Q5_0, 13 Q8_0, 24 Q4_K" in text
+    assert "145 of its 169 matrices have rows that 256 does not divide" in text and "as Q5_0, Q8_0" in text
+    assert "256" not in " ".join(shown([replace(short, fallback_types={})])) and "bits" not in " ".join(shown([Q4]))
+
+
 def test_a_file_without_an_adapter_keeps_nothing_to_speak_of() -> None:
     lines = shown([replace(Q8, learned=None, base_perplexity=None, kept=None)])
     assert lines[2].split() == ["q8_0", "531", "0.0030", "–", "90.04"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, Cli
 from out_of_memory import steps_watched
-from series import Series, document, history, log_call, send, start_child, wait
+from series import Series, document, history, log_call, start_child, wait
 
 from fasttune.training import device, row_budget
 
@@ -187,9 +187,10 @@ def test_packing_never_changes_the_run(recipe: Path, fasttune: Cli, tmp_path: Pa
 
 def interrupted(arguments: list[str], after: int, run: Path, number: int) -> int | None:
     """Start a training in a child, send it a signal once its history has `after` lines, return its exit code."""
-    child = start_child(log_call, run.parents[2], arguments)
+    series = Series(run.parents[2])
+    child = start_child(log_call, series.folder, arguments, "log", after)
     wait(lambda: len(history(run)) >= after, child)
-    return send(child, number)
+    return series.send(child, number)
 
 
 @pytest.mark.usefixtures("one_layer_here")

@@ -16,6 +16,7 @@ EVERY = ("/", "/events", "/overlay?run=persona/001-fresh", "/runs/persona/001-fr
          "/static/board.js", "/runs/persona/001-fresh/events", "/nothing")  # fmt: skip
 CHANGING = (
     "/runs/persona/001-fresh/stop",
+    "/runs/persona/001-fresh/pick",
     "/train/plan",
     "/train/start",
     "/blind",

@@ -18,9 +18,10 @@ from run_folders import write_run
 from fasttune.web import chat_child, conversation
 from fasttune.web.conversation import chat_models
 
-# Speaks as chat_child.py does: says the number of turns, then as many pieces as it is asked for, until it is stopped.
+# Speaks as chat_child.py does: says the number of turns, then two pieces, or pieces until it is stopped.
 STAND_IN = """
 import json, signal, sys, time
+from itertools import count
 stopped = []
 signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
 for line in sys.stdin:
@@ -30,7 +31,7 @@ for line in sys.stdin:
     if turns[-1] == "die": sys.exit(3)
     if turns[-1] == "fail": say({"problem": "no <memory>"}); continue
     say({"piece": f"{len(turns)} turns, " })
-    for number in range(1000 if turns[-1] == "long" else 2):
+    for _number in count() if turns[-1] == "long" else range(2):
         if stopped: break
         say({"piece": "<i>照</i>"})
         time.sleep(0.02 * (turns[-1] == "long"))
@@ -77,8 +78,8 @@ def test_one_at_a_time_and_stop(board: Served) -> None:
     assert refused.status_code == 409 and "another answer is under way" in refused.text
     assert board.post("/chat/new").status_code == 409
     assert board.post("/chat/stop").status_code == 204
-    thread.join(10)
-    assert 20 < len(found[0][0]) < 5000 and said(board, "next")[0].startswith("3 turns")
+    thread.join(120)
+    assert len(found[0][0]) > 20 and said(board, "next")[0].startswith("3 turns")
 
 
 def test_an_answer_is_finished_where_the_page_is_closed(board: Served) -> None:
@@ -99,12 +100,13 @@ def test_what_goes_wrong_is_said_and_the_next_question_works(board: Served) -> N
 
 
 def test_the_memory_is_free_when_nobody_asks(board: Served) -> None:
-    board.board.conversation.idle_seconds = 0.3
     said(board, "hello")
     process = board.board.conversation.process
     assert process is not None
+    board.board.conversation.idle_seconds = 0.3
+    assert said(board, "more")[0].startswith("3 turns")
     until(lambda: not Path(f"/proc/{process.pid}").exists())
-    assert said(board, "again")[0].startswith("3 turns"), "the turns are kept, and the model is loaded again"
+    assert said(board, "again")[0].startswith("5 turns"), "the turns are kept, and the model is loaded again"
 
 
 def test_the_model_ends_with_the_board(board: Served, tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_the_list_is_every_file_and_every_adapter(tmp_path: Path) -> None:
 
 
 def until(reached: Any) -> None:
-    for _try in range(500):
+    for _try in range(6000):
         if reached():
             return
         time.sleep(0.02)
