@@ -7,6 +7,7 @@ processes train, the runs folder, the overrides and the flags that it needs to d
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -73,6 +74,11 @@ def parent_words() -> list[str]:
     except OSError:
         return []
     return [os.fsdecode(word) for word in line.rstrip(b"\0").split(b"\0")]
+
+
+def without_password(word: str) -> str:
+    """A word of a command line without the password of an address in it."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", word)
 
 
 def runs_option(root: Path) -> list[str]:

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -136,6 +137,7 @@ class Trials:
         Raises FasttuneError with every finding where one of them is an error, where nothing is held out, and where the
         trials of a continuation would have different parents.
         """
+        self.require_one_process()
         self.require_parent()
         plan = self.planner.plan(self.base_request)
         show_findings([*plan.dataset.findings, *(one for one in plan.findings if one.code not in OF_A_SERIES)])
@@ -164,6 +166,14 @@ class Trials:
             fix = _("try fewer epochs, or all the same: `{command}`", command=more.command)
             return [replace(one, fix=fix) if one.code == "too-many-epochs" else one for one in problem.findings]
         return []
+
+    def require_one_process(self) -> None:
+        """Raises UsageError below torchrun, where several processes would train each trial."""
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            return
+        what = _("a sweep trains each trial by one process")
+        fix = _("start one sweep for each GPU, with a storage that they share: `--storage URL` (docs/sweep.md)")
+        raise usage_error("several-processes", what, fix=fix)
 
     def require_parent(self) -> None:
         """Raises UsageError for a continuation that does not name its parent: the newest run of the series is another

@@ -189,3 +189,9 @@ def test_a_storage_that_cannot_be_used_ends_the_sweep(tmp_path: Path) -> None:
     assert found["code"] == "storage-unusable"
     assert "secret" not in str(found)
     assert study.HEARTBEAT < study.GRACE
+
+
+def test_a_sweep_is_refused_below_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = refusal(Series.new(tmp_path / "new"), "--vary", "lora.r=4,8", "--set", "data.val=val.jsonl")
+    assert found["code"] == "several-processes"
