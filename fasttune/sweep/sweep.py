@@ -28,7 +28,8 @@ from fasttune.pipeline import Planner, RunRequest
 from fasttune.planning import parents
 from fasttune.planning.resume import MAY_DIFFER, same_runs
 from fasttune.planning.strategy import Plan
-from fasttune.runs import documents, epochs, judgement, store, summary
+from fasttune.runs import documents, epochs, judgement, store
+from fasttune.runs.run_files import RunFiles
 from fasttune.runs.store import Run
 from fasttune.sweep import choice
 from fasttune.sweep.study import Outcome, Reporter, Stopped, Study, TrialRecord
@@ -331,7 +332,7 @@ def outcome_of(run: Run) -> Outcome:
     best = epochs.best_epoch(epochs.kept_epochs(run))
     if best is not None:
         return Outcome(best.eval_loss, best.epoch)
-    loss, plan = summary.adapter_eval_loss(run), documents.read_plan(run)
+    loss, plan = RunFiles(run).adapter_eval_loss, documents.read_plan(run)
     if loss is None:
         return Outcome(None, None, _("it has no held-out loss"))
     return Outcome(loss, epochs.epoch_of(parents.trained_steps(run), plan.steps_per_epoch))

@@ -17,6 +17,7 @@ from fasttune.console import Finding, _, exit_code, print_json, say, show_findin
 from fasttune.planning.parents import resume_command
 from fasttune.runs import epochs, store, summary
 from fasttune.runs.store import Run
+from fasttune.terminal.probe_table import answer_cell
 from fasttune.terminal.report_page import how_to_open
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ def answers_table(finalists: tuple[Finalist, ...]) -> Table:
         table.add_column(heading, overflow="fold")  # Chinese has no spaces to wrap at
     said = [{probe.question: probe.trained for probe in one.probes} for one in finalists]
     for probe in finalists[0].probes:
-        answers = [escape(each.get(probe.question, "")) for each in said]
-        table.add_row(escape(probe.question), escape(probe.base), *answers)
+        answers = [answer_cell(each.get(probe.question, "")) for each in said]
+        table.add_row(escape(probe.question), answer_cell(probe.base, is_cut=probe.base_cut), *answers)
     return table
 
 
