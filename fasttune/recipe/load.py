@@ -322,7 +322,4 @@ def contradictions(values: Mapping[str, Any], entries: Mapping[str, Entry]) -> l
     if values.get("export.num_predict") == 0:
         what = _("0 is no answer at all to llama.cpp, and an answer without end to Ollama")
         refuse("export.num_predict", what, _("write -1 for no limit, or leave num_predict out"))
-    if values.get("model.base") == "builtin:tiny" and values.get("model.load_in_4bit"):
-        what = _("builtin:tiny is too small to be held in 4 bits")
-        refuse("model.load_in_4bit", what, _("leave load_in_4bit out"))
     return found

@@ -126,7 +126,9 @@ class ModelRecipe:
         'hub name ("Qwen/Qwen2.5-0.5B-Instruct"), local folder, or "builtin:tiny"',
         example="Qwen/Qwen2.5-0.5B-Instruct",
     )
-    load_in_4bit: bool = setting(False, "QLoRA: hold the base in 4 bits (NF4); needs a CUDA GPU")
+    load_in_4bit: bool = setting(
+        False, "QLoRA: hold the base in 4 bits (NF4): a third of the memory or less; slower, above all on a CPU"
+    )
     max_seq_length: int = setting(
         2048,
         "longest sample in tokens; a longer one is an error and never truncated",

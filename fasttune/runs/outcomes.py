@@ -183,6 +183,8 @@ class ExportFigures:
     `bits_per_weight` is the size of all tensors by their number of weights (None: from before it was recorded), and
     `fallback_types` says in which types llama.cpp stored the matrices that the file's own type can't hold, as 256 does
     not divide their rows.
+    After QLoRA `nf4_kl` is KL(adapter on NF4 ‖ adapter on 16 bits), what was trained against what is served, and
+    `nf4_perplexity` the former's; None after another training.
     """
 
     file: str
@@ -205,3 +207,5 @@ class ExportFigures:
     base_bits: int | None = None
     bits_per_weight: float | None = None
     fallback_types: Mapping[str, int] = field(default_factory=dict)
+    nf4_kl: float | None = None
+    nf4_perplexity: float | None = None

@@ -51,6 +51,10 @@ def notes(figures: Sequence[ExportFigures]) -> Iterator[str]:
                 n=first.conversations)  # fmt: skip
     else:
         yield _("measured on {tokens} of fixed texts", tokens=tokens)
+    if first.nf4_kl is not None and first.nf4_perplexity is not None:
+        yield _("trained on the base in 4 bits (NF4), served on the one in 16 bits: KL {kl:.2g} between the two, "
+                "perplexity {trained:.4g} and {served:.4g}", kl=first.nf4_kl, trained=first.nf4_perplexity,
+                served=first.trained_perplexity)  # fmt: skip
     for one in figures:
         if one.type not in WRITTEN and len(one.tensor_types) > 1:
             yield from what_it_is(one)

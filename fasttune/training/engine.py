@@ -4,9 +4,8 @@
     position_ids             0 1 2   3 4   3 4 5   0 1 2 3
     who attends to what      P: itself, causally   a, b: P and itself, causally   c: itself, causally
 
-Attention over such a row is in attention.py. The loss has a backward pass written by hand, because autograd would keep
-tensors that are not needed: `SupervisedCrossEntropy` goes through the vocabulary in tiles, so the full logits [N, V]
-never exist. This file does not know Unsloth, PEFT or chat templates.
+Attention over such a row is in attention.py, the cross-entropy of its supervised tokens in cross_entropy.py. This file
+does not know Unsloth, PEFT or chat templates.
 
 Shapes: T tokens of a row, N supervised ones, C width of the model, V words.
 """
@@ -15,20 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from fasttune.data.tokenize import Example
 from fasttune.training import attention
 from fasttune.training.attention import Layout
-from fasttune.training.cpu_layers import at_least_float32, matmul
+from fasttune.training.cross_entropy import SupervisedCrossEntropy, pad_rows
 from fasttune.training.packing import Group, Row
-
-# Elements of a tile of logits. A CPU wants what stays in its cache while softmax passes over it; a GPU wants few, large
-# kernel launches.
-TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
-ROWS, COLUMNS = 8, 64  # matrix products of multiples of these have no remainder loop (a tenth of the loss's time)
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,16 @@ def move_together(tensors: Sequence[torch.Tensor], device: torch.device) -> list
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor of the host to a device. For a GPU it is pinned first: a copy from pageable memory would wait until
     the GPU has done all that was queued before."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    return (pinned(tensor) if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in pinned memory, or itself where that is refused. WSL2 has little of it, and says "out of memory": of
+    the computer's, which smaller rows would not mend (E3)."""
+    try:
+        return tensor.pin_memory()
+    except RuntimeError:
+        return tensor
 
 
 def collate(row: Row, examples: Sequence[Example]) -> Batch:
@@ -115,55 +117,6 @@ def pad_row(batch: Batch, multiple: int) -> Batch:
         position_ids=torch.cat((batch.position_ids, positions[None]), dim=1),
         layout=batch.layout.padded(missing),
     )
-
-
-class SupervisedCrossEntropy(torch.autograd.Function):
-    """Sum of -log p(label) over N positions, and the number of labels ranked first, without ever holding all logits.
-
-    With z = hidden head^T, the loss of a position is log sum_v exp(z_v) - z_label, and its gradient with respect to the
-    hidden state is sum_v softmax(z)_v head_v - head_label. The head is frozen in LoRA training, so this gradient is
-    formed in the forward pass and only scaled in the backward pass. Both sums go over tiles of the vocabulary under a
-    running maximum (online softmax, arXiv 1805.02867), so that every logit is computed once.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        count = len(hidden)
-        hidden, labels = pad_rows(hidden, ROWS), pad_rows(labels, ROWS)
-        label_head = at_least_float32(head[labels])
-        row_max = label_head.new_full((len(hidden), 1), -torch.inf)
-        exp_sum, argmax = torch.zeros_like(row_max), torch.zeros_like(labels)[:, None]
-        gradient = torch.zeros_like(label_head) if ctx.needs_input_grad[0] else None
-        columns = max(COLUMNS, TILE_ELEMENTS[hidden.device.type] // max(1, len(hidden)) // COLUMNS * COLUMNS)
-        for start in range(0, len(head), columns):
-            tile = head[start : start + columns]
-            logits = at_least_float32(matmul(hidden, tile))
-            tile_max, where = logits.max(dim=1, keepdim=True)
-            argmax = torch.where(tile_max > row_max, where + start, argmax)
-            previous_max, row_max = row_max, torch.maximum(row_max, tile_max)
-            rescale = (previous_max - row_max).exp_()
-            exps = logits.sub_(row_max).exp_()
-            exp_sum = exp_sum * rescale + exps.sum(dim=1, keepdim=True)
-            if gradient is not None:
-                gradient = gradient.mul_(rescale).add_(matmul(exps.to(hidden.dtype), tile.T))
-        total = (row_max + exp_sum.log() - (hidden * label_head).sum(dim=1, keepdim=True))[:count].sum()
-        hits = (argmax == labels[:, None])[:count].sum()
-        if gradient is not None:
-            gradient = gradient.div_(exp_sum).sub_(label_head)[:count].to(hidden.dtype)
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(hits)
-        return total, hits
-
-    @staticmethod
-    def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * output_gradients[0].to(gradient.dtype), None, None
-
-
-def pad_rows(rows: torch.Tensor, multiple: int) -> torch.Tensor:
-    """A tensor [n, ...] with zeros appended until n is a multiple of `multiple`."""
-    missing = -len(rows) % multiple
-    return torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:]))) if missing else rows
 
 
 def loss(hidden: torch.Tensor, head: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.console import _, error
 from fasttune.machine import cache_folder
+from fasttune.planning.init import context
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
-from fasttune.training import device, hub, memory, row_budget
+from fasttune.training import device, four_bits, hub, memory, row_budget
 
 if TYPE_CHECKING:
     import torch
@@ -50,25 +51,34 @@ def load_tokenizer(base: Path) -> Any:
 
 
 def load_base(base: Path, recipe: ModelRecipe) -> Any:
-    """The frozen base, loaded by Unsloth in `device.compute_dtype`, or with its weights in NF4 for `load_in_4bit`."""
+    """The frozen base, loaded by Unsloth in `device.compute_dtype`, or with its weights in NF4 for `load_in_4bit`.
+
+    Raises FasttuneError where it can't be held in 4 bits. Not more than the base's own context length is asked for,
+    beyond which Unsloth stretches RoPE on a GPU (E5; plan_check.length_beyond_base).
+    """
     fast_language_model = import_unsloth()
+    if recipe.load_in_4bit and device.device_type() == "cpu":
+        four_bits.require_whole_blocks(base)
     with quiet():
         model, _tokenizer = fast_language_model.from_pretrained(
             model_name=str(base),
-            max_seq_length=recipe.max_seq_length,
+            max_seq_length=min(recipe.max_seq_length, context(str(base))),
             dtype=device.compute_dtype(recipe),
             load_in_4bit=recipe.load_in_4bit,
             use_exact_model_name=True,
             local_files_only=True,
             trust_remote_code=False,
         )
+    if recipe.load_in_4bit:
+        four_bits.require_four_bits(model)
     return model
 
 
-def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) -> Any:
+def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool, offload: bool = False) -> Any:
     """A PeftModel with fresh LoRA weights on the recipe's linear layers, its attention set up for packed rows.
 
-    `checkpointing`: use gradient checkpointing.
+    `checkpointing`: use gradient checkpointing, on a GPU with `offload` Unsloth's, which keeps the layers' inputs in
+    the computer's memory.
     """
     fast_language_model = import_unsloth()
     with quiet():
@@ -79,7 +89,7 @@ def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) 
             lora_dropout=recipe.dropout,
             target_modules=list(recipe.target_modules),
             bias="none",
-            use_gradient_checkpointing="unsloth" if checkpointing and device.device_type() == "cuda" else checkpointing,
+            use_gradient_checkpointing="unsloth" if checkpointing and offload else checkpointing,
             random_state=seed,
         )
     if device.device_type() == "cpu":
@@ -259,11 +269,11 @@ def lora_scaling(layer: Any) -> float:
 
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
     """The hidden states after the final norm of one packed row, [1, T, C]; T is the row's tokens plus padding."""
-    from fasttune.training import cuda_layers, engine
+    from fasttune.training import cross_entropy, cuda_layers, engine
 
     backbone = model.get_base_model().model
     if device.device_type() == "cpu":
-        batch = engine.pad_row(batch, engine.ROWS)
+        batch = engine.pad_row(batch, cross_entropy.ROWS)
         layout: dict[str, Any] = {"layout": batch.layout}
     else:
         layout = cuda_layers.layout_arguments(batch.layout)
@@ -275,14 +285,24 @@ def lm_head_weight(model: Any) -> torch.Tensor:
     return model.get_output_embeddings().weight
 
 
+@contextlib.contextmanager
+def inference(model: Any) -> Iterator[None]:
+    """Unsloth's inference mode in the block, afterwards training mode with gradient checkpointing as it was: by itself
+    Unsloth puts back on a GPU what LoRA was added with, though it was turned on since, for lack of memory (E3)."""
+    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    import_unsloth().for_inference(model)
+    try:
+        yield
+    finally:
+        import_unsloth().for_training(model, use_gradient_checkpointing=checkpointing)
+
+
 def generate(model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: int) -> str:
     """The greedy answer to a tokenized prompt, up to the end-of-sequence token or `max_new_tokens`."""
     import torch
 
-    fast_language_model = import_unsloth()
-    fast_language_model.for_inference(model)
     ids = torch.tensor([list(prompt)], device=model.device)
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), inference(model):
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -291,7 +311,6 @@ def generate(model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: 
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-    fast_language_model.for_training(model)
     return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
@@ -309,12 +328,3 @@ def checkpoint_bytes(model: Any) -> int:
     """About the size of a checkpoint: the adapter and Adam's two moments in float32, and 1 MiB of small files."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return 3 * 4 * trained + 2**20
-
-
-def enable_gradient_checkpointing(model: Any) -> None:
-    """Turn gradient checkpointing on in a model that was set up without it (see `add_lora`)."""
-    if device.device_type() == "cpu":
-        model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return
-    model.enable_input_require_grads()  # Unsloth's checkpointing is reentrant: no gradient without it
-    import_unsloth().for_training(model, use_gradient_checkpointing=True)

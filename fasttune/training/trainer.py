@@ -30,6 +30,7 @@ from fasttune.training.progress import ProgressLine
 from fasttune.training.row_budget import GIB, RowBudget
 from fasttune.training.schedule import warm_up_from_step_one
 from fasttune.training.step_dataset import StepDataset, single_item
+from fasttune.training.step_watch import StepWatch
 
 models.import_unsloth()  # before transformers' Trainer, which it patches
 
@@ -37,7 +38,7 @@ models.import_unsloth()  # before transformers' Trainer, which it patches
 import torch
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
 
-from fasttune.training import engine, prefix_check
+from fasttune.training import engine, gradient_checkpointing, loss_scale, prefix_check
 from fasttune.training.callbacks import RunCallback
 from fasttune.training.checkpoint_state import require_trainer_state, unloadable_as_error
 
@@ -72,6 +73,8 @@ class StepTrainer(Trainer):
         self.metrics = MetricsSinceLog.zero(args.device)
         self.tokens_seen = 0
         self.step_began = 0.0  # time.monotonic() when the step before this one ended
+        self.step_watch = StepWatch()
+        loss_scale.set_first_scale(self.accelerator.scaler)
         self.progress = ProgressLine(steps.tokens_of_steps(plan.total_steps))
         self.remove_callback(PrinterCallback)
         self.add_callback(RunCallback(self))
@@ -105,17 +108,37 @@ class StepTrainer(Trainer):
             self.model.train()
         first = self.state.global_step == 0
         free, before = (device.free_memory(), device.reset_peak()) if first else (0, 0)
-        step, loss, hits = self.run_with_oom_retry(
-            self.state.global_step + 1, lambda budget: self.steps.plan(inputs, budget), self.train_rows
+        step, loss, hits = loss_scale.compute_without_overflow(
+            self.accelerator.scaler,
+            self.trained_parameters,
+            lambda: self.compute_step(inputs),
+            functools.partial(self.train_again, device.random_state()),
         )
         if first:
             self.set_measured_budget(row_budget.longest_row(step.rows), free, device.peak_memory() - before)
-        loss, hits = self.all_reduce_step(loss, hits)
         now = time.monotonic()
         self.metrics.add(step, loss, hits, now - self.step_began)
+        slow = self.step_watch.add(self.state.global_step + 1, step.computed_tokens, now - self.step_began)
+        if slow and device.device_type() == "cuda":
+            show_findings([slow])
         self.tokens_seen += step.tokens
         self.step_began, self.last_step = now, step
         return loss / step.supervised
+
+    def compute_step(self, inputs: tuple[int, ...]) -> tuple[Step, torch.Tensor, torch.Tensor]:
+        """Leave a step's gradients, over all ranks; returns the step as it was laid out, its summed loss and hits."""
+        step, loss, hits = self.run_with_oom_retry(
+            self.state.global_step + 1, lambda budget: self.steps.plan(inputs, budget), self.train_rows
+        )
+        return step, *self.all_reduce_step(loss, hits)
+
+    def train_again(self, random_state: Sequence[torch.Tensor], scale: float) -> None:
+        """After a gradient overflowed in float16: say that the step is trained again, from the same random state."""
+        device.set_random_state(random_state)
+        where = _("step {step}", step=self.state.global_step + 1)
+        what = _("a gradient was too large for float16; the step is trained again with a loss scale of {scale:g}, and "
+                 "nothing is lost", scale=scale)  # fmt: skip
+        show_findings([Finding("gradient-overflow", "info", where, what)])
 
     def train_rows(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the gradient of a step's mean loss over this rank's rows; returns their summed loss and top-1 hits.
@@ -136,9 +159,19 @@ class StepTrainer(Trainer):
         took `taken` of `free` bytes."""
         measured = row_budget.measured_budget(free, tokens, taken) if tokens >= row_budget.MEASURED_ROW else math.inf
         measured = distributed.all_reduce_min(measured)
-        is_set = self.row_budget.cuts or self.row_budget.measured or self.plan.recipe.train.tokens_per_row != "auto"
+        settings = self.plan.recipe.train
+        is_set = self.row_budget.cuts or self.row_budget.measured or settings.tokens_per_row != "auto"
         if is_set or measured == math.inf:
             return
+        if self.gradient_checkpointing and settings.gradient_checkpointing == "auto":
+            shape = models.memory_shape(self.model)
+            without = distributed.all_reduce_min(
+                row_budget.budget_without_checkpointing(free, tokens, taken, shape) or 0
+            )
+            if without:
+                gradient_checkpointing.disable(self.model)
+                self.gradient_checkpointing, measured = False, without
+                say(_("gradient checkpointing is off again: the first step took less memory than was expected"))
         self.row_budget.measured = 2, int(measured)
         self.record_rows()
         say(
@@ -254,7 +287,7 @@ class StepTrainer(Trainer):
             has_checkpoint = bool(checkpoints.list_checkpoints(self.run))
             raise sample_too_large(failed, self.plan.recipe, self.gradient_checkpointing, has_checkpoint)
         if remedy == "gradient checkpointing":
-            models.enable_gradient_checkpointing(self.model)
+            gradient_checkpointing.enable(self.model)
             self.gradient_checkpointing = True
             text = _("gradient checkpointing is now on; the result is the same")
         else:

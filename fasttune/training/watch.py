@@ -38,8 +38,8 @@ class SharedBase:
     """A base that is loaded once for the runs that one process trains after each other.
 
     Each run gets modules of its own that hold the same frozen weights, so that nothing of an earlier run is left in
-    them: an adapter of another rank, hooks, forward passes that were replaced. On a GPU every run loads the base anew,
-    since there Unsloth may change the weights of a model that it sets up (quantization states, tensors that are moved).
+    them: an adapter of another rank, hooks, forward passes that were replaced. On a GPU, and in 4 bits, every run loads
+    the base anew: Unsloth and bitsandbytes may change weights and quantization states of a model that they set up.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class SharedBase:
         """The frozen base in a local folder, as `models.load_base` returns it."""
         gc.collect()  # the model of the run before is part of cycles; its adapter and optimizer are no longer used
         device.release_memory()
-        if device.device_type() != "cpu":
+        if device.device_type() != "cpu" or recipe.load_in_4bit:
             return models.load_base(base, recipe)
         if self.key != (base, recipe):
             self.model = None  # first, so that never two bases are in memory

@@ -53,3 +53,10 @@ def test_a_file_without_an_adapter_keeps_nothing_to_speak_of() -> None:
 
 def test_shares_hide_no_loss() -> None:
     assert [share(kept) for kept in (-1, 0.5, 0.994, 0.9999)] == ["0%", "50%", "99.4%", "100%"]
+
+
+def test_after_qlora_the_table_says_how_far_the_served_base_is_from_the_trained_one() -> None:
+    trained = replace(Q4, nf4_kl=0.0312, nf4_perplexity=91.26)
+    text = " ".join(shown([trained]))
+    assert "KL 0.031 between the two, perplexity 91.26 and 88.94" in text.replace("  ", " ")
+    assert "NF4" not in " ".join(shown([Q4]))

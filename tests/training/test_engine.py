@@ -148,42 +148,15 @@ def test_off_by_one_is_noticed(change: Callable[[Batch], Batch]) -> None:
     assert difference(gradients, expected) > 1e-3
 
 
-@pytest.mark.parametrize("tile", [1, 32 * 150, 32 * 300, 2**20])  # the least, two with a rest, all, more than all
-def test_the_tiled_loss_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
-    torch.manual_seed(0)
-    hidden = torch.randn(1, 50, 16, dtype=torch.float64, requires_grad=True)
-    head = torch.randn(300, 16, dtype=torch.float64)
-    label_positions, labels = torch.randperm(50)[:31], torch.randint(300, (31,))
-    batch = Batch(torch.zeros(1, 50), torch.zeros(1, 50), label_positions, labels, attention.layout([], [50]))
-    monkeypatch.setattr(engine, "TILE_ELEMENTS", {"cpu": tile})
-    total, hits = engine.loss(hidden, head, batch)
-    (total * 0.25).backward()
-    fast, hidden.grad = hidden.grad, None
-    logits = hidden[0, label_positions] @ head.T
-    plain = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    (plain * 0.25).backward()
-    assert total.item() == pytest.approx(plain.item(), rel=1e-12)
-    assert int(hits) == int((logits.argmax(1) == labels).sum())
-    assert torch.allclose(fast, hidden.grad, rtol=1e-10, atol=1e-12)
+def test_a_refused_pin_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """WSL2 has little pinned memory; rows that are made smaller for it would be cut for ever."""
 
+    def refuse(_tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_loss_of_large_logits_stays_exact_in_low_precision(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
-    """The running maximum must rescale what earlier tiles summed, or this overflows; sums are taken in float32."""
-    torch.manual_seed(0)
-    hidden, head = (torch.randn(40, 64) * 3).to(dtype), (torch.randn(500, 64) * 3).to(dtype)
-    labels = torch.randint(500, (40,))
-    batch = Batch(torch.zeros(1, 40), torch.zeros(1, 40), torch.arange(40), labels, attention.layout([], [40]))
-    monkeypatch.setattr(engine, "TILE_ELEMENTS", {"cpu": 40 * 17})
-    total, _hits = engine.loss(hidden[None], head, batch)
-    logits = torch.nn.functional.linear(hidden, head).float()  # rounded to the dtype, as any head's logits are
-    assert logits.max() > 100
-    assert total.item() == pytest.approx(
-        float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum")),
-        rel=1e-5 if dtype == torch.float32 else 2e-3,
-    )
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    tensor = torch.arange(3)
+    assert engine.pinned(tensor) is tensor
 
 
 @pytest.mark.parametrize("multiple", [1, 8, 64])

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import REPOSITORY, Cli
 from out_of_memory import steps_watched
 from series import Series, document, history, log_call, start_child, wait
 
 from fasttune.training import device, row_budget
+from fasttune.training import model as models
 
 RECIPE = """
 name = "persona"
@@ -293,3 +295,18 @@ def test_a_small_machine_gets_smaller_rows(tmp_path: Path, monkeypatch: pytest.M
     assert f"packing budget {budget:,} tokens a row" in done.stderr
     monkeypatch.undo()
     assert f"packing budget {budget:,} tokens a row" in series.train(*settings).stderr
+
+
+def test_what_is_printed_while_training_is_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU Unsloth says on stdout in the first steps what it offloads; stdout is the JSON of the run."""
+    real = models.hidden_states
+
+    def noisy(model: Any, batch: Any) -> Any:
+        if torch.is_grad_enabled():
+            print("Unsloth: Will smartly offload gradients to save VRAM!")
+        return real(model, batch)
+
+    monkeypatch.setattr(models, "hidden_states", noisy)
+    done = Series.new(tmp_path)("run", "persona.toml", "--json", "--set", "train.max_steps=1")
+    assert json.loads(done.stdout)["run"] == "persona/001-fresh"
+    assert "smartly offload" in done.stderr
