@@ -79,11 +79,14 @@ def test_the_same_command_finishes_a_sweep_that_was_killed(swept: Series) -> Non
 
 
 def test_a_trial_is_the_run_that_the_same_settings_train(swept: Series, tmp_path: Path) -> None:
-    """Bit for bit: the one that was killed, in whose process another run had been trained before."""
+    """Bit for bit, its answers too: the one that was killed, in whose process another run had been trained before."""
     alone = Series.new(tmp_path / "alone")
     alone.train("data.val=val.jsonl", "train.epochs=3", "train.learning_rate=2e-2",
                 'probe.questions=["你叫什么？"]', "probe.max_new_tokens=8")  # fmt: skip
     assert_same_run(swept.run(2), alone.run(1))
+    trial, run = (document(one / "scores.json") for one in (swept.run(2), alone.run(1)))
+    assert (trial["epochs"], trial["probes"]) == (run["epochs"], run["probes"])
+    assert trial["probes"][0]["trained"] != trial["probes"][0]["base"]  # the modules that answer have the adapter
 
 
 def test_the_base_is_loaded_once_for_all_trials_of_a_process(swept: Series) -> None:
