@@ -23,6 +23,7 @@ HOMES = {
     "modelscope": {"training.hub"},
     "numpy": {"export"},
     "ollama": {"export"},
+    "optuna": {"sweep.study"},
     "peft": {"training.model", "bench.engines"},
     "prompt_toolkit": {"terminal.prompts", "terminal.chat_input"},
     "psutil": {"machine", "training.device"},
@@ -30,6 +31,7 @@ HOMES = {
     "rensa": {"data.near_duplicates"},
     "rich": {"console", "terminal", "training.progress"},
     "sacrebleu": {"analysis.chrf"},
+    "sqlalchemy": {"sweep.study"},
     "starlette": {"web"},
     "tokenizers": {"data.plain_tokenizer", "analysis.speakers"},
     "torch": {"training", "export", "bench", "doctor.trials", "doctor.triton_kernel"},
@@ -42,7 +44,7 @@ HOMES = {
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Loaded by `fasttune --help`, `plan`, `runs` and `init`: everything below training, and what a terminal shows.
 WITHOUT_TORCH = [
-    path for path in FILES if path.relative_to(PACKAGE).parts[0] not in ("training", "export", "analysis", "bench")
+    path for path in FILES if path.relative_to(PACKAGE).parts[0] not in ("training", "export", "analysis", "bench", "sweep")
     and path.name not in ("__main__.py", "chat.py", "triton_kernel.py")
 ]  # fmt: skip
 

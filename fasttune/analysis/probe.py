@@ -15,6 +15,7 @@ from fasttune.runs import documents
 from fasttune.runs.documents import Probe
 from fasttune.runs.store import Run
 from fasttune.training.model import load_tokenizer
+from fasttune.training.probe_answers import is_cut
 from fasttune.training.progress import PhaseTimer
 
 
@@ -38,7 +39,10 @@ def probe(
             for number, prompt in enumerate(prompts, 1):
                 show(_("answering the probe questions: {number} of {n}", number=number, n=len(prompts)))
                 answers.append(answer(model, prompt, Sampling(max_new_tokens)).strip())
-        probes = tuple(replace(probe, trained=answer) for probe, answer in zip(probes, answers, strict=True))
+        probes = tuple(
+            replace(probe, trained=answer, trained_cut=is_cut(answer, tokenizer, max_new_tokens))
+            for probe, answer in zip(probes, answers, strict=True)
+        )
     adapter = "adapter" if any(probe.trained for probe in probes) else None
     answered_by = served.path.name if served else adapter
     documents.write(run.scores, replace(scores, probes=probes, answered_by=answered_by))
