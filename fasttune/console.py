@@ -240,17 +240,23 @@ def say(text: str) -> None:
     print_line(Text(visible(text)))
 
 
-def print_line(text: Text) -> None:
-    """Print a line to stderr. On a terminal it is broken at words, the later lines as far to the right as the first; a
-    command in it is not, since commands are copied, and nothing is where a script reads it."""
-    width = stderr_console.width
-    if not stderr_console.is_terminal or "\n" in text.plain or cell_len(text.plain) <= width:
-        stderr_console.print(text, soft_wrap=True)
+def put(text: str, style: str | None = None) -> None:
+    """Print lines to stdout without markup, broken as `print_line` does."""
+    for line in text.split("\n"):
+        print_line(Text(visible(line), style or ""), stdout_console)
+
+
+def print_line(text: Text, console: Console | None = None) -> None:
+    """Print a line to stderr, or to another console. On a terminal it is broken at words, the later lines as far to the
+    right as the first; a command in it is not, since commands are copied, and nothing is where a script reads it."""
+    console = console or stderr_console
+    if not console.is_terminal or "\n" in text.plain or cell_len(text.plain) <= console.width:
+        console.print(text, soft_wrap=True)
         return
     indent = len(text.plain) - len(text.plain.lstrip(" "))
-    for number, part in enumerate(text.divide(line_starts(text.plain, width - indent)[1:])):
+    for number, part in enumerate(text.divide(line_starts(text.plain, console.width - indent)[1:])):
         part.rstrip()
-        stderr_console.print(Text(" " * indent * bool(number)) + part, soft_wrap=True)
+        console.print(Text(" " * indent * bool(number)) + part, soft_wrap=True)
 
 
 def line_starts(text: str, width: int) -> list[int]:

@@ -37,6 +37,7 @@ SERIES_LOCK_SECONDS = 60.0  # a series' lock is held for a moment only, which on
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file atomically: it appears complete or not at all. Raises OSError and then leaves nothing."""
+    require_replaceable(path)
     partial = path.with_name(path.name + PARTIAL)
     try:
         with open(partial, "w", encoding="utf-8") as file:
@@ -44,10 +45,31 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if problem.filename == str(partial):
+            problem.filename = str(path)  # the name that the user knows
         raise
     sync_folder(path.parent)
+
+
+def require_replaceable(path: Path) -> None:
+    """Raises OSError for a folder and for a device, in whose place the rename would put a file: as root in that of
+    /dev/null, and every program of the machine would then read what the last one wrote."""
+    if path.exists() and not path.is_file():
+        number = errno.EISDIR if path.is_dir() else errno.EEXIST
+        raise OSError(number, os.strerror(number), str(path))
+
+
+def require_writable(folder: Path) -> None:
+    """Raises FasttuneError where a folder, or the one above it that exists, may not be written to. Writes nothing."""
+    place = existing_folder(folder)
+    if not os.access(place, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+        known = known_condition(OSError(number, os.strerror(number), str(place)))
+        assert known is not None
+        raise known
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -81,17 +103,17 @@ def disk_full_as_error(folder: Path, needed: int) -> Iterator[None]:
             "disk-full",
             what_ran_out(folder, needed, problem),
             where=str(folder),
-            why=_("the last complete checkpoint is kept"),
-            fix=_("free some space, or raise the quota, and resume from that checkpoint"),
+            why=_("every checkpoint that was complete before is kept"),
+            fix=_("free some space, or raise the quota, and run the same command again"),
         ) from problem  # fmt: skip
 
 
 def what_ran_out(folder: Path, needed: int, problem: Exception) -> str:
     """In words what a checkpoint of so many bytes lacks: files that the file system may hold, a quota, or space."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    free, system = shutil.disk_usage(place).free, os.statvfs(place)
-    if system.f_files and not system.f_favail:
-        return _("no file can be added: the file system holds as many as it can (`df -i {place}`)", place=place)
+    place = existing_folder(folder)
+    free = shutil.disk_usage(place).free
+    if reason := no_more_files(place):
+        return reason
     if (isinstance(problem, OSError) and problem.errno == errno.EDQUOT) or free >= needed:
         return _(
             "no space left for this user: a checkpoint needs {needed:.1f} MB, and a quota or the largest size of a "
@@ -103,6 +125,19 @@ def what_ran_out(folder: Path, needed: int, problem: Exception) -> str:
         needed=needed / 1e6,
         free=free / 1e6,
     )
+
+
+def existing_folder(path: Path) -> Path:
+    """The folder that a path is, or the first above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+
+
+def no_more_files(place: Path) -> str:
+    """In words that a file system has space, but no file can be added to it; "" where that is not so."""
+    system = os.statvfs(place)
+    if not system.f_files or system.f_favail:
+        return ""
+    return _("no file can be added: the file system holds as many as it can (`df -i {place}`)", place=place)
 
 
 @contextlib.contextmanager
@@ -124,8 +159,9 @@ def known_condition(problem: OSError) -> FasttuneError | None:
         fix = _("choose a folder that you may write to, for example `--runs ~/runs`, or change its permissions")
         return error("not-permitted", _("this can't be read or written"), where=where, why=reason, fix=fix)
     if problem.errno in DISK_FULL:
+        what = (no_more_files(existing_folder(Path(where))) if where else "") or _("no space left")
         fix = _("free some space, or raise the quota, and run the same command again")
-        return error("disk-full", _("no space left"), where=where, why=reason, fix=fix)
+        return error("disk-full", what, where=where, why=reason, fix=fix)
     if problem.errno in NOT_USABLE and where:
         fix = _("move away what lies there, or name another place")
         return error("not-usable", _("this can't be used as a file or folder"), where=where, why=reason, fix=fix)

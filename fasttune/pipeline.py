@@ -15,6 +15,7 @@ from fasttune.command import OnExisting, command_line, run_arguments
 from fasttune.console import FasttuneError, Finding, UsageError, _, findings_of, say, show_findings, usage_error
 from fasttune.data.dataset import Dataset, load_dataset
 from fasttune.data.fact_sheet import read_fact_sheet
+from fasttune.files import require_writable
 from fasttune.planning import advice, parents, strategy
 from fasttune.planning.resume import require_same, run_to_resume
 from fasttune.planning.strategy import Plan
@@ -146,14 +147,23 @@ def foreseen(plan: Plan, base: Path | None, root: Path, resume: Run | None) -> l
     is not on this machine yet. Raises FasttuneError with every finding where one of them would stop them."""
     from fasttune.export.before_training import check_before_training
     from fasttune.training import provenance
-    from fasttune.training.plan_check import length_beyond_base
+    from fasttune.training.plan_check import length_beyond_base, questions_beyond_length
 
     if resume is not None and base is not None:
         provenance.require_same_base(resume, base)  # also where only the files are made
     return findings_of(
+        lambda: runs_folder(root / plan.recipe.name),
         lambda: length_beyond_base(plan.recipe, base),
+        lambda: questions_beyond_length(plan, base),
         lambda: check_before_training(plan.recipe, plan.system, base, root, resume),
     )
+
+
+def runs_folder(folder: Path) -> list[Finding]:
+    """Raises FasttuneError where a run can't be written below this folder: found out here, and not once a model is
+    loaded."""
+    require_writable(folder)
+    return []
 
 
 def resumed_instead_of_skipped(request: RunRequest, planner: Planner) -> RunRequest:

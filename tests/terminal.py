@@ -15,7 +15,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,9 +26,9 @@ from conftest import REPOSITORY
 UP, DOWN, ENTER, ESC, CTRL_C, CTRL_D = "\x1b[A", "\x1b[B", "\r", "\x1b", "\x03", "\x04"
 CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>78]|\r")
 TERMINAL = {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}  # nobody here answers where the cursor is
-PATIENCE = 240.0  # seconds from one step to the next; a training may lie between
+PATIENCE = 240.0  # seconds from one step to the next, and without a sign after the last; a training may lie between
 T = TypeVar("T")
-Steps = list[tuple[str, str | int]]  # words to wait for, and the keys to type then, or the columns to resize it to
+Steps = Sequence[tuple[str, str | int]]  # words to wait for, and the keys to type then, or the columns to resize it to
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,14 @@ class Person(threading.Thread):
     def __init__(self, screen: int, steps: Steps) -> None:
         super().__init__(daemon=True)
         self.screen, self.steps = screen, list(steps)
-        self.text, self.done = b"", threading.Event()
+        self.text, self.done, self.gave_up = b"", threading.Event(), False
 
     def run(self) -> None:
         position, since, shown = 0, time.monotonic(), ""
+        heard = since
         while not self.done.is_set() or self.readable(0):
             if self.readable(0.02):
+                heard = time.monotonic()
                 try:
                     self.text += os.read(self.screen, 65536)
                 except OSError:  # the last one who could write has gone
@@ -59,7 +61,8 @@ class Person(threading.Thread):
             if self.steps and self.steps[0][0] in shown[position:]:
                 position, since = len(shown), time.monotonic()
                 self.do(self.steps.pop(0)[1])
-            elif self.steps and time.monotonic() - since > PATIENCE:
+            elif time.monotonic() - (since if self.steps else heard) > PATIENCE:
+                self.gave_up = True
                 os.write(self.screen, (CTRL_C + CTRL_D).encode())  # ends a menu, or a chat, that waits for other keys
                 return
 
@@ -89,6 +92,7 @@ def ended(person: Person, returncode: int) -> Seen:
     person.done.set()
     person.join(timeout=60)
     assert not person.steps, f"never saw {person.steps[0][0]!r} in:\n{person.shown()}"
+    assert not person.gave_up, f"still waited for keys after the last step:\n{person.shown()}"
     return Seen(returncode, person.shown())
 
 

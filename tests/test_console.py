@@ -315,6 +315,14 @@ def test_a_command_is_never_broken_but_the_words_around_it_are(
     assert "".join("".join(lines).split()) == "".join(f"{before}{command}{after}".split())
 
 
+def test_lines_of_stdout_are_broken_at_words_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "stdout_console", console.SafeConsole(file=shown, width=20, force_terminal=True))
+    console.put("verdict: cannot tell; too few\nsecond [line]", "red")
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in shown.getvalue().splitlines()]
+    assert lines == ["verdict: cannot", "tell; too few", "second [line]"]
+
+
 def test_a_text_between_colons_is_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
     """`root:x:0` is what stands in the file, and rich's markup would make a cross of it."""
     console.show_findings([replace(ERROR, where="a:x:b", what="begins root:x:0", fix="see :warning:")])

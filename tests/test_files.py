@@ -9,7 +9,9 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import small_files
@@ -31,6 +33,19 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     with small_files(1000), pytest.raises(OSError, match="File too large"):
         files.write_text(path, "x" * 5000)
     assert files.read_json(path) == {"name": "林栀"} and names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["a folder", "a pipe"])
+def test_what_is_no_file_is_not_replaced_by_one(make: Callable[[Path], None], tmp_path: Path) -> None:
+    """`--out /dev/null`, as root, would leave a file in the place of the device."""
+    path = tmp_path / "out"
+    make(path)
+    before = path.stat().st_mode
+    with pytest.raises(OSError) as caught:
+        files.write_text(path, "text")
+    assert path.stat().st_mode == before and names(tmp_path) == ["out"]
+    known = files.known_condition(caught.value)
+    assert known is not None and known.findings[0].code == "not-usable" and known.findings[0].where == str(path)
 
 
 def test_lines_are_appended_as_json(tmp_path: Path) -> None:
@@ -83,7 +98,45 @@ def test_a_full_disk_is_an_error_with_figures(failure: Exception, tmp_path: Path
     full = files.disk_full_as_error(tmp_path / "not" / "there", 3_000_000)
     with pytest.raises(FasttuneError, match=r"a checkpoint needs 3\.0 MB") as caught, full:
         raise failure
-    assert [finding.code for finding in caught.value.findings] == ["disk-full"]
+    (finding,) = caught.value.findings
+    assert finding.code == "disk-full" and "run the same command again" in finding.fix  # there may be no checkpoint yet
+
+
+def test_a_file_system_that_holds_no_more_files_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was said that there is no space, with 200 MB free."""
+    system = SimpleNamespace(f_files=1000, f_favail=0, f_bavail=50_000, f_blocks=60_000, f_bfree=50_000, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda _place: system)
+    problem = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "not" / "there"))
+    full = files.disk_full_as_error(tmp_path / "not" / "there", 1)
+    with pytest.raises(FasttuneError) as caught, full:
+        raise problem
+    for raised in (files.known_condition(problem), caught.value):
+        assert raised is not None and f"(`df -i {tmp_path}`)" in raised.findings[0].what
+    system.f_favail = 5
+    known = files.known_condition(problem)
+    assert known is not None and known.findings[0].what == "no space left"
+
+
+@pytest.mark.parametrize(("flag", "reason"), [(os.ST_RDONLY, "Read-only file system"), (0, "Permission denied")])
+def test_a_folder_that_may_not_be_written_to_is_named_before_anything_is_written(
+    flag: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.require_writable(tmp_path / "not" / "there")
+    monkeypatch.setattr(os, "access", lambda _place, _mode: False)  # root may write to any folder of its own
+    monkeypatch.setattr(os, "statvfs", lambda _place: SimpleNamespace(f_flag=flag))
+    with pytest.raises(FasttuneError) as caught:
+        files.require_writable(tmp_path / "not" / "there")
+    (finding,) = caught.value.findings
+    assert (finding.code, finding.where) == ("not-permitted", str(tmp_path)) and reason in finding.why
+    assert names(tmp_path) == []
+
+
+def test_a_file_that_can_not_be_written_is_named_as_the_user_named_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        files.write_text(tmp_path / "no" / "copy.jsonl", "text")
+    assert caught.value.filename == str(tmp_path / "no" / "copy.jsonl")
 
 
 def test_other_failures_pass_through(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fasttune.cli.options import json_option, runs_option
+from fasttune.cli.options import LONGEST_ANSWER, FiniteRange, json_option, runs_option
 from fasttune.console import _, say
 from fasttune.terminal import command_line
 
@@ -20,12 +20,12 @@ from fasttune.terminal import command_line
 @click.option("--system", help=_("A system prompt in place of the trained one."))
 @click.option(
     "--temperature",
-    type=click.FloatRange(0, 2),
+    type=FiniteRange(0, 2),
     help=_("Sampling temperature, 0 for the likeliest token each time (default: as the run is served, else 0.7)."),
 )
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(1),
+    type=LONGEST_ANSWER,
     help=_("Longest answer in tokens (default: as the run is served, else 512)."),
 )
 @click.option("--adapter", is_flag=True, help=_("Let the adapter answer, by torch, in place of the GGUF file."))

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from fasttune.console import FasttuneError
 from fasttune.data.dataset import Sample
-from fasttune.data.tokenize import ANY_LENGTH, Example, tokenize_samples
+from fasttune.data.tokenize import ANY_LENGTH, Example, prompt_tokens, tokenize_samples
 from fasttune.recipe.schema import DataRecipe
 
 
@@ -30,6 +30,16 @@ def plain_examples(base: Path, samples: Sequence[Sample], recipe: DataRecipe) ->
         return list(tokenize_samples(samples, PlainTokenizer(base), recipe, ANY_LENGTH).examples)
     except (OSError, ValueError, TemplateError, FasttuneError):
         return None
+
+
+def prompt_lengths(base: Path, questions: Sequence[str], system: str | None) -> list[int]:
+    """The tokens before the answer to each question, by the tokenizer in a base's folder; empty where its files or its
+    chat template can't be used, which `fasttune run` then says."""
+    try:
+        tokenizer = PlainTokenizer(base)
+        return [len(prompt_tokens(one, system, tokenizer)) for one in questions]
+    except (OSError, ValueError, TemplateError, FasttuneError):
+        return []
 
 
 class PlainTemplate:

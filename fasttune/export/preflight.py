@@ -257,7 +257,8 @@ def check_disk(request: ExportRequest, base: Base) -> list[Finding]:
     needed += expected_bytes(base.shape, "f16") if request.adapter_file else 0  # the base that it is tried on
     folder = layouts.existing_part(request.out)
     if not folder.is_dir():
-        return [Finding("not-a-folder", "error", str(folder), _("is not a folder, so no file can be written into it"))]
+        what, fix = _("is not a folder, so no file can be written into it"), _("name another folder")
+        return [Finding("not-a-folder", "error", str(folder), what, fix=fix)]
     return layouts.lacking_space(needed, folder, _("free some space, export fewer types or elsewhere"))
 
 

@@ -11,12 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from fasttune.console import (
+    N_,
     FasttuneError,
     UsageError,
     _,
     exit_code,
     ngettext,
     print_json,
+    put,
     say,
     show_findings,
     stdout_console,
@@ -41,9 +43,12 @@ if TYPE_CHECKING:
     from fasttune.training.train import RunRecord
 
 
+SOURCES = N_("recipe"), N_("override"), N_("default")  # of a setting, as `source_word` translates them
+
+
 def line(text: str) -> None:
     """Print a line on stdout as it stands, without markup."""
-    stdout_console.print(text, markup=False, soft_wrap=True)
+    put(text)
 
 
 def show_plan(
@@ -91,8 +96,15 @@ def settings_table(plan: Plan, *, show_all: bool) -> Table:
     for setting in plan.document().settings:
         if setting.source == "default" and not show_all:
             continue
-        table.add_row(setting.key, escape("" if setting.value is None else as_toml(setting.value)), setting.source)
+        value = escape("" if setting.value is None else as_toml(setting.value))
+        table.add_row(setting.key, value, source_word(setting.source))
     return table
+
+
+def source_word(source: str) -> str:
+    """A source for people: `default (2 × r)` with its first word in their language."""
+    word, sign, more = source.partition(" (")
+    return _(word) + sign + more
 
 
 def show_sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[str], *, as_json: bool) -> None:

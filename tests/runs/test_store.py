@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -199,3 +202,28 @@ def test_a_folder_that_can_not_be_filled_leaves_no_run(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         store.create(tmp_path, "linzhi", "fresh", fill)
     assert store.list_runs(tmp_path, "linzhi") == [] and store.list_series(tmp_path) == []
+
+
+def test_a_result_that_can_not_be_kept_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A comparison of minutes was lost where the runs folder may not be written to."""
+    run = store.create(tmp_path, "linzhi", "fresh")
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.scores))
+
+    kept = []
+    assert store.keep(run, lambda: kept.append("written")) and kept == ["written"]
+    assert not store.keep(run, full)
+    assert "warning: " in (shown := capsys.readouterr().err) and "not kept: no space left" in shown
+    refused = OSError(errno.EROFS, os.strerror(errno.EROFS), str(run.lock))
+    monkeypatch.setattr(store, "locked", lambda *_names, **_more: raising(refused))
+    assert not store.keep(run, pytest.fail)
+    assert "not kept: this can't be read or written" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def raising(problem: Exception) -> Iterator[None]:
+    raise problem
+    yield
