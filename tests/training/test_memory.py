@@ -75,10 +75,10 @@ def test_what_each_setting_changes() -> None:
     assert cpu.total == sum(cpu.parts().values()) and cpu.fixed == cpu.total - cpu.activations - cpu.logits
 
 
-@pytest.mark.parametrize(("name", "kilobytes"), [("0.5B", 31.8), ("1.5B", 57.0), ("3B", 72.3)])
+@pytest.mark.parametrize(("name", "kilobytes"), [("0.5B", 31.3), ("1.5B", 56.0), ("3B", 71.0)])
 def test_a_row_on_a_gpu_takes_what_was_counted(name: str, kilobytes: float) -> None:
     """Bytes a token and layer that Unsloth's GPU model keeps, by the storages that stay alive; a tenth is spare. It was
-    assumed to be 3.7 times as much."""
+    assumed to be 3.8 times as much."""
     size = public_size(f"Qwen2.5-{name}")
     assert size is not None
     shape = memory.activation_shape("cuda", size.hidden, size.intermediate, size.layers)
