@@ -17,7 +17,7 @@ from fasttune.data.dataset import Dataset, load_dataset
 from fasttune.data.fact_sheet import read_fact_sheet
 from fasttune.files import require_writable
 from fasttune.planning import advice, parents, strategy
-from fasttune.planning.resume import run_to_resume
+from fasttune.planning.resume import require_same, run_to_resume
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.load import RecipeFile, read_recipe_file, resolve
 from fasttune.recipe.schema import DataRecipe, Recipe
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fasttune.export.ollama_import import OllamaImport
     from fasttune.runs.documents import Probe
     from fasttune.training.train import RunRecord
+    from fasttune.training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -208,15 +209,19 @@ def run_to_overwrite(request: RunRequest, plan: Plan) -> Run | None:
     return run
 
 
-def run(request: RunRequest, planner: Planner) -> RunResult:
+def run(request: RunRequest, planner: Planner, *, begun: Run | None = None, watch: Watch | None = None) -> RunResult:
     """Train what the request asks for, export it and answer the probe questions; what is done already is not repeated.
 
-    Raises FasttuneError for what the user can mend, before training where that is possible: plan, base and export
-    settings are checked first.
+    `begun` is the run that is resumed whatever the series has besides it, else `run_to_resume` decides; `watch` is told
+    of the training. Raises FasttuneError for what the user can mend, before training where that is possible: plan, base
+    and export settings are checked first.
     """
     plan = planner.plan(request)
+    if watch:  # and has shown what is worth saying of the plan
+        plan = replace(plan, findings=(), dataset=replace(plan.dataset, findings=()))
     run_to_delete = run_to_overwrite(request, plan)
-    resume = run_to_resume(request.root, plan, what_to_do(request, plan.recipe.name))
+    decided = what_to_do(request, plan.recipe.name)
+    resume = require_same(begun, plan) if begun else run_to_resume(request.root, plan, decided)
 
     from fasttune.training.progress import PhaseTimer
 
@@ -233,7 +238,7 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
     record = (
         train.load_record(resume)
         if resume and is_trained
-        else train.train(plan, base, request.root, resume, phases, run_to_delete)
+        else train.train(plan, base, request.root, resume, phases, run_to_delete, watch)
     )
     if not record.finished:
         return RunResult(record, [], ())

@@ -37,6 +37,12 @@ class Served:
         with self.bare as client:
             return client.get(path, params={**query, "token": self.board.token})
 
+    def settled(self, path: str, **query: Any) -> httpx.Response:
+        """A page once the figures on it are read: on a busy machine it is asked for again, as its browser would."""
+        while 'http-equiv="refresh"' in (answer := self.get(path, **query)).text:
+            time.sleep(0.05)
+        return answer
+
     def post(self, path: str, *, origin: str | None = None, **fields: str) -> httpx.Response:
         """A form, sent from a page of the board."""
         with self.bare as client:

@@ -61,17 +61,22 @@ def browser() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def opened_page(
-    chromium: Any, address: str, width: int, scheme: Literal["light", "dark"], *, scripts: bool = True
+    chromium: Any, address: str, width: int, scheme: Literal["light", "dark"], *, scripts: bool = True, style: str = ""
 ) -> Iterator[Seen]:
-    """A page in a window of so many pixels; `scripts` are those of the page, which tests may switch off."""
+    """A page in a window of so many pixels; `scripts` are those of the page, which tests may switch off; `style` is a
+    style sheet of the test's own, which the page's policy would forbid."""
     context = chromium.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=scripts
-    )
+        viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=scripts,
+        bypass_csp=bool(style), reduced_motion="reduce",
+    )  # fmt: skip
     seen = Seen(context.new_page())
     seen.page.on("console", lambda message: seen.console.append(message.text))
     seen.page.on("pageerror", lambda problem: seen.console.append(str(problem)))
     seen.page.on("request", lambda request: seen.requests.append(request.url))
     seen.page.goto(address)
+    if style:
+        seen.page.add_style_tag(content=style)
+        seen.page.evaluate("() => document.fonts.ready")
     try:
         yield seen
     finally:

@@ -229,7 +229,7 @@ def hold(steps: int, go_on: Path) -> None:
     def training_step(trainer: StepTrainer, *arguments: Any) -> Any:
         if next(taken) == steps:
             while not go_on.exists():
-                time.sleep(0.001)
+                time.sleep(0.01)
         return compute(trainer, *arguments)
 
     taken, compute = itertools.count(), StepTrainer.training_step
@@ -243,13 +243,14 @@ def call_rank(folder: Path, arguments: list[str], environment: dict[str, str], p
     log_call(folder, arguments, f"log{environment['RANK']}")
 
 
-def wait(reached: Callable[[], bool], child: BaseProcess) -> bool:
-    """Whether something came about before the child ended."""
+def wait(reached: Callable[[], bool], child: BaseProcess, *, every: float = 0.02) -> bool:
+    """Whether something came about before the child ended; looked for so often, which costs as much as what the child
+    does where that is a thousand times a second."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and child.is_alive():
         if reached():
             return True
-        time.sleep(0.001)
+        time.sleep(every)
     return False
 
 

@@ -48,7 +48,7 @@ class Person(threading.Thread):
         self.text, self.done, self.gave_up = b"", threading.Event(), False
 
     def run(self) -> None:
-        position, since = 0, time.monotonic()
+        position, since, shown = 0, time.monotonic(), ""
         heard = since
         while not self.done.is_set() or self.readable(0):
             if self.readable(0.02):
@@ -57,7 +57,7 @@ class Person(threading.Thread):
                     self.text += os.read(self.screen, 65536)
                 except OSError:  # the last one who could write has gone
                     return
-            shown = self.shown()
+                shown = self.shown()
             if self.steps and self.steps[0][0] in shown[position:]:
                 position, since = len(shown), time.monotonic()
                 self.do(self.steps.pop(0)[1])

@@ -136,3 +136,9 @@ def test_too_many_epochs_are_refused_by_plan_as_by_run(tmp_path: Path) -> None:
     command = printed(refused[0], "all the same:")
     assert "--allow-overfit" in command
     assert "12.00 epochs" in series("plan", *command[1:]).stdout
+
+
+def test_a_password_in_an_address_is_not_kept() -> None:
+    assert command.without_password("postgresql://me:secret@host/x") == "postgresql://me:***@host/x"
+    assert command.without_password("--set") == "--set"
+    assert command.without_password("http://localhost:8321/?a=b@c") == "http://localhost:8321/?a=b@c"

@@ -25,6 +25,7 @@ from fasttune.console import visible
 UNITS = 1000  # the width of the stretched plot in its own units
 COLUMNS = 400  # that the points of a chart are reduced to, shared by its series
 FEWEST_COLUMNS = 60
+DIVERGED = 5.0  # times the first loss: it has diverged
 
 # Of each series in turn: the dashes of its line in pixels, and the outline of its marks around (0, 0).
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "4 2", "12 4")
@@ -80,6 +81,13 @@ class Chart:
     at: tuple[tuple[float, str], ...] = ()
     log: bool | None = None
     from_zero: bool = False
+
+
+def loss_axis(series: Sequence[Series]) -> bool | None:
+    """Whether losses have a logarithmic axis: no, so that a rise of the held-out loss is seen beside a training loss
+    near zero; where one has diverged their spread decides."""
+    values = [y for one in series for _x, y in finite(one.points)]
+    return None if values and max(values) > DIVERGED * values[0] else False
 
 
 def draw(chart: Chart, room: int = COLUMNS) -> str:

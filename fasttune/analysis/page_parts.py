@@ -179,9 +179,9 @@ def kept_epochs(report: RunReport) -> Part | None:
 
 
 def standing(is_best: bool, is_served: bool) -> str:
-    """What is particular about a kept epoch."""
+    """What is particular about a kept epoch; mostly nothing."""
     said = [_("lowest held-out loss")] * is_best + [_("served")] * is_served
-    return ", ".join(said) or NONE
+    return ", ".join(said)
 
 
 def remarks(answer: str) -> tuple[str, ...]:

@@ -101,6 +101,8 @@ def write(runs: Sequence[Run], path: Path, *, counts_tokens: bool = True) -> Wri
     Without `counts_tokens` the tokens of samples are estimated, which saves a second.
     """
     reports = [read_run(run, counts_tokens=counts_tokens) for run in runs]
+    for one in reports:
+        one.with_series = len({run.series for run in runs}) > 1
     figures = document(reports)
     text = page.render("report.html.jinja", lambda room: laid_out(reports, figures, room))
     try:
@@ -141,7 +143,7 @@ def laid_out(reports: Sequence[RunReport], figures: Mapping[str, Any], room: Roo
 def title_of(reports: Sequence[RunReport]) -> str:
     """The names of several runs: the series once where they share it."""
     series = {one.run.series for one in reports}
-    names = ", ".join(one.name if len(series) == 1 else one.id for one in reports)
+    names = ", ".join(one.name for one in reports)
     return f"{next(iter(series))}: {names}" if len(series) == 1 else names
 
 

@@ -17,7 +17,6 @@ from fasttune.analysis.charts import Chart, Series
 from fasttune.analysis.run_report import RunReport
 from fasttune.console import _
 
-DIVERGED = 5.0  # times the first loss
 FEW = 60  # logged steps: of so many each is drawn, of more their running mean before them
 
 
@@ -47,21 +46,14 @@ def losses(reports: Sequence[RunReport], epoch: str) -> list[Chart]:
     if len(reports) == 1:
         pair = (line(reports[0], "loss", _("training"), 0), held_out(reports[0], _("held-out"), 1))
         kept = tuple(one for one in pair if one.points)
-        return [Chart("loss", _("Loss"), epoch, kept, seams(reports), log=loss_axis(kept))]
+        return [Chart("loss", _("Loss"), epoch, kept, seams(reports), log=charts.loss_axis(kept))]
     evaluated = tuple(held_out(one, one.name, n) for n, one in enumerate(reports))
     trained = (line(one, "loss", one.name, n) for n, one in enumerate(reports))
     kept = tuple(one for one in trained if one.points)
     return [
         Chart("held-out-loss", _("Held-out loss"), epoch, tuple(one for one in evaluated if one.points), log=False),
-        Chart("loss", _("Training loss"), epoch, kept, log=loss_axis(kept)),
+        Chart("loss", _("Training loss"), epoch, kept, log=charts.loss_axis(kept)),
     ]
-
-
-def loss_axis(series: Sequence[Series]) -> bool | None:
-    """Whether losses have a logarithmic axis: no, so that a rise of the held-out loss is seen beside a training loss
-    near zero; where one has diverged their spread decides."""
-    values = [y for one in series for _x, y in one.points if math.isfinite(y)]
-    return None if values and max(values) > DIVERGED * values[0] else False
 
 
 def of_its_own(report: RunReport, reports: Sequence[RunReport]) -> RunReport:

@@ -99,6 +99,7 @@ class RunReport:
     series: Sequence[Figures] = ()
     exports: Sequence[tuple[str, int, ArtifactDocument | None]] = ()
     problems: list[Finding] = field(default_factory=list)
+    with_series: bool = False
 
     @property
     def id(self) -> str:
@@ -106,8 +107,8 @@ class RunReport:
 
     @property
     def name(self) -> str:
-        """003-retune, without its series."""
-        return self.run.id.rpartition("/")[2]
+        """003-retune, or `with_series`, beside runs of another one, linzhi/003-retune."""
+        return self.run.id if self.with_series else self.run.id.rpartition("/")[2]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -159,7 +160,7 @@ def read_run(run: Run, *, counts_tokens: bool = True) -> RunReport:
     report.kept = part(lambda: answered_epochs(run, report, report_data.training_answers(dataset)), ())
     report.data = part(lambda: report_data.picture(run, dataset, counts_tokens=counts_tokens), None)
     report.worst = part(lambda: report_data.worst_samples(run, dataset), ())
-    report.series = summary.read_series(run.root, run.series, []) if report.plan else ()
+    report.series = summary.read_series(run.root, run.series, [], report.figures) if report.plan else ()
     report.exports = part(lambda: exports(run), ())
     return report
 

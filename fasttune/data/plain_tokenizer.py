@@ -5,10 +5,10 @@ It gives the ids that transformers' fast tokenizer gives (a test compares them);
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class PlainTemplate:
     def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
         """The conversation as text. Raises TemplateError where the template refuses it."""
         assert not tokenize
-        return self.compiled.render(
+        return compiled(self.chat_template).render(
             messages=conversation,
             tools=None,
             documents=None,
@@ -60,14 +60,15 @@ class PlainTemplate:
             **self.special,
         )
 
-    @cached_property
-    def compiled(self) -> Template:
-        """The chat template, compiled once."""
-        sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        sandbox.filters["tojson"] = as_json
-        sandbox.globals["raise_exception"] = refuse
-        sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        return sandbox.from_string(self.chat_template)
+
+@functools.cache
+def compiled(chat_template: str) -> Template:
+    """A chat template, compiled once: a plan needs it for its samples and for the files that will be exported."""
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    sandbox.filters["tojson"] = as_json
+    sandbox.globals["raise_exception"] = refuse
+    sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return sandbox.from_string(chat_template)
 
 
 class PlainTokenizer:

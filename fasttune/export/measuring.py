@@ -106,7 +106,7 @@ def figures(
         picked=picked,
         base_bits=standard.base_bits,
         bits_per_weight=stored.bits_per_weight,
-        fallback_types=stored.short_rows if quantization in quantize.NEEDS_BLOCK else {},
+        fallback_types=quantize.fallback_types(quantization, stored),
         nf4_kl=None if standard.in_4_bits is None else float(standard.in_4_bits.kl.mean()),
         nf4_perplexity=None if standard.in_4_bits is None else standard.in_4_bits.perplexity,
     )

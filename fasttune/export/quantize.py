@@ -39,7 +39,6 @@ CHILD = "import sys; from fasttune.export.quantize import child; sys.exit(child(
 DONE = re.compile(r"\[ *\d+/ *\d+\] +(?P<name>\S+) ")
 BUFFER_BYTES = 64 << 20
 BLOCK = 256  # weights of a row that share the scales of a K-quant or IQ4_XS
-NEEDS_BLOCK = tuple(name for name in K_TYPES if name != "iq4_nl")  # whose blocks have 32 weights
 KEY_TEXT_BYTES = 127  # of llama_model_kv_override.val_str, which ends with a zero
 
 
@@ -159,8 +158,8 @@ def cut(text: str, most: int) -> bytes:
 @dataclass(frozen=True)
 class Stored:
     """What a GGUF file really is: how many matrices are stored in each type, the most frequent first; the bits a weight
-    takes, norms and biases included, as llama-quantize counts them; and of `types` those matrices whose rows are no
-    multiple of BLOCK, which only other types than the one that was asked for can hold."""
+    takes, norms and biases included, as llama-quantize counts them; and of `types` those matrices that only such a type
+    can hold, as their rows are no multiple of BLOCK."""
 
     types: dict[str, int]
     bits_per_weight: float
@@ -173,6 +172,13 @@ def stored(path: Path) -> Stored:
     matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
     bits = 8 * sum(int(tensor.n_bytes) for tensor in tensors) / sum(int(tensor.n_elements) for tensor in tensors)
     return Stored(count_types(matrices), bits, count_types([one for one in matrices if int(one.shape[0]) % BLOCK]))
+
+
+def fallback_types(quantization: str, found: Stored) -> dict[str, int]:
+    """The types that llama.cpp took in the place of K-quants for the short rows of a file of this quantization type."""
+    if quantization not in K_TYPES:
+        return {}
+    return {name: count for name, count in found.short_rows.items() if name != quantization.upper()}  # IQ4_NL's own
 
 
 def count_types(tensors: Sequence[gguf.ReaderTensor]) -> dict[str, int]:

@@ -270,6 +270,8 @@ def how_to_write(entry: Entry, meant: str) -> str:
     key = KEYS[meant]
     if entry.source == "override":
         return _("write `--set {key}=…`", key=meant)
+    if entry.source == "vary":
+        return _("write `--vary {key}=…`", key=meant)
     if key.table:
         return _("write {leaf} in table [{table}]", leaf=key.leaf, table=key.table)
     return _("write {leaf} at the top of the file, before the first [table]", leaf=key.leaf)

@@ -32,7 +32,8 @@ BOUNDS: dict[str, Callable[[Any, Any], bool]] = {"≥": operator.ge, ">": operat
 
 @dataclass(frozen=True)
 class Entry:
-    """A value as written: its dotted key, its location for findings, and its source, "recipe" or "override"."""
+    """A value as written: its dotted key, its location for findings, and its source: "recipe", "override" or
+    "vary"."""
 
     key: str
     value: Any

@@ -75,9 +75,9 @@ class Figures:
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def read_series(root: Path, name: str, findings: list[Finding]) -> list[Figures]:
+def read_series(root: Path, name: str, findings: list[Finding], known: Figures | None = None) -> list[Figures]:
     """The runs of a series, oldest first; of a run that is damaged a finding is added instead, and of a file `current`
-    that can't be read one beside them.
+    that can't be read one beside them. The figures of one of them that are `known` are not read again.
 
     Raises FasttuneError where the series' folder can't be listed.
     """
@@ -91,7 +91,7 @@ def read_series(root: Path, name: str, findings: list[Finding]) -> list[Figures]
         findings += problem.findings
     for run in runs:
         try:
-            figures.append(read_figures(run, run == current))
+            figures.append(known if known and known.id == run.id else read_figures(run, run == current))
         except FasttuneError as problem:
             findings += [replace(finding, why=finding.why or _("{run} is not shown", run=run.id))
                          for finding in problem.findings]  # fmt: skip

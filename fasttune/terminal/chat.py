@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
 
 from fasttune.analysis import sources, speakers
 from fasttune.analysis.conversation import Conversation, Pieces, Reply
@@ -186,6 +188,8 @@ class Chat:
 
     def retry(self) -> None:
         """The last question again, for every model that has one."""
+        if self.sampled.temperature <= 0:
+            say(_("at temperature 0 every answer is the likeliest one: the same again"))
         for title, conversation in self.conversations.items():
             if conversation.question is None:
                 say(_("nothing was asked yet"))
@@ -272,9 +276,18 @@ def write(pieces: Iterable[str]) -> None:
 
 def show_help() -> None:
     """The commands and the keys."""
-    for word, (argument, meaning) in COMMANDS.items():
-        say(f"  {f'{word} {_(argument)}'.strip() if argument else word:<16}{_(meaning)}")
+    stderr_console.print(command_list())
     say(_("  Enter sends, Alt+Enter begins a new line, Ctrl-C stops an answer, Up shows earlier questions"))
+
+
+def command_list() -> Padding:
+    """A row for each command; what is too long for the screen goes on below its own column."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for word, (argument, meaning) in COMMANDS.items():
+        table.add_row(escape(f"{word} {_(argument)}" if argument else word), escape(_(meaning)))
+    return Padding(table, (0, 0, 0, 2))
 
 
 def waiting(text: str) -> contextlib.AbstractContextManager[object]:

@@ -119,7 +119,7 @@ class PackedAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.dtype, ctx.layout, ctx.scaling = query.dtype, layout, scaling
         ctx.kernel = kernel = attention_kernels.kernel_for(query)
-        if query.device.type == "cpu":  # its kernel is slower in 16 bit
+        if kernel is attention_kernels.CPU:  # it is slower in 16 bit
             query, key, value = map(at_least_float32, (query, key, value))
         output, lse = kernel.forward(query, key, value, layout.own, True, scaling)
         if layout.shared is not None:
@@ -140,7 +140,7 @@ class PackedAttention(torch.autograd.Function):
             inputs = grad_output[q], query[q], key[k], value[k], output[q], lse[:, q].contiguous()
             parts = backward(*inputs, layout.shared, False)
             for total, where, part in zip(gradients, (q, k, k), parts, strict=True):
-                total[where] += part
+                total[where].add_(part)  # `+=` would copy the sum onto itself
         return (*(gradient.to(ctx.dtype) for gradient in gradients), None, None)
 
 

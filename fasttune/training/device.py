@@ -127,7 +127,9 @@ def refuse_spilling() -> None:
     import torch
 
     if device_type() == "cuda" and is_wsl():
-        torch.cuda.set_per_process_memory_fraction(fraction_to_use(*torch.cuda.mem_get_info()))
+        free, total = torch.cuda.mem_get_info()
+        free += torch.cuda.memory_reserved()  # of a training before this one in the same process
+        torch.cuda.set_per_process_memory_fraction(fraction_to_use(free, total))
 
 
 def fraction_to_use(free: int, total: int) -> float:

@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch.amp.grad_scaler import GradScaler
 
+from fasttune.console import Finding, _
+
 FIRST_SCALE = 2.0**12  # torch's own 2**16 overflows in the first steps of most trainings
 SMALLEST_SCALE = 1.0  # what overflows without a scale is a training that diverges
 Computed = TypeVar("Computed")
@@ -38,17 +40,24 @@ def compute_without_overflow(
     report: Callable[[float], None],
 ) -> Computed:
     """What `compute` returns, which adds a step's gradients to the parameters; computed again with half the scale until
-    they are finite. `report` gets each new scale.
+    they are finite. `report` gets each new scale, and has to raise below SMALLEST_SCALE.
 
-    Without a scaler (bfloat16, float32) and at SMALLEST_SCALE the gradients are left as they are: divergence.py says
-    what that means. After the sum over all ranks they are the same on each, so all of them decide alike (E4).
+    Without a scaler (bfloat16, float32) the gradients are not looked at: divergence.py reads what is logged. After the
+    sum over all ranks they are the same on each, so all of them decide alike (E4).
     """
     while True:
         computed = compute()
-        if scaler is None or not overflows(parameters) or scaler.get_scale() <= SMALLEST_SCALE:
+        if scaler is None or not overflows(parameters):
             return computed
         for parameter in parameters:
             parameter.grad = None
-        scale = max(SMALLEST_SCALE, scaler.get_scale() / 2)
+        scale = scaler.get_scale() / 2
         scaler.update(scale)
         report(scale)
+
+
+def overflow(step: int, scale: float) -> Finding:
+    """What is said where a step is trained again."""
+    what = _("a gradient was too large for float16; the step is trained again with a loss scale of {scale:g}, and "
+             "nothing is lost", scale=scale)  # fmt: skip
+    return Finding("gradient-overflow", "info", _("step {step}", step=step), what)

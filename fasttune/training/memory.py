@@ -117,13 +117,13 @@ def activation_shape(kind: DeviceKind, hidden: int, intermediate: int, layers: i
 
     On a CPU (cpu_layers.py) a token of Qwen2.5 0.5B was measured to take 2.09 MB in float32 and 1.21 MB in bfloat16,
     and one of builtin:tiny, whose four layers let the one at work count for more, 0.104 MB in float32; these vectors
-    are 2.11 and 0.103 MB. On a GPU a layer of Unsloth's keeps 18.1 bytes a hidden value and 4 a value of the
-    feed-forward for a token, counted by the storages that stay alive in its GPU model: 35 KB of 0.5B, 79 KB of 3B; the
-    peak with gradient checkpointing is 0.107 MB a token of 0.5B. These vectors are a tenth more.
+    are 2.11 and 0.103 MB. On a GPU a layer keeps 14 bytes a hidden value and 4 a value of the feed-forward for a token,
+    counted by the storages that stay alive in Unsloth's GPU model (tests/gpu_row_memory.py): 31 KB of 0.5B, 71 KB of
+    3B. The layer at work holds 11 KB of 0.5B more. These vectors are a tenth more.
     """
     if kind == "cpu":
         return MemoryShape(layers, hidden, intermediate, 4, states=12, inner=2, working_states=14, working_inner=5)
-    return MemoryShape(layers, hidden, intermediate, 2, states=5, inner=1.1, working_states=1.2, working_inner=1.5)
+    return MemoryShape(layers, hidden, intermediate, 2, states=3.85, inner=1.1, working_states=1.2, working_inner=0.5)
 
 
 @dataclass(frozen=True)

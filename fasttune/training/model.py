@@ -28,6 +28,7 @@ from fasttune.machine import cache_folder
 from fasttune.planning.init import context
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
 from fasttune.training import device, four_bits, hub, memory, row_budget
+from fasttune.training.lora_linear import is_plain_lora, lora_scaling, lora_weights
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +101,7 @@ def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool, 
     else:
         from fasttune.training import cuda_layers
 
-        cuda_layers.use_packed_attention()
+        cuda_layers.use_cuda_layers(model)
     return model
 
 
@@ -247,26 +248,6 @@ def use_cpu_layers(model: Any) -> None:
             layer.forward = functools.partial(norm, layer, layer.forward)
 
 
-def is_plain_lora(layer: Any) -> bool:
-    """Whether a PEFT linear computes its base layer plus one adapter: enabled, not merged, without dropout."""
-    import torch
-
-    (name,) = layer.active_adapters
-    return not (layer.disable_adapters or layer.merged) and isinstance(layer.lora_dropout[name], torch.nn.Identity)
-
-
-def lora_weights(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """W [N, K] and bias [N] or None of a PEFT linear's base layer, A [r, K] and B [N, r] of its one adapter."""
-    (name,), base = layer.active_adapters, layer.get_base_layer()
-    return base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight
-
-
-def lora_scaling(layer: Any) -> float:
-    """The factor of the adapter's product, alpha / r."""
-    (name,) = layer.active_adapters
-    return float(layer.scaling[name])
-
-
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
     """The hidden states after the final norm of one packed row, [1, T, C]; T is the row's tokens plus padding."""
     from fasttune.training import cross_entropy, cuda_layers, engine
@@ -276,8 +257,22 @@ def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
         batch = engine.pad_row(batch, cross_entropy.ROWS)
         layout: dict[str, Any] = {"layout": batch.layout}
     else:
+        model.adapter_copies.refresh()
         layout = cuda_layers.layout_arguments(batch.layout)
     return backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout)[0]
+
+
+def collect_gradients(model: Any) -> None:
+    """After a row's backward pass: add its gradient to that of the LoRA weights. On a CPU autograd has done so."""
+    if device.device_type() == "cuda":
+        model.adapter_copies.collect()
+
+
+def drop_gradients(model: Any) -> None:
+    """Forget all gradients, those of a row that was not completed too."""
+    model.zero_grad(set_to_none=True)
+    if device.device_type() == "cuda":
+        model.adapter_copies.drop()
 
 
 def lm_head_weight(model: Any) -> torch.Tensor:

@@ -25,20 +25,20 @@ class StepWatch:
     slow: int = 0
     has_spoken: bool = False
 
-    def add(self, step: int, tokens: int, seconds: float) -> Finding | None:
-        """Count a step of `tokens` computed tokens; the warning where it is the second in a row that took TIMES as long
-        a token as the median of all before, once a run."""
+    def add(self, step: int, tokens: int, seconds: float) -> list[Finding]:
+        """Count a step of `tokens` computed tokens; a warning where it is the second in a row that took TIMES as long a
+        token as the median of all before, once a run."""
         rate = seconds / max(1, tokens)
         usual = median(self.seconds) if len(self.seconds) >= FIRST_STEPS else None
         if usual is None or rate < TIMES * usual:
             self.slow = 0
             self.seconds.append(rate)
-            return None
+            return []
         self.slow += 1
         if self.has_spoken or self.slow < IN_A_ROW:
-            return None
+            return []
         self.has_spoken = True
-        return slow_step(step, seconds, rate / usual)
+        return [slow_step(step, seconds, rate / usual)]
 
 
 def slow_step(step: int, seconds: float, times: float) -> Finding:

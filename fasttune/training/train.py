@@ -28,7 +28,7 @@ from fasttune.runs.history import last_epoch, read_log_history
 from fasttune.runs.store import Run
 from fasttune.training import device, distributed, finished_adapter, hub, oom, probe_answers, provenance, resume_check
 from fasttune.training import model as models
-from fasttune.training.callbacks import FirstStepCallback
+from fasttune.training.callbacks import FirstStepCallback, WatchCallback
 from fasttune.training.gradient_checkpointing import pays_to_offload
 from fasttune.training.kept_epochs import EpochCallback
 from fasttune.training.progress import PhaseTimer
@@ -36,6 +36,7 @@ from fasttune.training.row_budget import RowBudget, estimated_budget, longest_ro
 from fasttune.training.step_dataset import StepDataset
 from fasttune.training.stop import stop_on_signal
 from fasttune.training.trainer import StepTrainer
+from fasttune.training.watch import Watch
 
 # isort: split
 from transformers import TrainingArguments  # after trainer.py, which has imported Unsloth
@@ -67,14 +68,15 @@ def train(
     resume: Run | None = None,
     phases: PhaseTimer | None = None,
     replaced: Run | None = None,
+    watch: Watch | None = None,
 ) -> RunRecord:
     """Train what the plan says on the base in a local folder, in a new run below `root` or in the stopped run `resume`.
 
-    `phases` holds the start-up phases that were timed before; a new run notes that it is in place of `replaced`.
-    Raises FasttuneError for what the user can mend; what can be checked of data and model is checked before a run
-    folder exists.
+    `phases` holds the start-up phases that were timed before; a new run notes that it is in place of `replaced`;
+    `watch` is told of it. Raises FasttuneError for what the user can mend; what can be checked of data and model is
+    checked before a run folder exists.
     """
-    phases = phases or PhaseTimer()
+    phases, load_base = phases or PhaseTimer(), watch.load_base if watch else models.load_base
     with phases("render", _("tokenizing")):
         data = tokenize(plan, base)
     show_findings([*plan.dataset.findings, *data.findings, *plan.findings])
@@ -85,7 +87,7 @@ def train(
     distributed.broadcast_from_rank0((plan, base, data.training, data.held_out))  # the workers load the base meanwhile
     device.refuse_spilling()
     with phases("load", _("loading the model")), oom.base_too_large(base, plan.recipe.model):
-        model = models.load_base(base, plan.recipe.model)
+        model = load_base(base, plan.recipe.model)
         steps = StepDataset(data.training, plan)
         rows = choose_rows(plan, model, steps, resume, before)
         model = with_adapter(model, plan, rows, steps)
@@ -96,15 +98,22 @@ def train(
             checkpoint = prepare(run, plan, rows, longest_answer(data.training))
             distributed.broadcast_from_rank0((run, rows, checkpoint))
             trainer = StepTrainer(model, training_arguments(plan, run), steps, data.held_out, plan, run)
-            trainer.add_callback(FirstStepCallback(run, phases, data.samples, data.cache_misses))
-            if plan.keeps_epochs:
-                trainer.add_callback(EpochCallback(trainer, data.tokenizer))
+            add_callbacks(trainer, phases, data, watch)
             seconds = run_training_loop(trainer, checkpoint)
             distributed.finalize()
             if trainer.complete:
                 with phases("probe", _("answering the probe questions")) as show:
                     probe_answers.record(trainer, data.tokenizer, show)
             return finish(trainer, seconds)
+
+
+def add_callbacks(trainer: StepTrainer, phases: PhaseTimer, data: TokenizedData, watch: Watch | None) -> None:
+    """Give rank 0's trainer its callbacks besides RunCallback, which goes first."""
+    trainer.add_callback(FirstStepCallback(trainer.run, phases, data.samples, data.cache_misses))
+    if watch:
+        trainer.add_callback(WatchCallback(trainer, watch))
+    if trainer.plan.keeps_epochs:
+        trainer.add_callback(EpochCallback(trainer, data.tokenizer))
 
 
 def train_as_worker() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fasttune.console import Finding, _, say, show_findings
+from fasttune.console import Finding, _, show_findings
 from fasttune.data.tokenize import Example
 from fasttune.planning.strategy import Plan
 from fasttune.runs import checkpoints, documents
@@ -24,10 +24,10 @@ from fasttune.runs.store import Run
 from fasttune.training import device, distributed, divergence, resume_check, row_budget
 from fasttune.training import model as models
 from fasttune.training.metrics import MetricsSinceLog
-from fasttune.training.oom import FailedRow, RowOutOfMemory, raise_on_oom, sample_too_large
+from fasttune.training.oom import RowOutOfMemory, raise_on_oom
 from fasttune.training.packing import Row, Step
 from fasttune.training.progress import ProgressLine
-from fasttune.training.row_budget import GIB, RowBudget
+from fasttune.training.row_budget import RowBudget
 from fasttune.training.schedule import warm_up_from_step_one
 from fasttune.training.step_dataset import StepDataset, single_item
 from fasttune.training.step_watch import StepWatch
@@ -38,7 +38,7 @@ models.import_unsloth()  # before transformers' Trainer, which it patches
 import torch
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
 
-from fasttune.training import engine, gradient_checkpointing, loss_scale, prefix_check
+from fasttune.training import engine, loss_scale, prefix_check, row_memory
 from fasttune.training.callbacks import RunCallback
 from fasttune.training.checkpoint_state import require_trainer_state, unloadable_as_error
 
@@ -108,21 +108,19 @@ class StepTrainer(Trainer):
             self.model.train()
         first = self.state.global_step == 0
         free, before = (device.free_memory(), device.reset_peak()) if first else (0, 0)
+        again = functools.partial(self.train_again, device.random_state())
         step, loss, hits = loss_scale.compute_without_overflow(
-            self.accelerator.scaler,
-            self.trained_parameters,
-            lambda: self.compute_step(inputs),
-            functools.partial(self.train_again, device.random_state()),
+            self.accelerator.scaler, self.trained_parameters, lambda: self.compute_step(inputs), again
         )
         if first:
-            self.set_measured_budget(row_budget.longest_row(step.rows), free, device.peak_memory() - before)
-        now = time.monotonic()
-        self.metrics.add(step, loss, hits, now - self.step_began)
-        slow = self.step_watch.add(self.state.global_step + 1, step.computed_tokens, now - self.step_began)
-        if slow and device.device_type() == "cuda":
-            show_findings([slow])
+            longest = row_budget.longest_row(step.rows)
+            row_memory.set_measured_budget(self, longest, free, device.peak_memory() - before)
+        seconds = time.monotonic() - self.step_began
+        self.metrics.add(step, loss, hits, seconds)
+        if device.device_type() == "cuda":
+            show_findings(self.step_watch.add(self.state.global_step + 1, step.computed_tokens, seconds))
         self.tokens_seen += step.tokens
-        self.step_began, self.last_step = now, step
+        self.step_began, self.last_step = self.step_began + seconds, step
         return loss / step.supervised
 
     def compute_step(self, inputs: tuple[int, ...]) -> tuple[Step, torch.Tensor, torch.Tensor]:
@@ -133,12 +131,12 @@ class StepTrainer(Trainer):
         return step, *self.all_reduce_step(loss, hits)
 
     def train_again(self, random_state: Sequence[torch.Tensor], scale: float) -> None:
-        """After a gradient overflowed in float16: say that the step is trained again, from the same random state."""
+        """After a gradient overflowed in float16: say that the step is trained again, from the same random state.
+        Raises FasttuneError where it overflows without a scale too: the training diverges."""
+        if scale < loss_scale.SMALLEST_SCALE:
+            divergence.require_finite({"grad_norm": math.inf}, self.plan, self.run, self.state.global_step + 1)
         device.set_random_state(random_state)
-        where = _("step {step}", step=self.state.global_step + 1)
-        what = _("a gradient was too large for float16; the step is trained again with a loss scale of {scale:g}, and "
-                 "nothing is lost", scale=scale)  # fmt: skip
-        show_findings([Finding("gradient-overflow", "info", where, what)])
+        show_findings([loss_scale.overflow(self.state.global_step + 1, scale)])
 
     def train_rows(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the gradient of a step's mean loss over this rank's rows; returns their summed loss and top-1 hits.
@@ -150,40 +148,10 @@ class StepTrainer(Trainer):
             with raise_on_oom(row, self.examples):
                 loss, right = self.row_loss(self.examples, row)
                 self.accelerator.backward(loss / step.supervised)
+                models.collect_gradients(self.model)
             total += loss.detach()
             hits += right
         return total, hits
-
-    def set_measured_budget(self, tokens: int, free: int, taken: int) -> None:
-        """With `tokens_per_row = "auto"`, size the rows from step 2 on by step 1, whose longest row of `tokens` tokens
-        took `taken` of `free` bytes."""
-        measured = row_budget.measured_budget(free, tokens, taken) if tokens >= row_budget.MEASURED_ROW else math.inf
-        measured = distributed.all_reduce_min(measured)
-        settings = self.plan.recipe.train
-        is_set = self.row_budget.cuts or self.row_budget.measured or settings.tokens_per_row != "auto"
-        if is_set or measured == math.inf:
-            return
-        if self.gradient_checkpointing and settings.gradient_checkpointing == "auto":
-            shape = models.memory_shape(self.model)
-            without = distributed.all_reduce_min(
-                row_budget.budget_without_checkpointing(free, tokens, taken, shape) or 0
-            )
-            if without:
-                gradient_checkpointing.disable(self.model)
-                self.gradient_checkpointing, measured = False, without
-                say(_("gradient checkpointing is off again: the first step took less memory than was expected"))
-        self.row_budget.measured = 2, int(measured)
-        self.record_rows()
-        say(
-            _(
-                "packing budget now {budget:,} tokens a row "
-                "({tokens:,} tokens took {taken:.2f} of {free:.1f} GiB free)",
-                budget=self.row_budget.now,
-                tokens=tokens,
-                taken=taken / GIB,
-                free=free / GIB,
-            )
-        )
 
     def check_shared_prefixes(self) -> None:
         """Before the first step on a GPU: stop sharing prefixes where that changes loss or gradients (E1)."""
@@ -270,42 +238,10 @@ class StepTrainer(Trainer):
             failed = distributed.first_from_ranks(failed) if all_ranks else failed
             if failed is None:
                 return step, *result
-            self.model.zero_grad(set_to_none=True)  # drops the attempt's gradients only: each step begins without any
+            models.drop_gradients(self.model)  # drops the attempt's gradients only: each step begins without any
             device.release_memory()
             device.set_random_state(random_state)
-            self.reduce_memory(moment, failed)
-
-    def reduce_memory(self, moment: float, failed: FailedRow) -> None:
-        """After a row ran out of memory: smaller rows or gradient checkpointing for the rest of the run, recorded for a
-        resume. Raises FasttuneError where neither is left."""
-        row, auto = failed.row, self.plan.recipe.train.gradient_checkpointing == "auto"
-        # Scoring keeps no activations, so gradient checkpointing would save nothing there.
-        remedy = row_budget.choose_remedy(
-            row, may_checkpoint=auto and not self.gradient_checkpointing and torch.is_grad_enabled()
-        )
-        if remedy == "none":
-            has_checkpoint = bool(checkpoints.list_checkpoints(self.run))
-            raise sample_too_large(failed, self.plan.recipe, self.gradient_checkpointing, has_checkpoint)
-        if remedy == "gradient checkpointing":
-            gradient_checkpointing.enable(self.model)
-            self.gradient_checkpointing = True
-            text = _("gradient checkpointing is now on; the result is the same")
-        else:
-            self.row_budget.cut(moment, row_budget.halved(row))
-            text = _(
-                "packing budget now {tokens:,} tokens a row, and the step is computed again; the result is the same",
-                tokens=row_budget.halved(row),
-            )
-        self.record_rows()
-        where = _("step {step}", step=math.ceil(moment - 0.5))
-        what = _("out of memory in a row of {tokens} tokens", tokens=row.tokens)
-        show_findings([Finding("out-of-memory", "warning", where, _("{problem}; {remedy}", problem=what, remedy=text))])
-
-    def record_rows(self) -> None:
-        """Write the row budget into provenance.json, so that a resumed run lays its steps out as before (E2)."""
-        if self.is_rank_zero:
-            rows = self.row_budget.record(self.rows_requested, checkpointing=self.gradient_checkpointing)
-            documents.update_provenance(self.run, rows=rows)
+            row_memory.reduce_memory(self, moment, failed)
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Loss and token accuracy on the held-out samples, packed; the full logits never exist."""

@@ -21,17 +21,20 @@ XY = tuple[float, float]
 @dataclass(frozen=True)
 class Drawn:
     """A chart for a template: its title, its SVG and its legend. `fields` are those of the history that it shows, from
-    which the page draws it again."""
+    which the page draws it again, with the same axis: `is_linear`, `from_zero`."""
 
     title: str
     svg: Markup
     legend: Markup
     fields: str = ""
+    is_linear: bool = False
+    from_zero: bool = False
 
 
 def drawn(chart: Chart, fields: str = "") -> Drawn:
     """A chart as the template places it; charts.py has escaped every text in it."""
-    return Drawn(chart.title, Markup(charts.draw(chart)), Markup(charts.legend(chart)), fields)
+    return Drawn(chart.title, Markup(charts.draw(chart)), Markup(charts.legend(chart)), fields,
+                 chart.log is False, chart.from_zero)  # fmt: skip
 
 
 def column(points: Sequence[Point], name: str, steps_per_epoch: float) -> tuple[XY, ...]:
@@ -50,7 +53,7 @@ def of_run(points: Sequence[Point], steps_per_epoch: float) -> list[Drawn]:
     loss, held_out = (column(points, name, steps_per_epoch) for name in ("loss", "eval_loss"))
     smooth = Series(_("training"), charts.smoothed(loss), raw=loss)
     lines = (smooth, Series(_("held-out"), held_out, marked=True)) if held_out else (smooth,)
-    made = [drawn(Chart("loss", _("loss"), _("epoch"), lines), "loss eval_loss")]
+    made = [drawn(Chart("loss", _("loss"), _("epoch"), lines, log=charts.loss_axis(lines)), "loss eval_loss")]
     titles: tuple[tuple[str, Callable[[], str]], ...] = (
         ("mean_token_accuracy", lambda: _("token accuracy")),
         ("tokens_per_second", lambda: _("tokens/s")),
@@ -60,7 +63,9 @@ def of_run(points: Sequence[Point], steps_per_epoch: float) -> list[Drawn]:
     for name, title in titles:
         values = column(points, name, steps_per_epoch)
         one = Series(title(), charts.smoothed(values), raw=values)
-        made.append(drawn(Chart(name, title(), _("epoch"), (one,)), name))
+        chart = Chart(name, title(), _("epoch"), (one,), log=None if name == "grad_norm" else False,
+                      from_zero=name == "tokens_per_second")  # fmt: skip
+        made.append(drawn(chart, name))
     return [chart for chart in made if chart.svg]
 
 
@@ -72,8 +77,8 @@ def overlaid(runs: Sequence[tuple[Run, Sequence[Point]]]) -> list[Drawn]:
         training.append(Series(run.id, charts.smoothed(column(points, "loss", length)), style=style))
         held_out.append(Series(run.id, column(points, "eval_loss", length), marked=True, style=style))
     made = [
-        drawn(Chart("training", _("training loss"), _("epoch"), tuple(training))),
-        drawn(Chart("held-out", _("held-out loss"), _("epoch"), tuple(held_out))),
+        drawn(Chart("training", _("training loss"), _("epoch"), tuple(training), log=charts.loss_axis(training))),
+        drawn(Chart("held-out", _("held-out loss"), _("epoch"), tuple(held_out), log=False)),
     ]
     return [chart for chart in made if chart.svg]
 

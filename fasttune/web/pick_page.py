@@ -79,9 +79,9 @@ def state_line(run: Run, last: Pick | None) -> str:
     if run.status != "finished":
         return _("one of them can be picked once the training is finished")
     if last is None or last.to is None:
-        return _("in use is the run's own adapter, which the training ended with")
+        return _("the run uses its own adapter, which the training ended with")
     when = datetime.fromisoformat(last.created).astimezone().strftime("%Y-%m-%d %H:%M")
-    return _("in use is the adapter of epoch {epoch}, picked {date}", epoch=epoch_word(last.to), date=when)
+    return _("the run uses the adapter of epoch {epoch}, picked {date}", epoch=epoch_word(last.to), date=when)
 
 
 def undo_words(undo: str) -> str:

@@ -12,13 +12,13 @@ from conftest import Cli
 from kept_epochs import write_epochs
 from run_folders import write_run
 from test_damaged_runs import DAMAGES
+from whole_runs import whole_run
 
 from fasttune import files
 from fasttune.analysis import page, report, report_curves, run_report
 from fasttune.console import FasttuneError
 from fasttune.runs import documents
-from fasttune.runs.documents import Continuation, Probe, Scores
-from fasttune.runs.outcomes import ArmFacts, FactResult, FactScores, HeldOutLosses, RuleResult, SampleLoss
+from fasttune.runs.documents import Probe
 from fasttune.runs.store import Run
 
 HOSTILE = (
@@ -86,33 +86,6 @@ def figures(found: Reader) -> dict[str, object]:
     document = json.loads(found.scripts[0])
     assert isinstance(document, dict)
     return document
-
-
-def whole_run(root: Path, text: str = "小灯") -> Run:
-    """A run with everything that a page can show; `text` stands wherever a stranger's text can."""
-    first = write_run(root, losses=(4.0, 3.0), held_out=(3.9, 3.2))
-    run = write_run(
-        root, "incremental", parent=first, start="checkpoint", losses=(3.0, 2.0, 1.5), held_out=(3.1, 2.9, 3.0)
-    )
-    documents.write(run.plan, replace(documents.read_plan(run), start_step=2))
-    documents.update_provenance(
-        run,
-        continuations=(Continuation("runs/persona/001-fresh/checkpoints/checkpoint-2", 2.9512, 2.9512, 2, 2e-4, 1.9e-4),),
-        command=("run", text), platform=text,
-    )  # fmt: skip
-    write_epochs(run, (1, 2, 3), (3.1, 2.9, 3.0), steps_per_epoch=1)
-    arms = {"base": ArmFacts(0, 1, 0, 0.0, 0), "tuned+system": ArmFacts(1, 0, 0, 1.0, 1)}
-    fact = FactResult("cat", text, "data", (text,), {"base": "lost", "tuned+system": "kept"}, {})
-    rule = RuleResult("ai", text, {"base": (), "tuned+system": (text,)})
-    before = documents.read_scores(run)
-    digest = documents.read(run.adapter / documents.MANIFEST, documents.Manifest).sha256["adapter_model.safetensors"]
-    losses = HeldOutLosses(digest, (SampleLoss(f"{text}:7", 4.5, 5.0), SampleLoss("val.jsonl:3", 1.0)))
-    scores = Scores(
-        (Probe(text, f"base {text}", f"trained {text}"),), "persona-Q8_0.gguf",
-        FactScores(text, "0" * 64, 64, arms, (fact,), (rule,)), before.epochs, held_out=losses,
-    )  # fmt: skip
-    documents.write(run.scores, scores)
-    return run
 
 
 def test_a_page_says_all_that_is_known_of_a_run(tmp_path: Path) -> None:
@@ -191,6 +164,15 @@ def test_several_runs_are_compared_and_the_best_is_set_off(tmp_path: Path) -> No
     assert found.elements[0][0] == "html" and "persona: 001-fresh, 002-incremental" in found.text
     assert "Held-out loss" in found.text and "Training loss" in found.text
     assert [one["id"] for one in written.figures["runs"]] == ["persona/001-fresh", "persona/002-incremental"]
+
+
+def test_runs_of_two_series_are_told_apart(tmp_path: Path) -> None:
+    """Both have a run 001-fresh: legends, the table and the list of sections say which is whose."""
+    runs = [write_run(tmp_path, series=name, losses=(2.0, 1.0)) for name in ("one", "other")]
+    text = report.write(runs, tmp_path / "both.html").path.read_text(encoding="utf-8")
+    for name in ("one/001-fresh", "other/001-fresh"):
+        assert f"<bdi>{name}</bdi>" in text and f'dir="auto">{name}</th>' in text and f">{name}</a>" in text
+    assert "<bdi>001-fresh</bdi>" not in text
 
 
 def test_a_line_does_not_cover_that_of_the_parent_beside_it(tmp_path: Path) -> None:

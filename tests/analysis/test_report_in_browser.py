@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from browser import SCHEMES, WIDTHS, browser, opened_page
 from run_folders import write_run
-from test_report import HOSTILE, whole_run
+from test_report import HOSTILE
+from whole_runs import whole_run
 
 from fasttune.analysis import report
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from exports import TINY, read_model
 
 from fasttune.console import FasttuneError
-from fasttune.export import Artifact, imatrix, quantize
+from fasttune.export import Artifact, imatrix, llama, quantize
 from fasttune.export.kept import Passage
 
 PASSAGE = Passage(tuple(range(100, 164)), ((1, 64),))
@@ -97,6 +100,38 @@ def test_the_file_says_which_one_it_was_made_with(own: Path, exported: dict[str,
     }  # fmt: skip
     plain = gguf.GGUFReader(exported["q4_k_m"].path).fields
     assert not any(name.startswith("quantize.") for name in plain)
+
+
+@pytest.mark.slow
+def test_llama_imatrix_finds_the_same_and_reads_ours(
+    exported: dict[str, Artifact], material: Path, tmp_path: Path
+) -> None:
+    """llama.cpp's own tool on the same tokens and the F16 file of the same model; then our file through its loader."""
+    tool = shutil.which("llama-imatrix")
+    if tool is None:
+        pytest.skip("llama-imatrix is not on the PATH: llama-cpp-python comes without llama.cpp's tools")
+    f16, text = exported["f16"].path, (REPOSITORY / "README.zh-CN.md").read_text(encoding="utf-8")[:4000]
+    (tmp_path / "text").write_text(text, encoding="utf-8")
+    with llama.open_gguf(f16, 0, vocab_only=True) as model:
+        ids = model.tokenize(text)
+    chunks = [ids[at : at + imatrix.CHUNK] for at in range(0, len(ids) - imatrix.CHUNK + 1, imatrix.CHUNK)]
+    assert len(chunks) >= 2, "the tool wants two chunks at least"
+    passages = tuple(Passage(tuple(chunk), ()) for chunk in chunks)
+    imatrix.compute(*read_model(material / "adapter"), passages, tmp_path / "ours.imatrix")
+    run([tool, "-m", f16, "-f", tmp_path / "text", "-o", tmp_path / "theirs.gguf", "-c", "512", "--parse-special"])
+    run([tool, "-m", f16, "--in-file", tmp_path / "ours.imatrix", "-o", tmp_path / "again.gguf"])
+    ours, theirs, again = (imatrix.load(tmp_path / name) for name in ("ours.imatrix", "theirs.gguf", "again.gguf"))
+    assert ours.columns.keys() == theirs.columns.keys() == again.columns.keys()
+    assert ours.chunks == theirs.chunks == again.chunks == len(chunks) and again.dataset == imatrix.OWN_TEXT
+    for name, column in ours.columns.items():
+        assert np.array_equal(again.columns[name], column), name
+        assert np.linalg.norm(theirs.columns[name] - column) < 0.01 * np.linalg.norm(column), name
+
+
+def run(command: list[str | Path]) -> None:
+    """Run a tool, which must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 40, b"text\n" * 9,

@@ -21,16 +21,19 @@ def test_the_tables_are_those_of_bitsandbytes() -> None:
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (40, 256), (768, 128)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_matrix_comes_back_as_from_bitsandbytes(shape: tuple[int, int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "rounding", "ties"), [(torch.float32, 1e-4, 0.02), (torch.bfloat16, 1e-2, 4e-3)])
+def test_a_matrix_comes_back_as_from_bitsandbytes(
+    shape: tuple[int, int], dtype: torch.dtype, rounding: float, ties: float
+) -> None:
+    """Within the rounding of the type that bitsandbytes returns; but for a share of weights, or of scales with their 64
+    weights, that lie halfway between two values and may become either."""
     torch.manual_seed(0)
     weights = (torch.randn(shape) * 0.02).to(dtype)
     weights[0, :64] = 0  # a block without a scale
     packed, state = quantize_4bit(weights, quant_type="nf4", compress_statistics=True)
     expected = dequantize_4bit(packed, state).float().numpy()
     found = nf4.rounded(weights.float().numpy())
-    apart = np.abs(found - expected) > 1e-2 * np.abs(expected) + 1e-7  # beyond the rounding of bfloat16
-    assert apart.mean() < 4e-3  # a weight halfway between two values may become either
+    assert (np.abs(found - expected) > rounding * np.abs(expected) + 1e-7).mean() < ties
     assert 0.05 < np.abs(found - weights.float().numpy()).mean() / weights.float().abs().mean().item() < 0.12
 
 

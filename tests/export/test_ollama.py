@@ -295,7 +295,7 @@ def test_a_server_that_does_not_answer_is_left(
     (finding,) = refusal(server, artifact).findings
     done.set()
     assert finding.code == "ollama-failed" and "in time" in finding.what
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 120
 
 
 @pytest.mark.parametrize("body", [b"null", b"[1]", b"7", b'"x"', b'{"models": [[]]}', b"<html>", b"\xff"])

@@ -108,7 +108,7 @@ def is_at(series: Series, step: int, *, inside: bool = False) -> Callable[[], bo
 def kill(series: Series, reached: Callable[[], bool], delay: float, hold_at: int | None = None) -> bool:
     """Start or resume the training and kill it some time after something was reached; False where it ended before."""
     child = series.start(*STEPS, hold_at=hold_at)
-    if wait(reached, child):
+    if wait(reached, child, every=0.002):
         time.sleep(delay)
     return send(child, signal.SIGKILL) == -signal.SIGKILL
 

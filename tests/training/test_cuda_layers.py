@@ -1,4 +1,4 @@
-"""What is put into Unsloth's model on a GPU: how a row is described to it. The model itself runs in test_gpu_model.py."""
+"""What is put into Unsloth's model on a GPU: how a row is described to it. The model itself runs in test_gpu_rows.py."""
 
 from __future__ import annotations
 

@@ -106,9 +106,12 @@ def test_a_run_is_trained_stopped_resumed_and_exported(tmp_path: Path) -> None:
     wide.train(*settings[1:])
     assert adapter(wide.run(1)) != adapter(whole.run(1))
     assert losses(wide.run(1))[0] == pytest.approx(losses(whole.run(1))[0], rel=0.2)
-    whole("export", "persona/001-fresh", "--gguf", "f16")
+    done = whole("export", "persona/001-fresh", "--gguf", "f16")
     (written,) = (whole.run(1) / "exports").glob("*.gguf")
-    assert document(Path(f"{written}".removesuffix(".gguf") + ".json"))["type"] == "f16"
+    figures = document(Path(f"{written}".removesuffix(".gguf") + ".json"))["figures"]
+    assert figures["type"] == "f16" and figures["kl"] < 1e-3 < figures["nf4_kl"] and figures["nf4_perplexity"] > 1
+    assert document(whole.run(1) / "scores.json")["exports"] == [figures]
+    assert "trained on the base in 4 bits (NF4), served on the one in 16 bits: KL " in done.stderr
 
 
 def changed_config(folder: Path, **values: int) -> Path:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch.amp.grad_scaler import GradScaler
 
-from fasttune.training import loss_scale
+from fasttune.console import Finding
+from fasttune.training import device, divergence, loss_scale
 from fasttune.training.loss_scale import compute_without_overflow
 
 LARGEST = 65504.0  # of float16
@@ -48,12 +53,36 @@ def test_a_step_that_fits_is_computed_once() -> None:
     assert step.train() == 1 and step.scales == [] and step.scaler.get_scale() == loss_scale.FIRST_SCALE
 
 
-def test_a_gradient_that_is_not_finite_without_a_scale_is_left_as_it_is() -> None:
-    """divergence.py ends such a training; this must not compute for ever."""
-    step = Step(slope=torch.nan)
-    step.train()
-    assert step.scales == [2.0**n for n in range(11, -1, -1)]
-    assert step.weight.grad is not None and bool(step.weight.grad.isnan().all())
+@pytest.mark.parametrize("slope", [math.nan, 1e6])
+def test_a_gradient_that_is_too_large_without_a_scale_ends_the_training(slope: float) -> None:
+    """No step is skipped, and nothing is computed for ever: the trainer raises below the smallest scale."""
+
+    def report(scale: float) -> None:
+        step.scales.append(scale)
+        if scale < loss_scale.SMALLEST_SCALE:
+            raise FloatingPointError
+
+    step = Step(slope)
+    with pytest.raises(FloatingPointError):
+        compute_without_overflow(step.scaler, [step.weight], step.compute, report)
+    assert step.scales == [2.0**n for n in range(11, -2, -1)]
+
+
+def test_the_trainer_raises_below_the_smallest_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says of every other one that the step is trained again, from the same random state."""
+    from fasttune.training import trainer
+
+    restored: list[object] = []
+    shown: list[Finding] = []
+    monkeypatch.setattr(device, "set_random_state", restored.append)
+    monkeypatch.setattr(trainer, "show_findings", shown.extend)
+    monkeypatch.setattr(divergence, "diverged", lambda name, value, *_more: OverflowError(name, value))
+    fake: Any = SimpleNamespace(state=SimpleNamespace(global_step=6), plan=None, run=None)
+    trainer.StepTrainer.train_again(fake, [], 512.0)
+    assert restored == [[]] and [one.code for one in shown] == ["gradient-overflow"]
+    assert shown[0].where == "step 7" and "512" in shown[0].what
+    with pytest.raises(OverflowError, match="grad_norm"):
+        trainer.StepTrainer.train_again(fake, [], 0.5)
 
 
 def test_without_a_scaler_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,23 +3,28 @@ narrow, light and dark, in both languages; curves that grow while they are watch
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from board_server import Served, served
 from browser import SCHEMES, WIDTHS, Seen, browser, opened_page
+from kept_epochs import write_epochs
 from run_folders import write_run
 from web_runs import log, trained_by_another
 
-from fasttune.runs import documents
-from fasttune.runs.documents import Probe, Scores
+from fasttune.runs import documents, epochs
+from fasttune.runs.documents import Probe
 from fasttune.web import conversation
 
 pytestmark = pytest.mark.slow
+AXES = """() => [...document.querySelectorAll('.charts svg.chart text')]
+    .map(one => [one.textContent, one.getAttribute('x'), one.getAttribute('y')].join(' at '))"""
 HOSTILE = '<script>document.title="taken"</script><img src=x onerror="document.title=1">\u202e' + "长" * 3000
 PAGES = ("/", "/runs/persona/001-fresh", "/runs/live/001-fresh", "/overlay?run=persona/001-fresh&run=persona/002-retune", "/train",
          "/blind", "/chat", "/runs/live/001-fresh/stop", "/nothing")  # fmt: skip
@@ -35,7 +40,9 @@ def chromium() -> Iterator[Any]:
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("browser") / "runs"
     parent = write_run(root, losses=[4 / step for step in range(1, 40)], held_out=[2, 1.5, 1.4], samples=100)
-    documents.write(parent.scores, Scores((Probe("你是谁？" + HOSTILE, "an assistant", HOSTILE),), None))
+    write_epochs(parent, (10, 20, 39), (2.0, None, 1.4), steps_per_epoch=1)
+    before = documents.read_scores(parent)
+    documents.write(parent.scores, replace(before, probes=(Probe("你是谁？" + HOSTILE, "an assistant", HOSTILE),)))
     write_run(
         root,
         "retune",
@@ -67,18 +74,18 @@ def until(seen: Seen, condition: str) -> None:
 
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_fits_and_can_be_read(chromium: Any, board: Served, path: str) -> None:
-    for width in WIDTHS:
-        for scheme, lang in zip(SCHEMES, ("zh", "en"), strict=True):
-            with opened_page(chromium, address(board, path, lang), width, scheme) as seen:
-                seen.page.wait_for_timeout(300)
-                where = f"{path} {width} {scheme}"
-                console = [line for line in seen.console if "404" not in line or path != "/nothing"]
-                assert console == [] and seen.overflow() == [] and seen.violations() == [], where
-                assert all(request.startswith(board.origin) for request in seen.requests), where
-                assert "taken" not in seen.page.title()
+    for width, scheme, lang in itertools.product(WIDTHS, SCHEMES, ("zh", "en")):
+        with opened_page(chromium, address(board, path, lang), width, scheme) as seen:
+            seen.page.wait_for_timeout(100)
+            where = f"{path} {width} {scheme} {lang}"
+            console = [line for line in seen.console if "404" not in line or path != "/nothing"]
+            assert console == [] and seen.overflow() == [] and seen.violations() == [], where
+            assert all(request.startswith(board.origin) for request in seen.requests), where
+            assert "taken" not in seen.page.title()
 
 
 def test_reading_needs_no_script(chromium: Any, board: Served) -> None:
+    board.settled("/runs/persona/001-fresh")
     with opened_page(chromium, address(board, "/runs/persona/001-fresh"), 390, "light", scripts=False) as seen:
         assert "verdict" in seen.page.inner_text("main") and seen.page.locator("svg.chart").count() >= 2
 
@@ -95,6 +102,9 @@ def test_curves_grow_while_they_are_watched(chromium: Any, board: Served) -> Non
         assert seen.page.locator("[data-place=rate]").inner_text() == "2,000"
         assert seen.page.locator("progress").evaluate("one => one.value") == 30
         assert seen.page.locator("svg.chart title").count() == seen.page.locator("svg.chart").count()
+        grown = seen.page.evaluate(AXES)
+        seen.page.reload()
+        assert seen.page.evaluate(AXES) == grown, "board.js draws what charts.py draws"
         assert seen.console == []
 
 
@@ -113,6 +123,23 @@ def test_an_answer_appears_as_it_is_generated(chromium: Any, board: Served, monk
         until(seen, "!document.querySelector('#chat button').disabled")
         assert "<b>29</b>" in seen.page.inner_text(".them")
         assert seen.violations() == [] and seen.overflow() == [] and seen.console == []
+
+
+def test_an_epoch_is_picked_and_taken_back(chromium: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path, losses=(2.0, 1.0), held_out=(1.5, 1.8))
+    write_epochs(run, (1, 2), (1.5, 1.8), steps_per_epoch=1)
+    with (
+        served(tmp_path) as board,
+        opened_page(chromium, address(board, f"/runs/{run.id}"), 390, "light") as seen,
+    ):
+        seen.page.get_by_role("button", name="Use epoch 1").click()
+        seen.page.get_by_text("the adapter of epoch 1, picked").wait_for()
+        assert epochs.served_adapter(run).name == "epoch-1"
+        assert seen.page.get_by_role("button", name="Use epoch 1").count() == 0
+        seen.page.get_by_role("button", name="Undo").click()
+        seen.page.get_by_text("the run uses its own adapter").wait_for()
+        assert epochs.served_adapter(run) == run.adapter
+        assert seen.console == [] and seen.overflow() == [] and seen.violations() == []
 
 
 def test_a_killed_training_is_seen_without_a_reload_by_hand(chromium: Any, tmp_path: Path) -> None:

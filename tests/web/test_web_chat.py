@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from board_server import Served, served
 from run_folders import write_run
 
+from fasttune.analysis import speakers
 from fasttune.web import chat_child, conversation
 from fasttune.web.conversation import chat_models
 
@@ -152,19 +154,18 @@ def until(reached: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["gguf", "adapter"])
-def test_both_kinds_of_model_answer_as_they_were_trained(quickstart: Any, file: str) -> None:
+def test_both_kinds_of_model_answer_as_they_were_trained(
+    quickstart: Any, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
     """The streamed pieces are the greedy answer of the same weights."""
     (gguf,) = (path.name for path in (quickstart.folder / "exports").glob("*.gguf"))
-    name, pieces = (gguf if file == "gguf" else ""), list[str]()
-    chat_child.TEMPERATURE, before = 0.0, chat_child.TEMPERATURE
-    try:
-        with chat_child.answering("quickstart/001-fresh", name, str(quickstart.folder.parent.parent)) as reply:
-            reply(["你是谁？"], taking(pieces, stop=False))
-            whole = "".join(pieces)
-            pieces.clear()
-            reply(["你是谁？"], taking(pieces, stop=True))
-    finally:
-        chat_child.TEMPERATURE = before
+    name, pieces, sampling = (gguf if file == "gguf" else ""), list[str](), speakers.served_sampling
+    monkeypatch.setattr(speakers, "served_sampling", lambda named: replace(sampling(named), temperature=0.0))
+    with chat_child.answering("quickstart/001-fresh", name, str(quickstart.folder.parent.parent)) as reply:
+        reply(["你是谁？"], taking(pieces, stop=False))
+        whole = "".join(pieces)
+        pieces.clear()
+        reply(["你是谁？"], taking(pieces, stop=True))
     assert len(whole) > 2 and "<|im_end|>" not in whole and "\ufffd" not in whole
     assert len(pieces) == 1 and whole.startswith(pieces[0]), "stopped after its first piece"
 

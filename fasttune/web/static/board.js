@@ -47,8 +47,8 @@ function ticks(low, high, most) {
 }
 
 function logTicks(low, high) {
-  const found = [];
-  for (let decade = Math.floor(Math.log10(low)); decade <= Math.ceil(Math.log10(high)); decade++) {
+  const found = [], first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
+  for (let decade = first; decade <= last; decade += Math.max(1, Math.floor((last - first + 1) / 6))) {
     for (const factor of high / low < 100 ? [1, 2, 5] : [1]) found.push(factor * 10 ** decade);
   }
   return found.filter((value) => value >= low && value <= high);
@@ -61,12 +61,12 @@ function label(value) {
   return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));
 }
 
-function frameOf(points) {
+function frameOf(points, linear, fromZero) {
   const xs = points.map((one) => one[0]), ys = points.map((one) => one[1]);
   const most = (values) => values.reduce((a, b) => Math.max(a, b)), least = (values) => values.reduce((a, b) => Math.min(a, b));
-  let left = Math.min(0, least(xs)), right = most(xs), low = least(ys), high = most(ys);
+  let left = Math.min(0, least(xs)), right = most(xs), low = fromZero ? Math.min(0, least(ys)) : least(ys), high = most(ys);
   if (right <= left) right = left + 1;
-  const log = low > 1e-30 && high / low > LOG_SPREAD;
+  const log = !linear && low > 1e-30 && high / low > LOG_SPREAD;
   if (log) { low /= 1.15; high *= 1.15; }
   else if (high <= low) { const half = Math.abs(high) / 2 || 0.5; low -= half; high += half; }
   else { const room = ROOM * (high - low), floor = low >= 0 ? 0 : -Infinity; low = Math.max(floor, low - room); high += room; }
@@ -107,7 +107,8 @@ function path(points, frame) {
 
 function draw(chart, columns, epochWord) {
   const [main, held] = columns;
-  const frame = frameOf(columns.flat());
+  const panel = chart.closest("[data-fields]");
+  const frame = frameOf(columns.flat(), "linear" in panel.dataset, "zero" in panel.dataset);
   const plot = make("svg", { class: "plot", viewBox: `0 0 ${UNITS} ${HEIGHT}`, width: "100%", height: HEIGHT, preserveAspectRatio: "none" });
   for (const value of frame.yTicks) plot.append(make("line", { class: "grid", x1: 0, x2: UNITS, y1: frame.y(value), y2: frame.y(value) }));
   if (main.length) {
@@ -123,11 +124,11 @@ function draw(chart, columns, epochWord) {
       marks.push(mark);
     }
   }
-  const labels = frame.yTicks.map((value) => make("text", { x: -8, y: frame.y(value), dy: 4, "text-anchor": "end" }, label(value)));
+  const labels = frame.yTicks.map((value) => make("text", { x: -8, y: frame.y(value).toFixed(1), dy: 4, "text-anchor": "end" }, label(value)));
   for (const value of frame.xTicks) {
-    if (frame.x(value) < 0.9) labels.push(make("text", { x: `${100 * frame.x(value)}%`, y: HEIGHT + 18, "text-anchor": "middle" }, label(value)));
+    labels.push(make("text", { x: `${(100 * frame.x(value)).toFixed(2)}%`, y: HEIGHT + 18, "text-anchor": "middle" }, label(value)));
   }
-  labels.push(make("text", { x: "100%", y: HEIGHT + 18, "text-anchor": "end" }, epochWord));
+  labels.push(make("text", { x: "100%", y: HEIGHT + 34, "text-anchor": "end" }, epochWord));
   const named = [...chart.querySelectorAll(":scope > title, :scope > desc")];
   chart.replaceChildren(...named, plot, ...labels, ...marks);
 }
