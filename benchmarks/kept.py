@@ -67,7 +67,7 @@ def main(base_folder: Path, adapter: Path, recipe_file: Path, scratch: Path, *re
         kl = float(found.kl.mean())
         figures = {"type": name, "imatrix": importance is not None, "MB": round(path.stat().st_size / 1e6, 1),
                    "kl": kl, "kept": 1 - kl / learned, "perplexity": found.perplexity,
-                   "top1": float(found.same_top.mean()), "types": quantize.tensor_types(path), "made": made,
+                   "top1": float(found.same_top.mean()), "types": quantize.stored(path).types, "made": made,
                    "measured": time.perf_counter() - began - made}  # fmt: skip
         print(json.dumps(figures), flush=True)
         if name != "f16":

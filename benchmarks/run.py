@@ -4,11 +4,13 @@
     python benchmarks/run.py --name epyc --base Qwen2.5-0.5B=PATH --cases persona --batch-size 64 \\
         --arms stock,fasttune --micro-batch 16 --warmup-samples 4 --steps 1     # added to the same folder
     python benchmarks/run.py --name rtx4090 --cuda     # Qwen2.5 shapes with random weights, 16 and 4 bits; no download
+    python benchmarks/run.py --name rtx4090 --cuda --minutes 60 --repeats 3 --arms plain,stock,fasttune
     python benchmarks/run.py --name try --base builtin:tiny --cases chat --steps 2    # a minute, to see it work
 
 It all goes to benchmarks/results/DATE_NAME/: result.json, versions.txt, and for each entry of the matrix a folder with
 its own result.json and, for each process, its log and what it measured. The same command again continues where it was
-interrupted: a process whose result is there is not run again, so more arms or repeats can be added later too.
+interrupted, or where --minutes were over (9 with --cuda): a process whose result is there is not run again, so more
+arms or repeats can be added later too.
 --again ARM,ARM measures these anew. Then: benchmarks/report.py FOLDER
 """
 
@@ -47,7 +49,11 @@ ABLATIONS = (
     "stock-no-checkpointing,fasttune-no-sharing,fasttune-no-packing,fasttune-neither,fasttune-checkpointing,"
     "fasttune-stock-layers"
 )
-CUDA = {"base": ["shape:0.5b", "shape:1.5b", "shape:3b"], "bits": "16,4", "warmup": 5, "steps": 20, "repeats": 3}
+# Two arms, once: an entry takes some two minutes, so that a lent GPU has its first figures within ten.
+CUDA = {
+    "base": ["shape:0.5b", "shape:1.5b", "shape:3b"], "bits": "16,4", "warmup": 4, "steps": 10, "repeats": 1,
+    "arms": "stock,fasttune", "minutes": 9.0,
+}  # fmt: skip
 RECIPE = """\
 name = "bench"
 [model]
@@ -92,13 +98,18 @@ def main() -> int:
     folder = results_folder(options.name, options.out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "versions.txt").write_text(versions(), encoding="utf-8")
-    failed = 0
+    failed, begun, longest = 0, time.monotonic(), 0.0
     entries = matrix(options)
     for number, entry in enumerate(entries, 1):
+        if options.minutes and time.monotonic() - begun + longest > options.minutes * 60:
+            say(f"{options.minutes:g} minutes are over; the same command goes on with {entry.name}")
+            break
+        entry_begun = time.monotonic()
         entry = replace(entry, arms=with_earlier(entry.arms, folder / entry.name / "result.json"))
         say(f"[{number}/{len(entries)}] {entry.name}: {entry.arms}")
         forget(folder / entry.name, options.again.split(","))
         failed += not measure(entry, options, folder / entry.name)
+        longest = max(longest, time.monotonic() - entry_begun)
         collect(folder)
     if options.growth:
         (folder / "growth.json").write_text(json.dumps(growth(options), indent=2) + "\n", encoding="utf-8")
@@ -133,6 +144,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bits", default="16", help="16, 4 or 16,4: how the base is held (4 needs a GPU)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, both with a comma, or auto")
     parser.add_argument("--again", default="", help="arms to measure anew, whose results would be kept otherwise")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="begin no entry that may not end in so many; 0: no limit"
+    )
     parser.add_argument("--cuda", action="store_true", help="the matrix for a GPU; other options override its values")
     parser.add_argument("--out", type=Path, help="instead of benchmarks/results/DATE_NAME")
     if "--cuda" in sys.argv:
@@ -157,24 +171,31 @@ def results_folder(name: str, out: Path | None) -> Path:
 
 
 def matrix(options: argparse.Namespace) -> list[Entry]:
-    """The entries in the order they are measured: small bases first, the sweep last."""
-    entries: list[Entry] = []
-    for base in map(parse_base, options.base):
-        for bits in map(int, options.bits.split(",")):
-            for dtype in map(resolve_dtype, options.dtype.split(",")):
-                entries += base_entries(options, base, dtype, bits)
+    """The entries in the order they are measured: each case with every base before the next one, 4 bits after 16, the
+    sweep last."""
+    bases = [parse_base(base) for base in options.base]
+    types = [
+        (int(bits), resolve_dtype(dtype)) for bits in options.bits.split(",") for dtype in options.dtype.split(",")
+    ]
+    chosen = [cases.CASES[name] for name in filter(None, options.cases.split(","))]
+    sizes = [int(size) for size in filter(None, options.sweep.split(","))]
+    entries = [
+        Entry(case.name, base, dtype, bits, options.batch_size or case.batch_size, options.arms or main_arms(case))
+        for bits, dtype in types
+        for case in chosen
+        for base in bases
+    ] + [
+        Entry("persona", base, dtype, bits, size, options.arms or "stock,fasttune")
+        for bits, dtype in types
+        for size in sizes
+        for base in bases
+    ]
     return list({entry.name: entry for entry in reversed(entries)}.values())[::-1]
 
 
-def base_entries(options: argparse.Namespace, base: Base, dtype: str, bits: int) -> list[Entry]:
-    """The cases, then the sweep, with one base in one type."""
-    found = []
-    for case in (cases.CASES[name] for name in filter(None, options.cases.split(","))):
-        arms = options.arms or (f"{MAIN_ARMS},{ABLATIONS}" if case.ablate else MAIN_ARMS)
-        found.append(Entry(case.name, base, dtype, bits, options.batch_size or case.batch_size, arms))
-    for size in map(int, filter(None, options.sweep.split(","))):
-        found.append(Entry("persona", base, dtype, bits, size, options.arms or "stock,fasttune"))
-    return found
+def main_arms(case: cases.Case) -> str:
+    """The arms of a case, comma-separated."""
+    return f"{MAIN_ARMS},{ABLATIONS}" if case.ablate else MAIN_ARMS
 
 
 def resolve_dtype(dtype: str) -> str:

@@ -7,6 +7,7 @@ processes train, the runs folder, the overrides and the flags that it needs to d
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+TRIALS = 12  # of a range, where a sweep is not told
 OnExisting = Literal["resume", "new", "stop", "overwrite", "skip"]
 
 
@@ -74,6 +76,11 @@ def parent_words() -> list[str]:
     return [os.fsdecode(word) for word in line.rstrip(b"\0").split(b"\0")]
 
 
+def without_password(word: str) -> str:
+    """A word of a command line without the password of an address in it."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", word)
+
+
 def runs_option(root: Path) -> list[str]:
     """The arguments --runs FOLDER; none for the folder that is used without them."""
     return [] if str(root) == os.environ.get("FASTTUNE_RUNS", "runs") else ["--runs", str(root)]
@@ -95,3 +102,21 @@ def run_arguments(
     words += [word for flag, value in flags.items() if value for word in (flag, value)]
     words += ["--allow-overfit"] * allow_overfit
     return words + [word for override in overrides for word in ("--set", override)]
+
+
+def sweep_arguments(
+    run: Iterable[str],
+    vary: Iterable[str],
+    *,
+    together: bool,
+    trials: int,
+    storage: str,
+    prunes: bool,
+    asks_facts: bool,
+) -> list[str]:
+    """The arguments of a `fasttune sweep`; `run` are those of a `fasttune run` behind its verb."""
+    words = ["sweep", *run, *(word for one in vary for word in ("--vary", one))]
+    words += ["--together"] * together + (["--trials", str(trials)] if trials != TRIALS else [])
+    if storage and storage != os.environ.get("FASTTUNE_STORAGE"):
+        words += ["--storage", storage]
+    return words + ["--no-prune"] * (not prunes) + ["--no-facts"] * (not asks_facts)

@@ -62,7 +62,11 @@ CONTROLS = {
 JSON_CONTROLS = {code: f"\\u{code:04x}" for code in CONTROLS}
 UNSAFE = re.compile("[" + "".join(map(chr, CONTROLS)) + "]")
 INDENTED = 1_000_000  # characters
-PIECES = re.compile(r"[\u2e80-\uffff][，。；：、）」！？]*\s*|[^\s\u2e80-\uffff]+\s*|\s+")  # a line may end after each
+# A line may end after each: a command in backticks with what touches it, a Chinese character, a word, spaces.
+PIECES = re.compile(
+    r"[^\s`\u2e80-\uffff]*`[^`]*`[^\s`\u2e80-\uffff]*[，。；：、）」！？]*\s*"
+    r"|[\u2e80-\uffff][，。；：、）」！？]*\s*|[^\s\u2e80-\uffff]+\s*|\s+"
+)
 
 
 def visible(text: str) -> str:
@@ -196,7 +200,7 @@ def show_alike(group: Sequence[Finding]) -> None:
     first, hint = group[0], _("hint")
     label = _(first.level)
     where = f"[bold]{escape(first.where)}[/]: " if first.where else ""
-    print_line(Text.from_markup(visible(f"[{STYLES[first.level]}]{label}:[/] {where}{escape(first.what)}")))
+    print_line(styled(f"[{STYLES[first.level]}]{label}:[/] {where}{escape(first.what)}"))
     if others := group[1:]:
         places = ", ".join(finding.where for finding in others[:MOST_ALIKE])
         say(
@@ -206,7 +210,12 @@ def show_alike(group: Sequence[Finding]) -> None:
     if first.why:
         say(f"  {first.why}")
     if first.fix:
-        print_line(Text.from_markup(visible(f"  [green]{hint}:[/] {escape(first.fix)}")))
+        print_line(styled(f"  [green]{hint}:[/] {escape(first.fix)}"))
+
+
+def styled(markup: str) -> Text:
+    """A text with rich's markup in it; `:x:` stays what it is, as rich's consoles are told, too."""
+    return Text.from_markup(visible(markup), emoji=False)
 
 
 def can_ask() -> bool:
@@ -231,22 +240,28 @@ def say(text: str) -> None:
     print_line(Text(visible(text)))
 
 
-def print_line(text: Text) -> None:
-    """Print a line to stderr. On a terminal it is broken at words, the later lines as far to the right as the first; a
-    line with a command in it is not, since commands are copied, and so is what a script reads."""
-    width = stderr_console.width
-    if not stderr_console.is_terminal or "`" in text.plain or "\n" in text.plain or cell_len(text.plain) <= width:
-        stderr_console.print(text, soft_wrap=True)
+def put(text: str, style: str | None = None) -> None:
+    """Print lines to stdout without markup, broken as `print_line` does."""
+    for line in text.split("\n"):
+        print_line(Text(visible(line), style or ""), stdout_console)
+
+
+def print_line(text: Text, console: Console | None = None) -> None:
+    """Print a line to stderr, or to another console. On a terminal it is broken at words, the later lines as far to the
+    right as the first; a command in it is not, since commands are copied, and nothing is where a script reads it."""
+    console = console or stderr_console
+    if not console.is_terminal or "\n" in text.plain or cell_len(text.plain) <= console.width:
+        console.print(text, soft_wrap=True)
         return
     indent = len(text.plain) - len(text.plain.lstrip(" "))
-    for number, part in enumerate(text.divide(line_starts(text.plain, width - indent)[1:])):
+    for number, part in enumerate(text.divide(line_starts(text.plain, console.width - indent)[1:])):
         part.rstrip()
-        stderr_console.print(Text(" " * indent * bool(number)) + part, soft_wrap=True)
+        console.print(Text(" " * indent * bool(number)) + part, soft_wrap=True)
 
 
 def line_starts(text: str, width: int) -> list[int]:
     """Where the lines of a text begin that are at most `width` columns long: after spaces, and beside Chinese
-    characters but before their punctuation. A longer word, such as a path, stays whole."""
+    characters but before their punctuation. A longer word, such as a path, stays whole, and so does a command."""
     starts = [0]
     for piece in PIECES.finditer(text):
         if cell_len(text[starts[-1] : piece.end()].rstrip()) > width and piece.start() > starts[-1]:

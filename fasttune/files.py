@@ -1,4 +1,4 @@
-"""Files on disk: atomic writing and removal, locks, checksums, a full disk, and the decoding of text.
+"""Files on disk: atomic writing and removal, locks, checksums, and a full disk.
 
 Every file and folder is written under a temporary name (NAME.partial), flushed to disk and renamed (invariant E6). A
 folder is removed by renaming it first, so that a removal that is interrupted leaves nothing under the old name.
@@ -6,7 +6,6 @@ folder is removed by renaming it first, so that a removal that is interrupted le
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import errno
 import fcntl
@@ -18,7 +17,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fasttune.console import FasttuneError, _, error
 
@@ -31,18 +30,6 @@ NOT_USABLE = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, err
 LARGEST_READ = 2**30  # bytes of a file of samples, of a recipe or a fact sheet: 100,000 samples are some 50 MB
 RUN_LOCK_SECONDS = 1.0  # a run's lock is held for hours; others look at it for a moment only
 SERIES_LOCK_SECONDS = 60.0  # a series' lock is held for a moment only, which on a busy machine can be a long one
-WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE's begins with UTF-16-LE's
-# The commonest characters and punctuation of Chinese: about half of any text; first simplified, then the traditional
-# forms that differ. Of Big5, EUC-JP or EUC-KR bytes that are decoded as GB18030 they are an eighth at most.
-FREQUENT = frozenset(
-    "的一是了我不在人有他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后"
-    "小么心多天能好都然没日于起还发成事只作当想看文无开手用主行方又如前所本见经头面公同三已老从动两长知样"
-    "现分将外但身些与高意进把法此实回二理美点月明其种声全工己话儿，。？！、：；“”"
-    "這來個國說們為時過學對裡後麼於還發當無開見經頭動兩長樣現將與進實點種聲話兒沒會著妳"
-)
-FREQUENT_HANGUL = frozenset(
-    "이다는을가에하고지도의한를기은로나사어리서자아시대그인해들라일스만여정보있것요수네안세습니까오"
-)
 
 
 # Writing ------------------------------------------------------------------------------------------------------------
@@ -50,6 +37,7 @@ FREQUENT_HANGUL = frozenset(
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file atomically: it appears complete or not at all. Raises OSError and then leaves nothing."""
+    require_replaceable(path)
     partial = path.with_name(path.name + PARTIAL)
     try:
         with open(partial, "w", encoding="utf-8") as file:
@@ -57,10 +45,31 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if problem.filename == str(partial):
+            problem.filename = str(path)  # the name that the user knows
         raise
     sync_folder(path.parent)
+
+
+def require_replaceable(path: Path) -> None:
+    """Raises OSError for a folder and for a device, in whose place the rename would put a file: as root in that of
+    /dev/null, and every program of the machine would then read what the last one wrote."""
+    if path.exists() and not path.is_file():
+        number = errno.EISDIR if path.is_dir() else errno.EEXIST
+        raise OSError(number, os.strerror(number), str(path))
+
+
+def require_writable(folder: Path) -> None:
+    """Raises FasttuneError where a folder, or the one above it that exists, may not be written to. Writes nothing."""
+    place = existing_folder(folder)
+    if not os.access(place, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+        known = known_condition(OSError(number, os.strerror(number), str(place)))
+        assert known is not None
+        raise known
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -94,17 +103,17 @@ def disk_full_as_error(folder: Path, needed: int) -> Iterator[None]:
             "disk-full",
             what_ran_out(folder, needed, problem),
             where=str(folder),
-            why=_("the last complete checkpoint is kept"),
-            fix=_("free some space, or raise the quota, and resume from that checkpoint"),
+            why=_("every checkpoint that was complete before is kept"),
+            fix=_("free some space, or raise the quota, and run the same command again"),
         ) from problem  # fmt: skip
 
 
 def what_ran_out(folder: Path, needed: int, problem: Exception) -> str:
     """In words what a checkpoint of so many bytes lacks: files that the file system may hold, a quota, or space."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    free, system = shutil.disk_usage(place).free, os.statvfs(place)
-    if system.f_files and not system.f_favail:
-        return _("no file can be added: the file system holds as many as it can (`df -i {place}`)", place=place)
+    place = existing_folder(folder)
+    free = shutil.disk_usage(place).free
+    if reason := no_more_files(place):
+        return reason
     if (isinstance(problem, OSError) and problem.errno == errno.EDQUOT) or free >= needed:
         return _(
             "no space left for this user: a checkpoint needs {needed:.1f} MB, and a quota or the largest size of a "
@@ -116,6 +125,19 @@ def what_ran_out(folder: Path, needed: int, problem: Exception) -> str:
         needed=needed / 1e6,
         free=free / 1e6,
     )
+
+
+def existing_folder(path: Path) -> Path:
+    """The folder that a path is, or the first above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+
+
+def no_more_files(place: Path) -> str:
+    """In words that a file system has space, but no file can be added to it; "" where that is not so."""
+    system = os.statvfs(place)
+    if not system.f_files or system.f_favail:
+        return ""
+    return _("no file can be added: the file system holds as many as it can (`df -i {place}`)", place=place)
 
 
 @contextlib.contextmanager
@@ -137,8 +159,9 @@ def known_condition(problem: OSError) -> FasttuneError | None:
         fix = _("choose a folder that you may write to, for example `--runs ~/runs`, or change its permissions")
         return error("not-permitted", _("this can't be read or written"), where=where, why=reason, fix=fix)
     if problem.errno in DISK_FULL:
+        what = (no_more_files(existing_folder(Path(where))) if where else "") or _("no space left")
         fix = _("free some space, or raise the quota, and run the same command again")
-        return error("disk-full", _("no space left"), where=where, why=reason, fix=fix)
+        return error("disk-full", what, where=where, why=reason, fix=fix)
     if problem.errno in NOT_USABLE and where:
         fix = _("move away what lies there, or name another place")
         return error("not-usable", _("this can't be used as a file or folder"), where=where, why=reason, fix=fix)
@@ -297,7 +320,7 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-# Decoding -----------------------------------------------------------------------------------------------------------
+# Reading ------------------------------------------------------------------------------------------------------------
 
 
 def read_file(path: Path) -> bytes:
@@ -314,65 +337,3 @@ def read_file(path: Path) -> bytes:
             errno.EINVAL, _("{size:.1f} GiB are too many; {most:.0f} are read", size=size, most=most), str(path)
         )
     return path.read_bytes()
-
-
-class UndecodableText(Exception):
-    """Bytes that are neither UTF-8 nor Chinese text in GB18030.
-
-    `is_wide` is true for UTF-16 and UTF-32. `byte` is the first byte that is not UTF-8, on line `line` (from 1).
-    """
-
-    def __init__(self, *, is_wide: bool = False, line: int = 1, byte: int = 0) -> None:
-        super().__init__("UTF-16 or UTF-32" if is_wide else f"line {line}: byte 0x{byte:02X}")
-        self.is_wide, self.line, self.byte = is_wide, line, byte
-
-
-def decode_text(raw: bytes) -> tuple[str, Literal["utf-8", "gb18030"]]:
-    """The text of a file's bytes and their encoding: UTF-8 with or without BOM, else GB18030 where that is Chinese.
-
-    GB18030, with its subsets GBK and GB2312, is what Windows editors in China write; Big5, Latin-1 and Korean bytes can
-    often be decoded as GB18030 too, and become garbled text. Raises UndecodableText for them and for UTF-16.
-    """
-    if raw.startswith(WIDE_BOMS) or raw[:400].count(0) > len(raw[:400]) // 4:
-        raise UndecodableText(is_wide=True)
-    raw = raw.removeprefix(codecs.BOM_UTF8)
-    try:
-        return raw.decode(), "utf-8"
-    except UnicodeDecodeError as failure:
-        start = failure.start
-    try:
-        text = raw.decode("gb18030")
-    except UnicodeDecodeError:
-        text = ""
-    if not reads_like_chinese(text, raw):
-        raise UndecodableText(line=raw.count(b"\n", 0, start) + 1, byte=raw[start])
-    return text, "gb18030"
-
-
-def reads_like_chinese(text: str, raw: bytes) -> bool:
-    """Whether text that was decoded from `raw` as GB18030 is Chinese, simplified or traditional.
-
-    It is where a quarter of its non-ASCII characters are among the most frequent ones. A short text or a list of nouns
-    may hold none of them ("定影液显影"): there, four fifths have to be everyday characters, and the bytes must not read
-    like Korean, whose syllables have the same codes in EUC-KR.
-    """
-    foreign = [character for character in text if not character.isascii()]
-    if sum(character in FREQUENT for character in foreign) >= max(1, 0.25 * len(foreign)):
-        return True
-    everyday = sum(map(is_everyday, foreign))
-    return len(foreign) >= 2 and everyday >= 0.8 * len(foreign) and not reads_like_korean(raw)
-
-
-def is_everyday(character: str) -> bool:
-    """Whether a character is in the first level of GB2312 (3,755 common characters) or among its punctuation."""
-    lead = character.encode("gb2312", "ignore")[:1]
-    return b"\xb0" <= lead <= b"\xd7" or b"\xa1" <= lead <= b"\xa3" or character in FREQUENT
-
-
-def reads_like_korean(raw: bytes) -> bool:
-    """Whether a fifth of the non-ASCII characters that the bytes are in EUC-KR are the most frequent syllables."""
-    try:
-        foreign = [character for character in raw.decode("euc_kr") if not character.isascii()]
-    except UnicodeDecodeError:
-        return False
-    return sum(character in FREQUENT_HANGUL for character in foreign) >= 0.2 * len(foreign)

@@ -15,8 +15,9 @@ from fasttune.command import OnExisting, command_line, run_arguments
 from fasttune.console import FasttuneError, Finding, UsageError, _, findings_of, say, show_findings, usage_error
 from fasttune.data.dataset import Dataset, load_dataset
 from fasttune.data.fact_sheet import read_fact_sheet
+from fasttune.files import require_writable
 from fasttune.planning import advice, parents, strategy
-from fasttune.planning.resume import run_to_resume
+from fasttune.planning.resume import require_same, run_to_resume
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.load import RecipeFile, read_recipe_file, resolve
 from fasttune.recipe.schema import DataRecipe, Recipe
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from fasttune.export.ollama_import import OllamaImport
     from fasttune.runs.documents import Probe
     from fasttune.training.train import RunRecord
+    from fasttune.training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Planner:
         return advice.advised(plan, request.root)
 
 
-RESUMABLE = ("disk-full", "sample-too-large")  # errors of the machine, after which the same training may go well
+RESUMABLE = ("disk-full", "sample-too-large", "rank-ended")  # errors of the machine: the same training may go well
 
 
 def resumes(request: RunRequest, planner: Planner, problem: FasttuneError) -> bool:
@@ -145,14 +147,23 @@ def foreseen(plan: Plan, base: Path | None, root: Path, resume: Run | None) -> l
     is not on this machine yet. Raises FasttuneError with every finding where one of them would stop them."""
     from fasttune.export.before_training import check_before_training
     from fasttune.training import provenance
-    from fasttune.training.plan_check import length_beyond_base
+    from fasttune.training.plan_check import length_beyond_base, questions_beyond_length
 
     if resume is not None and base is not None:
         provenance.require_same_base(resume, base)  # also where only the files are made
     return findings_of(
+        lambda: runs_folder(root / plan.recipe.name),
         lambda: length_beyond_base(plan.recipe, base),
+        lambda: questions_beyond_length(plan, base),
         lambda: check_before_training(plan.recipe, plan.system, base, root, resume),
     )
+
+
+def runs_folder(folder: Path) -> list[Finding]:
+    """Raises FasttuneError where a run can't be written below this folder: found out here, and not once a model is
+    loaded."""
+    require_writable(folder)
+    return []
 
 
 def resumed_instead_of_skipped(request: RunRequest, planner: Planner) -> RunRequest:
@@ -198,15 +209,19 @@ def run_to_overwrite(request: RunRequest, plan: Plan) -> Run | None:
     return run
 
 
-def run(request: RunRequest, planner: Planner) -> RunResult:
+def run(request: RunRequest, planner: Planner, *, begun: Run | None = None, watch: Watch | None = None) -> RunResult:
     """Train what the request asks for, export it and answer the probe questions; what is done already is not repeated.
 
-    Raises FasttuneError for what the user can mend, before training where that is possible: plan, base and export
-    settings are checked first.
+    `begun` is the run that is resumed whatever the series has besides it, else `run_to_resume` decides; `watch` is told
+    of the training. Raises FasttuneError for what the user can mend, before training where that is possible: plan, base
+    and export settings are checked first.
     """
     plan = planner.plan(request)
+    if watch:  # and has shown what is worth saying of the plan
+        plan = replace(plan, findings=(), dataset=replace(plan.dataset, findings=()))
     run_to_delete = run_to_overwrite(request, plan)
-    resume = run_to_resume(request.root, plan, what_to_do(request, plan.recipe.name))
+    decided = what_to_do(request, plan.recipe.name)
+    resume = require_same(begun, plan) if begun else run_to_resume(request.root, plan, decided)
 
     from fasttune.training.progress import PhaseTimer
 
@@ -223,7 +238,7 @@ def run(request: RunRequest, planner: Planner) -> RunResult:
     record = (
         train.load_record(resume)
         if resume and is_trained
-        else train.train(plan, base, request.root, resume, phases, run_to_delete)
+        else train.train(plan, base, request.root, resume, phases, run_to_delete, watch)
     )
     if not record.finished:
         return RunResult(record, [], ())

@@ -30,7 +30,7 @@ class Served:
 
     @property
     def bare(self) -> httpx.Client:
-        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, verify=False, timeout=30)
+        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, verify=False, timeout=120)
 
     def get(self, path: str, **query: Any) -> httpx.Response:
         """A page, as a browser asks for it that was given the address."""
@@ -50,7 +50,7 @@ class Served:
             return client.post(path, params={"token": self.board.token}, data=fields, headers=headers)
 
     def events(
-        self, path: str, seconds: float = 20, beginning: str = "", **query: str
+        self, path: str, seconds: float = 120, beginning: str = "", **query: str
     ) -> Iterator[tuple[str, Any, str]]:
         """(name, data, id) of the events of a stream from a place on, as they come, for at most so many seconds."""
         query |= {"from": beginning}
@@ -84,6 +84,6 @@ def served(root: Path, poll_seconds: float = 0.05) -> Iterator[Served]:
         yield Served(board, port)
     finally:
         running.should_exit = True
-        thread.join(10)
+        thread.join(60)
         board.close()
         listening.close()

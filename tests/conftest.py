@@ -168,6 +168,13 @@ def one_layer_here(small_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "TINY", small_base)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_power_cut() -> Iterator[None]:
+    """Nothing waits for the disk, which a training does a hundred times; test_files.py tests where and when."""
+    with patch.object(os, "fsync", lambda descriptor: None):
+        yield
+
+
 @contextmanager
 def small_files(limit: int) -> Iterator[None]:
     """Files of this process end after so many bytes, as on a full disk: a write fails half done.

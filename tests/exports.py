@@ -8,9 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from conftest import Shared
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from fasttune.console import FasttuneError, Finding
-from fasttune.export import Artifact, ExportRequest, chatml, export, kept, llama, verify
+from fasttune.console import FasttuneError, Finding, error
+from fasttune.export import Artifact, ExportRequest, chatml, export, kept, llama, quantize, verify
 from fasttune.export.adapter_reader import read_adapter
 from fasttune.export.base_reader import read_base
 from fasttune.export.source_files import FloatArray
@@ -65,6 +66,29 @@ def file_logits(path: Path, ids: NDArray[Any]) -> FloatArray:
     """The logits of a GGUF file at all positions of a sequence, by llama.cpp."""
     with llama.open_gguf(path, 512) as model:
         return model.logits(ids.tolist(), last=len(ids))
+
+
+QUANTIZER_CHILD = quantize.quantize
+
+
+def quantize_here(source: Path, target: Path, quantization: str, importance: Path | None = None) -> None:
+    """What the quantizer's child process does."""
+    if quantize.main(str(source), str(target), quantization, str(importance or "")):
+        raise error("quantize-failed", f"llama.cpp could not quantize: {llama.last_log_line()}", where=quantization)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quantizer_here() -> Iterator[None]:
+    """llama.cpp quantizes in this process: starting another one takes as long as quantizing the tiny base."""
+    with patch.object(quantize, "quantize", quantize_here):
+        yield
+
+
+@pytest.fixture
+def quantizer_child() -> Iterator[None]:
+    """It does so in its child process, as users have it."""
+    with patch.object(quantize, "quantize", QUANTIZER_CHILD):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import gc
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -46,6 +47,7 @@ report_to = ["none"]
 gguf = []
 """
 SHORT = ("train.max_steps=6", "train.save_steps=2")
+GO_ON = "go on"  # the file that a held child waits for
 TIMES = {"tokens_per_second", "supervised_tokens_per_second", "samples_per_second", "step_seconds", "memory_gib"}
 
 
@@ -92,16 +94,27 @@ class Series:
         """`fasttune run persona.toml FLAGS --set SETTING…`"""
         return self(*words(settings, flags), code=code)
 
-    def start(self, *settings: str, flags: str = "") -> BaseProcess:
-        """The same in a child process; what it prints is appended to the file `log`."""
-        return start_child(log_call, self.folder, words(settings, flags))
+    def start(self, *settings: str, flags: str = "", hold_at: int | None = None) -> BaseProcess:
+        """The same in a child process; what it prints is appended to the file `log`. After `hold_at` steps the child waits
+        for the signal that is meant for it (`send`), however late that is on a busy machine."""
+        return start_child(log_call, self.folder, words(settings, flags), "log", hold_at)
+
+    def send(self, child: BaseProcess, *numbers: int) -> int | None:
+        """Signals to a child that was started here, which goes on then where it is held; its exit code."""
+        for number in numbers:
+            if child.is_alive() and child.pid:
+                os.kill(child.pid, number)
+        (self.folder / GO_ON).touch()
+        child.join(300)
+        (self.folder / GO_ON).unlink()
+        return child.exitcode
 
     def stop(self, *settings: str, lines: int = 1, number: int = signal.SIGINT, flags: str = "") -> Path:
-        """Start a training and send it a signal once its history has so many lines; its folder."""
+        """Start a training and send it a signal once its history has so many more lines, one a step; its folder."""
         before = set(self.folder.glob("runs/persona/*-*"))
-        child = self.start(*settings, flags=flags)
+        child = self.start(*settings, flags=flags, hold_at=lines)
         wait(lambda: any(len(history(run)) >= lines for run in self.runs() if run not in before), child)
-        send(child, number)
+        self.send(child, number)
         (run,) = set(self.folder.glob("runs/persona/*-*")) - before
         assert child.exitcode == (130 if number == signal.SIGINT else -number), self.log
         assert not (run / "adapter").exists()
@@ -200,11 +213,27 @@ def call(folder: Path, arguments: list[str]) -> int:
     raise AssertionError("the command line always exits")
 
 
-def log_call(folder: Path, arguments: list[str], name: str = "log") -> None:
+def log_call(folder: Path, arguments: list[str], name: str = "log", hold_at: int | None = None) -> None:
     """What a child process does."""
+    if hold_at is not None:
+        hold(hold_at, folder / GO_ON)
     with open(folder / name, "a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         code = call(folder, arguments)
     sys.exit(code)
+
+
+def hold(steps: int, go_on: Path) -> None:
+    """A training of this process waits after so many steps until there is a file."""
+    from fasttune.training.trainer import StepTrainer
+
+    def training_step(trainer: StepTrainer, *arguments: Any) -> Any:
+        if next(taken) == steps:
+            while not go_on.exists():
+                time.sleep(0.01)
+        return compute(trainer, *arguments)
+
+    taken, compute = itertools.count(), StepTrainer.training_step
+    patch.object(StepTrainer, "training_step", training_step).start()
 
 
 def call_rank(folder: Path, arguments: list[str], environment: dict[str, str], prepare: Callable[[], None]) -> None:
@@ -214,13 +243,14 @@ def call_rank(folder: Path, arguments: list[str], environment: dict[str, str], p
     log_call(folder, arguments, f"log{environment['RANK']}")
 
 
-def wait(reached: Callable[[], bool], child: BaseProcess) -> bool:
-    """Whether something came about before the child ended."""
+def wait(reached: Callable[[], bool], child: BaseProcess, *, every: float = 0.02) -> bool:
+    """Whether something came about before the child ended; looked for so often, which costs as much as what the child
+    does where that is a thousand times a second."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and child.is_alive():
         if reached():
             return True
-        time.sleep(0.001)
+        time.sleep(every)
     return False
 
 

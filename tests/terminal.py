@@ -8,13 +8,14 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,9 +26,9 @@ from conftest import REPOSITORY
 UP, DOWN, ENTER, ESC, CTRL_C, CTRL_D = "\x1b[A", "\x1b[B", "\r", "\x1b", "\x03", "\x04"
 CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>78]|\r")
 TERMINAL = {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}  # nobody here answers where the cursor is
-PATIENCE = 60.0  # seconds from one step to the next; a training may lie between
+PATIENCE = 240.0  # seconds from one step to the next, and without a sign after the last; a training may lie between
 T = TypeVar("T")
-Steps = list[tuple[str, str]]  # words to wait for, and the keys to type then
+Steps = Sequence[tuple[str, str | int]]  # words to wait for, and the keys to type then, or the columns to resize it to
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,34 @@ class Person(threading.Thread):
     def __init__(self, screen: int, steps: Steps) -> None:
         super().__init__(daemon=True)
         self.screen, self.steps = screen, list(steps)
-        self.text, self.done = b"", threading.Event()
+        self.text, self.done, self.gave_up = b"", threading.Event(), False
 
     def run(self) -> None:
-        position, since = 0, time.monotonic()
+        position, since, shown = 0, time.monotonic(), ""
+        heard = since
         while not self.done.is_set() or self.readable(0):
             if self.readable(0.02):
+                heard = time.monotonic()
                 try:
                     self.text += os.read(self.screen, 65536)
                 except OSError:  # the last one who could write has gone
                     return
-            shown = self.shown()
+                shown = self.shown()
             if self.steps and self.steps[0][0] in shown[position:]:
                 position, since = len(shown), time.monotonic()
-                os.write(self.screen, self.steps.pop(0)[1].encode())
-            elif self.steps and time.monotonic() - since > PATIENCE:
+                self.do(self.steps.pop(0)[1])
+            elif time.monotonic() - (since if self.steps else heard) > PATIENCE:
+                self.gave_up = True
                 os.write(self.screen, (CTRL_C + CTRL_D).encode())  # ends a menu, or a chat, that waits for other keys
                 return
+
+    def do(self, keys: str | int) -> None:
+        """Type keys, or make the terminal of this process so many columns wide."""
+        if isinstance(keys, str):
+            os.write(self.screen, keys.encode())
+            return
+        fcntl.ioctl(self.screen, termios.TIOCSWINSZ, struct.pack("HHHH", 30, keys, 0, 0))
+        os.kill(os.getpid(), signal.SIGWINCH)
 
     def readable(self, seconds: float) -> bool:
         return bool(select.select([self.screen], [], [], seconds)[0])
@@ -78,8 +90,9 @@ def open_terminal(rows: int = 30, columns: int = 80) -> tuple[int, int]:
 
 def ended(person: Person, returncode: int) -> Seen:
     person.done.set()
-    person.join(timeout=30)
+    person.join(timeout=60)
     assert not person.steps, f"never saw {person.steps[0][0]!r} in:\n{person.shown()}"
+    assert not person.gave_up, f"still waited for keys after the last step:\n{person.shown()}"
     return Seen(returncode, person.shown())
 
 
@@ -94,7 +107,7 @@ def type_at(steps: Steps, *arguments: str | Path, runs: Path, cwd: Path = REPOSI
     os.close(program)
     person = Person(screen, steps)
     person.start()
-    code = process.wait(timeout=300)
+    code = process.wait(timeout=600)
     seen = ended(person, code)
     os.close(screen)
     return seen

@@ -141,6 +141,8 @@ def test_runs_lists_what_there_is(quickstart: Quickstart) -> None:
         (["plan", "recipes/quickstart.toml", "--set", "data.train=nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["show", "data/quickstart/train.jsonl"], 2, "is not FILE:LINE"),
         (["show", "data/quickstart/train.jsonl:9999"], 2, "line 9999 is in no sample"),
+        (["show", "data/quickstart/train.jsonl:1", "--set", "data.learn=all"], 2, "name it with --recipe"),
+        (["runs", "--runs", "pyproject.toml"], 1, "pyproject.toml: this can't be used as a file or folder"),
         (["chat", "nobody", "--prompt", "x"], 2, "no run called nobody"),
         (["frobnicate"], 2, "No such command"),
     ],

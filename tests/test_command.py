@@ -100,11 +100,9 @@ def test_the_command_after_a_stop_resumes(shared: Shared, tmp_path: Path, flags:
     root = series.folder / ("elsewhere" if "elsewhere" in flags else "runs")
     before = sorted(path.name for path in root.glob("persona/[0-9]*"))
     (series.folder / "log").touch()
-    child = series.start(*SHORT, flags=flags)
-    assert wait(lambda: "step 1/" in series.log, child) and child.pid
-    os.kill(child.pid, signal.SIGINT)
-    child.join(60)
-    assert child.exitcode == 130, series.log
+    child = series.start(*SHORT, flags=flags, hold_at=1)
+    assert wait(lambda: "step 1/" in series.log, child)
+    assert series.send(child, signal.SIGINT) == 130, series.log
     command = printed(series.log, "to resume there:")
     assert command[-4:] == ["--set", SHORT[0], "--set", SHORT[1]] and "--overwrite" not in command
     done = series(*command)
@@ -138,3 +136,9 @@ def test_too_many_epochs_are_refused_by_plan_as_by_run(tmp_path: Path) -> None:
     command = printed(refused[0], "all the same:")
     assert "--allow-overfit" in command
     assert "12.00 epochs" in series("plan", *command[1:]).stdout
+
+
+def test_a_password_in_an_address_is_not_kept() -> None:
+    assert command.without_password("postgresql://me:secret@host/x") == "postgresql://me:***@host/x"
+    assert command.without_password("--set") == "--set"
+    assert command.without_password("http://localhost:8321/?a=b@c") == "http://localhost:8321/?a=b@c"

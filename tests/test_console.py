@@ -226,9 +226,9 @@ def test_a_closed_stdin_or_stdout_is_no_traceback() -> None:
 
 
 def test_a_flood_of_findings_is_cut_in_text_and_whole_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    console.show_findings([replace(ERROR, what=f"{ERROR.what} {number}") for number in range(200_000)])
+    console.show_findings([replace(ERROR, what=f"{ERROR.what} {number}") for number in range(50_000)])
     shown = capsys.readouterr().err
-    assert shown.count("no [GPU]") == 20 and "and 199980 more findings, 199980 of them errors" in shown
+    assert shown.count("no [GPU]") == 20 and "and 49980 more findings, 49980 of them errors" in shown
     console.show_findings([ERROR] * 50, as_json=True)
     assert len(json.loads(capsys.readouterr().out)["findings"]) == 50
 
@@ -283,7 +283,7 @@ def test_what_stdin_can_not_decode_is_kept_as_surrogates_and_a_closed_one_is_emp
     ],
 )
 def test_a_long_line_is_broken_at_words_on_a_terminal_alone(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a command, or what a script reads, never is."""
+    """What a script reads never is."""
     for is_terminal in (True, False):
         shown = io.StringIO()
         monkeypatch.setattr(
@@ -295,7 +295,35 @@ def test_a_long_line_is_broken_at_words_on_a_terminal_alone(text: str, monkeypat
         if is_terminal:
             assert len(lines) > 1 and all(line.startswith("  ") and cell_len(line) <= 30 for line in lines)
             assert all(line[2] not in "，；。" for line in lines)
-            console.say(f"{text} `fasttune run recipes/a.toml`")
-            assert shown.getvalue().splitlines()[len(lines) :] == [f"{text} `fasttune run recipes/a.toml`"]
         else:
             assert lines == [text]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("train it with (", "), as the page says"), ("原因见", "，再试一次就好了")]
+)
+def test_a_command_is_never_broken_but_the_words_around_it_are(
+    before: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is copied. One that is wider than the terminal begins a line of its own."""
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "stderr_console", console.SafeConsole(file=shown, width=30, force_terminal=True))
+    command = "`fasttune run recipes/a.toml --continue incremental`"
+    console.say(f"{before}{command}{after}")
+    lines = shown.getvalue().splitlines()
+    assert len(lines) == 3 and command in lines[1] and cell_len(lines[0]) <= 30 and cell_len(lines[2]) <= 30
+    assert "".join("".join(lines).split()) == "".join(f"{before}{command}{after}".split())
+
+
+def test_lines_of_stdout_are_broken_at_words_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "stdout_console", console.SafeConsole(file=shown, width=20, force_terminal=True))
+    console.put("verdict: cannot tell; too few\nsecond [line]", "red")
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in shown.getvalue().splitlines()]
+    assert lines == ["verdict: cannot", "tell; too few", "second [line]"]
+
+
+def test_a_text_between_colons_is_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    """`root:x:0` is what stands in the file, and rich's markup would make a cross of it."""
+    console.show_findings([replace(ERROR, where="a:x:b", what="begins root:x:0", fix="see :warning:")])
+    assert capsys.readouterr().err == "error: a:x:b: begins root:x:0\n  hint: see :warning:\n"

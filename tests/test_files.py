@@ -1,4 +1,4 @@
-"""Atomic files and folders, locks, a full disk, and the one decoder of text."""
+"""Atomic files and folders, locks, and a full disk."""
 
 from __future__ import annotations
 
@@ -9,102 +9,15 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import small_files
 
 from fasttune import files
-from fasttune.console import FasttuneError, UsageError
-from fasttune.data.reader import read_records
-from fasttune.files import UndecodableText, decode_text
-from fasttune.recipe.toml_file import read_toml
-
-# --- decoding --------------------------------------------------------------------------------------------------------
-
-TRADITIONAL = "妳是林芝，說話溫柔體貼，請稱呼對方為閣下"
-KOREAN = "안녕하세요. 저는 지수예요. 오늘은 비가 와서 집에서 책을 읽고 있어요."
-JAPANESE = "こんにちは。私は林と申します。今日は天気がいいので、海辺まで散歩に行きましょう。"
-CHINESE = [
-    ("定影液显影", "utf-8"),
-    ("定影液显影", "utf-8-sig"),
-    ("定影液显影", "gb18030"),  # none of them frequent
-    ("锅碗瓢盆勺筷刀叉盘碟杯壶瓶罐缸桶篮筐箱柜", "gb18030"),
-    ("你好", "gb18030"),
-    ("是", "gb18030"),
-    ("你是林芝，说话温柔。", "gbk"),
-    ("你是林芝，说话温柔。", "gb2312"),
-    (TRADITIONAL, "utf-8"),
-    (TRADITIONAL, "gb18030"),
-    ("你好，我喜歡在下雨的時候看書，也喜歡和朋友們去海邊🐼。", "gb18030"),
-    (KOREAN, "utf-8"),
-    ("Café naïve größe", "utf-8"),
-]
-REFUSED = [
-    (TRADITIONAL, "big5"),
-    ("你好", "big5"),
-    ("定影液", "big5"),
-    ("Café naïve größe", "latin-1"),
-    ("Müller", "latin-1"),
-    ("AÇÃO", "latin-1"),
-    ("привет мир", "koi8-r"),
-    (KOREAN, "euc-kr"),
-    ("네", "euc-kr"),
-    ("감사합니다", "euc-kr"),
-    (JAPANESE, "euc-jp"),
-    ("こんにちは", "euc-jp"),
-    (JAPANESE, "shift-jis"),
-    (TRADITIONAL, "utf-16"),
-    ("Café", "utf-16-le"),  # without BOM
-    ("Café", "utf-32"),
-]
-
-
-def recipe_text(path: Path, raw: bytes) -> tuple[str, list[str]]:
-    """The text that a recipe of these bytes holds, and the codes of the findings about it."""
-    path.write_bytes(raw)
-    try:
-        return str(read_toml(path)[0]["system"]), []
-    except UsageError as refusal:
-        return "", [finding.code for finding in refusal.findings]
-
-
-def data_text(path: Path, raw: bytes) -> tuple[str, list[str]]:
-    """The text that a data file of these bytes holds, and the codes of the findings about it."""
-    path.write_bytes(raw)
-    records, findings = read_records(str(path))
-    return "".join(record.value["system"] for record in records), [finding.code for finding in findings]
-
-
-@pytest.mark.parametrize(("text", "encoding"), CHINESE)
-def test_text_is_read_alike_in_recipes_and_data(text: str, encoding: str, tmp_path: Path) -> None:
-    is_utf8 = encoding.startswith("utf-8")
-    assert decode_text(text.encode(encoding)) == (text, "utf-8" if is_utf8 else "gb18030")
-    assert recipe_text(tmp_path / "a.toml", f'system = "{text}"\n'.encode(encoding)) == (text, [])
-    notes = [] if is_utf8 else ["gb18030"]
-    assert data_text(tmp_path / "a.jsonl", f'{{"system": "{text}"}}\n'.encode(encoding)) == (text, notes)
-
-
-@pytest.mark.parametrize(("text", "encoding"), REFUSED)
-def test_other_encodings_are_refused_alike_in_recipes_and_data(text: str, encoding: str, tmp_path: Path) -> None:
-    with pytest.raises(UndecodableText) as caught:
-        decode_text(text.encode(encoding))
-    is_wide = encoding.startswith(("utf-16", "utf-32"))
-    assert caught.value.is_wide is is_wide
-    assert recipe_text(tmp_path / "a.toml", f'system = "{text}"\n'.encode(encoding)) == ("", ["recipe-encoding"])
-    codes = ["utf-16" if is_wide else "unknown-encoding"]
-    assert data_text(tmp_path / "a.jsonl", f'{{"system": "{text}"}}\n'.encode(encoding)) == ("", codes)
-
-
-def test_the_first_byte_that_is_not_utf8_is_named() -> None:
-    with pytest.raises(UndecodableText) as caught:
-        decode_text("首行\n".encode("utf-8-sig") + b"second \xff\n")
-    assert (caught.value.line, caught.value.byte) == (2, 0xFF)
-
-
-def test_no_bytes_are_no_text() -> None:
-    assert decode_text(b"") == decode_text(b"\xef\xbb\xbf") == ("", "utf-8")
-
+from fasttune.console import FasttuneError
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
@@ -120,6 +33,19 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     with small_files(1000), pytest.raises(OSError, match="File too large"):
         files.write_text(path, "x" * 5000)
     assert files.read_json(path) == {"name": "林栀"} and names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["a folder", "a pipe"])
+def test_what_is_no_file_is_not_replaced_by_one(make: Callable[[Path], None], tmp_path: Path) -> None:
+    """`--out /dev/null`, as root, would leave a file in the place of the device."""
+    path = tmp_path / "out"
+    make(path)
+    before = path.stat().st_mode
+    with pytest.raises(OSError) as caught:
+        files.write_text(path, "text")
+    assert path.stat().st_mode == before and names(tmp_path) == ["out"]
+    known = files.known_condition(caught.value)
+    assert known is not None and known.findings[0].code == "not-usable" and known.findings[0].where == str(path)
 
 
 def test_lines_are_appended_as_json(tmp_path: Path) -> None:
@@ -172,7 +98,45 @@ def test_a_full_disk_is_an_error_with_figures(failure: Exception, tmp_path: Path
     full = files.disk_full_as_error(tmp_path / "not" / "there", 3_000_000)
     with pytest.raises(FasttuneError, match=r"a checkpoint needs 3\.0 MB") as caught, full:
         raise failure
-    assert [finding.code for finding in caught.value.findings] == ["disk-full"]
+    (finding,) = caught.value.findings
+    assert finding.code == "disk-full" and "run the same command again" in finding.fix  # there may be no checkpoint yet
+
+
+def test_a_file_system_that_holds_no_more_files_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was said that there is no space, with 200 MB free."""
+    system = SimpleNamespace(f_files=1000, f_favail=0, f_bavail=50_000, f_blocks=60_000, f_bfree=50_000, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda _place: system)
+    problem = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "not" / "there"))
+    full = files.disk_full_as_error(tmp_path / "not" / "there", 1)
+    with pytest.raises(FasttuneError) as caught, full:
+        raise problem
+    for raised in (files.known_condition(problem), caught.value):
+        assert raised is not None and f"(`df -i {tmp_path}`)" in raised.findings[0].what
+    system.f_favail = 5
+    known = files.known_condition(problem)
+    assert known is not None and known.findings[0].what == "no space left"
+
+
+@pytest.mark.parametrize(("flag", "reason"), [(os.ST_RDONLY, "Read-only file system"), (0, "Permission denied")])
+def test_a_folder_that_may_not_be_written_to_is_named_before_anything_is_written(
+    flag: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.require_writable(tmp_path / "not" / "there")
+    monkeypatch.setattr(os, "access", lambda _place, _mode: False)  # root may write to any folder of its own
+    monkeypatch.setattr(os, "statvfs", lambda _place: SimpleNamespace(f_flag=flag))
+    with pytest.raises(FasttuneError) as caught:
+        files.require_writable(tmp_path / "not" / "there")
+    (finding,) = caught.value.findings
+    assert (finding.code, finding.where) == ("not-permitted", str(tmp_path)) and reason in finding.why
+    assert names(tmp_path) == []
+
+
+def test_a_file_that_can_not_be_written_is_named_as_the_user_named_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        files.write_text(tmp_path / "no" / "copy.jsonl", "text")
+    assert caught.value.filename == str(tmp_path / "no" / "copy.jsonl")
 
 
 def test_other_failures_pass_through(tmp_path: Path) -> None:
@@ -250,3 +214,41 @@ def test_a_file_system_without_locks_for_folders(tmp_path: Path, monkeypatch: py
         with pytest.raises(FasttuneError, match="busy"), files.locked(path, "busy", seconds=0.05):
             pass
     assert not files.is_locked(path)
+
+
+# --- a power cut ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is flushed to the disk and what is renamed, in order, by name."""
+    found: list[tuple[str, str]] = []
+
+    def fsync(descriptor: int) -> None:
+        found.append(("flushed", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+
+    def replace(old: Path, new: Path) -> None:
+        found.append(("renamed", Path(new).name))
+        own_replace(old, new)
+
+    own_replace = os.replace
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    return found
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, done: list[tuple[str, str]]) -> None:
+    files.write_text(tmp_path / "plan.json", "{}")
+    partial = "plan.json" + files.PARTIAL
+    assert done == [("flushed", partial), ("renamed", "plan.json"), ("flushed", tmp_path.name)]
+
+
+def test_a_folder_is_on_the_disk_with_its_files_before_it_has_its_name(
+    tmp_path: Path, done: list[tuple[str, str]]
+) -> None:
+    with files.whole_folder(tmp_path / "checkpoint-3") as partial:
+        (partial / "a").write_bytes(b"weights")
+        (partial / "b").mkdir()
+        (partial / "b" / "c").write_bytes(b"more")
+    flushed = [("flushed", name) for name in ("a", "c", "checkpoint-3" + files.PARTIAL)]
+    assert done == [*flushed, ("renamed", "checkpoint-3"), ("flushed", tmp_path.name)]

@@ -1,5 +1,5 @@
-"""On a GPU: Unsloth's shared-prefix attention against variable-length attention, memory that really runs out, rows sized
-by what the first one took. Skipped without a GPU."""
+"""On a GPU: packed attention by both kernels against a mask, and against Unsloth's attention through whole models; memory
+that really runs out, rows sized by what the first one took. Skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import torch
 from series import Series, document, history, losses
 
-from fasttune.training import hub
+from fasttune.training import attention, attention_kernels, hub
+from fasttune.training.attention import layout
 from fasttune.training.prefix_check import TOLERANCE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -42,6 +43,42 @@ def random_base(folder: Path, shape: str, layers: int = 2) -> Path:
         if "token" in file.name or file.suffix == ".jinja":
             shutil.copyfile(file, folder / file.name)
     return folder
+
+
+LAYOUTS = {
+    "one group": layout([(600, [40, 300, 1, 77])], []),
+    "several groups": layout([(20, [11, 19]), (700, [13, 5, 2])], [9, 260]),
+    "a prefix of one token": layout([(1, [2, 3])], [2]),
+    "alone": layout([], [11, 290, 2]),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kernel", ["FLASH", "EFFICIENT"])
+def test_packed_attention_equals_the_masked_one(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, shape: str, name: str
+) -> None:
+    """Output and all three gradients in float16, relative to those in float64."""
+    if kernel == "FLASH" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("flash kernels need compute capability 8.0")
+    monkeypatch.setattr(attention_kernels, "kernel_for", lambda query: getattr(attention_kernels, kernel))
+    torch.manual_seed(0)
+    (heads, key_heads, width), where, gpu = SHAPES[shape], LAYOUTS[name], torch.device("cuda")
+    shapes = [(count, where.own.queries, width) for count in (heads, key_heads, key_heads)]
+    states = [torch.randn(one, dtype=torch.float16, device=gpu).transpose(0, 1).requires_grad_() for one in shapes]
+    moved = where.with_tensors([one.to(gpu) for one in where.tensors()])
+    out = attention.packed_attention(states[0], states[1], states[2], moved, 0.125)
+    upstream = torch.randn_like(out)
+    found = [out, *torch.autograd.grad(out, states, upstream)]
+    exact = [one.detach().double().requires_grad_() for one in states]
+    q, k, v = (one.transpose(0, 1)[None] for one in exact)
+    plain = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attention.dense_mask(where).to(gpu), scale=0.125, enable_gqa=True
+    )[0].transpose(0, 1)
+    expected = [plain, *torch.autograd.grad(plain, exact, upstream.double())]
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).norm() < 2e-3 * other.norm()
 
 
 @pytest.mark.parametrize("load_in_4bit", [False, True], ids=["16 bit", "4 bit"])

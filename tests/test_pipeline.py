@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +19,7 @@ from terminal import ENTER, answer
 
 from fasttune import pipeline
 from fasttune.command import runs_option
-from fasttune.console import UsageError
+from fasttune.console import FasttuneError, UsageError
 from fasttune.pipeline import Planner, RunRequest
 from fasttune.runs import documents, store
 from fasttune.runs.documents import Scores
@@ -157,6 +158,17 @@ def test_a_run_of_another_runs_folder_is_not_overwritten(folder: Path, monkeypat
     with pytest.raises(UsageError) as refused:
         pipeline.run_to_overwrite(request, plan)
     assert refused.value.findings[0].code == "unknown-run"
+
+
+def test_a_runs_folder_that_is_read_only_is_foreseen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fasttune plan` says it, and `fasttune run` before it loads a model; nothing is written."""
+    plan = Planner().plan(RunRequest(Path("persona.toml")))
+    before = sorted(folder.rglob("*"))
+    pipeline.foreseen(plan, None, Path("runs"), None)
+    monkeypatch.setattr(os, "access", lambda _place, _mode: False)
+    with pytest.raises(FasttuneError) as caught:
+        pipeline.foreseen(plan, None, Path("runs"), None)
+    assert [one.code for one in caught.value.findings] == ["not-permitted"] and sorted(folder.rglob("*")) == before
 
 
 def test_a_mistake_is_reported_before_torch_is_loaded(folder: Path) -> None:

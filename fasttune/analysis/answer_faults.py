@@ -5,6 +5,7 @@ Chinese has no spaces, so similarity is counted in characters, and repetition in
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,10 @@ SHORTEST = 8  # characters: shorter answers (yes, hello) are alike by nature
 # An answer babbles where this share of its 4-grams stand in it before: ordinary Chinese and English prose of a hundred
 # characters comes to less than 0.1.
 REPEATED, LONG_ENOUGH = 0.4, 24
+# An answer that says nothing new any more is stopped while it is generated: a loop, of which this much must be there.
+LONGEST_LOOP = 100  # characters of the stretch that a loop repeats
+LOOP_CHARACTERS = 60  # "哈哈哈哈哈哈" is an answer; a loop is longer,
+LOOP_TIMES = 4  # and says the same at least this often
 # What is wrong in data (lint_persona.py), and words that a sample may use but that no answer about the character needs.
 OUT_OF_CHARACTER = re.compile(
     rf"{BASE_NAMES.pattern}|{AI_PHRASE.pattern}|通义|an ai (?:language )?model|language model|"
@@ -62,8 +67,22 @@ def parroted(answer: str, known: Iterable[tuple[str, str]]) -> tuple[str, float]
 
 
 def repeated_share(answer: str) -> float:
-    """The repetition of an answer (text_figures.py); 0 for a short one."""
+    """The repetition of a whole answer (text_figures.py); 0 for a short one. It judges an answer that has ended, also
+    one that varies what it repeats; find_loop ends one."""
     return text_figures.repetition(answer) if len(plain(answer)) >= LONG_ENOUGH else 0.0
+
+
+def find_loop(text: str) -> int:
+    """How many characters at the end of a text repeat what stands before them, 0 where it is no loop.
+
+    A loop says the same stretch of up to LONGEST_LOOP characters at least LOOP_TIMES times and over at least
+    LOOP_CHARACTERS; all but its first time are counted.
+    """
+    for length in range(1, LONGEST_LOOP + 1):
+        times = max(LOOP_TIMES, math.ceil(LOOP_CHARACTERS / length))
+        if len(text) >= length * times and text.endswith(text[-length:] * times):
+            return length * (times - 1)
+    return 0
 
 
 def out_of_character(answer: str, training_answers: Sequence[str]) -> str:

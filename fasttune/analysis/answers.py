@@ -142,17 +142,24 @@ class TorchSource:
         with generation.adapter_switched(self.loaded.model, on=self.adapter):
             for start in range(0, len(in_order), AT_ONCE):
                 batch = in_order[start : start + AT_ONCE]
-                choose = drawing(len(batch), sampling) if sampling.temperature > 0 else None
-                texts = generation.generate_batch(
-                    self.loaded.model, tokenizer, [ids[one] for one in batch], sampling.max_new_tokens, choose
-                )
+                asked = [ids[one] for one in batch]
+                choose = None if sampling.is_plain_greedy else drawing(asked, sampling)
+                texts = generation.generate_batch(self.loaded.model, tokenizer, asked, sampling.max_new_tokens, choose)
                 yield from zip(batch, texts, strict=True)
 
 
-def drawing(count: int, sampling: Sampling) -> generation.Choose:
-    """Draws the next tokens of `count` answers, each by random numbers of its own, as llama.py does for a file."""
-    random = [llama.random_numbers(sampling) for _number in range(count)]
-    return lambda row, logits: llama.sample_token(logits.float().cpu().numpy(), sampling, random[row])
+def drawing(prompts: Sequence[Sequence[int]], sampling: Sampling) -> generation.Choose:
+    """Draws the next tokens of the answers to prompts of token ids, as llama.py does for a file: each answer by random
+    numbers of its own, with the penalty on what prompt and answer have said last."""
+    random = [llama.random_numbers(sampling) for _prompt in prompts]
+    said = [list(prompt) for prompt in prompts]
+
+    def choose(row: int, logits: Any) -> int:
+        token = llama.next_token(logits.float().cpu().numpy(), said[row], sampling, random[row])
+        said[row].append(token)
+        return token
+
+    return choose
 
 
 # Files and Ollama ---------------------------------------------------------------------------------------------------

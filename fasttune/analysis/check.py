@@ -173,7 +173,8 @@ def of_file(path: str) -> Source:
 
 def held_out_beside(path: str) -> str:
     """The file val.jsonl beside a file train.jsonl; "" where there is none."""
-    beside = Path(path).with_name(Path(path).name.replace("train", "val"))
+    name = Path(path).name  # "" of `.` and `/`
+    beside = Path(path).with_name(name.replace("train", "val")) if name else Path(path)
     return str(beside) if str(beside) != str(Path(path)) and beside.is_file() else ""
 
 

@@ -24,6 +24,7 @@ from fasttune.analysis.sources import Named
 from fasttune.console import FasttuneError, Finding, _, language, usage_error
 from fasttune.data.fact_sheet import FactSheet, read_fact_sheet
 from fasttune.export.llama import Sampling
+from fasttune.files import condition_as_error
 from fasttune.recipe.toml_file import read_text
 from fasttune.runs import documents, epochs, store
 from fasttune.runs.documents import Scores
@@ -178,7 +179,8 @@ def questions_for(request: Request, run: Run | None) -> list[str]:
 def read_questions(path: Path) -> list[str]:
     """The lines of a file that are neither empty nor a comment. Raises UsageError where it can't be read."""
     if not path.is_file():
-        raise usage_error("no-questions", _("there is no file {file}", file=path), where="--questions")
+        fix = _("name a file that is there, with one question a line")
+        raise usage_error("no-questions", _("there is no file {file}", file=path), where="--questions", fix=fix)
     lines = [line.strip() for line in read_text(path).split("\n")]
     return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
 
@@ -231,7 +233,8 @@ def look(model: Named, questions: Sequence[str], samples: HeldOut, sheet: FactSh
 
 def keep_losses(models: Sequence[Named], seen: Mapping[str, Seen]) -> None:
     """Keep the losses of single samples in scores.json of each run whose adapter was asked, beside its base's where
-    that was asked too; not where another process uses the run, which is no reason to compare nothing."""
+    that was asked too; not where another process uses the run or the disk takes nothing, which is no reason to compare
+    nothing."""
     for model in models:
         own, base = seen[model.source.name].scores, seen["base"].scores if "base" in seen else ()
         if model.run is None or not own or model.source.name != model.run.id:
@@ -239,7 +242,7 @@ def keep_losses(models: Sequence[Named], seen: Mapping[str, Seen]) -> None:
         of_base = {score.sample_id: score.loss / score.tokens for score in base}
         losses = [SampleLoss(one.sample_id, one.loss / one.tokens, of_base.get(one.sample_id)) for one in own]
         found = HeldOutLosses(epochs.weights_digest(epochs.served_adapter(model.run)), tuple(losses))
-        with contextlib.suppress(FasttuneError), store.exclusive(model.run, seconds=0):
+        with contextlib.suppress(FasttuneError), condition_as_error(), store.exclusive(model.run, seconds=0):
             before = documents.read_scores(model.run) if model.run.scores.is_file() else Scores(())
             documents.write(model.run.scores, replace(before, held_out=found))
 

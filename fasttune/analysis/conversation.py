@@ -10,18 +10,14 @@ A conversation that outgrows the context loses its oldest turns in the prompt, n
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from fasttune.analysis.answer_faults import find_loop
 from fasttune.data.dataset import Message
 from fasttune.export.llama import Sampling
-
-LONGEST_LOOP = 100  # characters of the stretch that a loop repeats
-LOOP_CHARACTERS = 60  # "哈哈哈哈哈哈" is an answer; a loop is longer,
-LOOP_TIMES = 4  # and says the same at least this often
 
 Pieces = Generator[str, None, None]
 Ending = Literal["end", "length", "context", "repetition", "stopped"]
@@ -151,16 +147,3 @@ class Conversation:
     def with_system(self, turns: Sequence[Message]) -> list[Message]:
         """Turns after the system prompt, where there is one."""
         return [*([] if self.system is None else [Message("system", self.system)]), *turns]
-
-
-def find_loop(text: str) -> int:
-    """How many characters at the end of a text repeat what stands before them, 0 where it is no loop.
-
-    A loop says the same stretch of up to LONGEST_LOOP characters at least LOOP_TIMES times and over at least
-    LOOP_CHARACTERS; all but its first time are counted.
-    """
-    for length in range(1, LONGEST_LOOP + 1):
-        times = max(LOOP_TIMES, math.ceil(LOOP_CHARACTERS / length))
-        if len(text) >= length * times and text.endswith(text[-length:] * times):
-            return length * (times - 1)
-    return 0

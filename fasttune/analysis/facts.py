@@ -39,7 +39,8 @@ def facts(run: Run, file: Path | None, max_new_tokens: int, other: NamedAdapter 
     """Ask the facts of a sheet, by default the recipe's, keep what came of it in scores.json and return it; of an
     adapter `other` than the one that the run serves nothing is kept.
 
-    Raises FasttuneError where run, base or sheet can't be used, or another process uses the run.
+    Raises FasttuneError where run, base or sheet can't be used, or another process uses the run before anything is
+    asked.
     """
     sheet = read_fact_sheet(file or recipe_sheet(run))
     store.require_unused(run)
@@ -51,10 +52,14 @@ def facts(run: Run, file: Path | None, max_new_tokens: int, other: NamedAdapter 
     scores = replace(score(sheet, answers, max_new_tokens), adapter=epochs.weights_digest(adapter))
     if other:
         return scores
-    with store.exclusive(run):
-        before = documents.read_scores(run) if run.scores.is_file() else Scores(())
-        documents.write(run.scores, replace(before, facts=scores))
+    store.keep(run, lambda: write_scores(run, scores))
     return scores
+
+
+def write_scores(run: Run, scores: FactScores) -> None:
+    """Put what came of a sheet into a run's scores.json."""
+    before = documents.read_scores(run) if run.scores.is_file() else Scores(())
+    documents.write(run.scores, replace(before, facts=scores))
 
 
 def recipe_sheet(run: Run) -> Path:

@@ -10,11 +10,11 @@ Where a page would be too large it is laid out again with less room for curves a
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ def render(template: str, values: Callable[[Room], Mapping[str, Any]]) -> str:
     return page
 
 
+@functools.cache
 def environment(room: Room) -> Environment:
     """jinja2 as every page uses it: all output is escaped and shown as it is, a name that is missing is an error."""
     made = Environment(
@@ -91,7 +92,7 @@ def environment(room: Room) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["cut"] = partial(cut, most=room.characters)
+    made.filters["cut"] = functools.partial(cut, most=room.characters)
     made.filters["code"] = with_code
     return made
 

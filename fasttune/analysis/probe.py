@@ -10,10 +10,12 @@ from fasttune.console import _
 from fasttune.data.tokenize import prompt_tokens
 from fasttune.export import Artifact
 from fasttune.export.llama import Sampling, answer, open_gguf
+from fasttune.export.served import to_serve
 from fasttune.runs import documents
 from fasttune.runs.documents import Probe
 from fasttune.runs.store import Run
 from fasttune.training.model import load_tokenizer
+from fasttune.training.probe_answers import is_cut
 from fasttune.training.progress import PhaseTimer
 
 
@@ -27,18 +29,21 @@ def probe(
     training. Raises FasttuneError where llama.cpp can't load the file.
     """
     scores = documents.read_scores(run)
-    probes, artifacts = scores.probes, [artifact for artifact in artifacts if artifact.is_served]
-    if artifacts and probes:
+    probes, served = scores.probes, to_serve(artifacts)
+    if served and probes:
         tokenizer, system = load_tokenizer(base), documents.read_plan(run).system
         prompts = [prompt_tokens(probe.question, system, tokenizer) for probe in probes]
         context, answers = max(map(len, prompts)) + max_new_tokens, []
         asking = phases("probe_gguf", _("answering the probe questions with the GGUF file"))
-        with asking as show, open_gguf(artifacts[0].path, context) as model:
+        with asking as show, open_gguf(served.path, context) as model:
             for number, prompt in enumerate(prompts, 1):
                 show(_("answering the probe questions: {number} of {n}", number=number, n=len(prompts)))
                 answers.append(answer(model, prompt, Sampling(max_new_tokens)).strip())
-        probes = tuple(replace(probe, trained=answer) for probe, answer in zip(probes, answers, strict=True))
+        probes = tuple(
+            replace(probe, trained=answer, trained_cut=is_cut(answer, tokenizer, max_new_tokens))
+            for probe, answer in zip(probes, answers, strict=True)
+        )
     adapter = "adapter" if any(probe.trained for probe in probes) else None
-    answered_by = artifacts[0].path.name if artifacts else adapter
+    answered_by = served.path.name if served else adapter
     documents.write(run.scores, replace(scores, probes=probes, answered_by=answered_by))
     return probes

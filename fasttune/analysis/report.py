@@ -27,6 +27,7 @@ from fasttune.runs import judgement, store
 from fasttune.runs.store import Run
 
 MOST_FINDINGS, LONGEST_FINDING = 12, 600
+DOCTYPE = b"<!doctype html>"  # with which a page begins
 JSON_POINTS = 60  # columns of a curve in the figures: at most two points for each
 TONES = {
     "excellent": "good",
@@ -69,10 +70,24 @@ def report(root: Path, names: Sequence[str], out: Path | None = None) -> Written
     """Write the page of runs or series of a runs folder: into the run's folder, of several runs into the current one,
     or to `out`.
 
-    Raises UsageError for a name that no run has, and FasttuneError where the page can't be written.
+    Raises UsageError for a name that no run has and where something else than a page lies at `out`, and FasttuneError
+    where the page can't be written.
     """
+    if out is not None:
+        require_own_page(out)
     runs = list({run.id: run for run in (store.find(root, name) for name in names)}.values())
     return write(runs, out or default_path(runs))
+
+
+def require_own_page(path: Path) -> None:
+    """Raises UsageError where a file lies that is no page: a page is written again, data are never overwritten."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        head = file.read(len(DOCTYPE) + 40).lstrip().lower()
+    if head and not head.startswith(DOCTYPE):
+        fix = _("name a file that does not exist yet, or a page")
+        raise usage_error("file-exists", _("the file already exists, and is no page"), where=str(path), fix=fix)
 
 
 def default_path(runs: Sequence[Run]) -> Path:
@@ -101,7 +116,7 @@ def unwritable(path: Path, problem: OSError) -> FasttuneError:
     """The error for a place that no page can be written to."""
     known = files.known_condition(problem)
     fix = _("name another place by `--out FILE`")
-    return known or usage_error("report-not-written", str(problem), where=str(path), fix=fix)
+    return known or usage_error("report-not-written", problem.strerror or str(problem), where=str(path), fix=fix)
 
 
 # Laid out -----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from fasttune.export import chatml, llama
 from fasttune.export.artifact import is_of_served_adapter, require_unchanged
 from fasttune.export.llama import Sampling
 from fasttune.export.served import served_gguf
-from fasttune.export.serving import serving_of_run
+from fasttune.export.serving import DEFAULT, Serving, serving_of_run
 from fasttune.recipe.schema import ModelRecipe
 from fasttune.runs import adapters, documents, epochs, store
 from fasttune.runs.store import Run
@@ -36,6 +36,7 @@ from fasttune.training import model as models
 
 BASE = "base"
 UNKNOWN_CONTEXT = 4096  # tokens, for a model that no run says the context of
+LONGEST_ANSWER = 512  # tokens, where no run says it, or it says that there is no limit
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class TorchSpeaker:
         most = min(sampling.max_new_tokens, self.num_ctx - len(ids))
         if most < 1:
             raise llama.prompt_too_long(len(ids), self.num_ctx)
-        choose = drawing(1, sampling)
+        choose = drawing([ids], sampling)
         with generation.adapter_switched(model, on=self.adapter):
             tokens = generation.stream(model, tokenizer, ids, most, choose)
             with contextlib.closing(tokens):
@@ -193,20 +194,31 @@ def context_of(run: Run | None) -> int:
     return UNKNOWN_CONTEXT if run is None else documents.read_setting(run, "export.num_ctx", int)
 
 
-def served_sampling(model: Named, given: Sampling) -> Sampling:
-    """`given` with temperature, top-k, top-p and penalty as the run of a model is served; of a model without a run, or
-    whose base is gone, as it is."""
+def served_sampling(model: Named, temperature: float | None = None, max_new_tokens: int | None = None) -> Sampling:
+    """How the answers of a model are sampled: by what is given, and where it is None as the model's run is served, in
+    its Modelfile and in Ollama. A temperature of 0 that is given is plain: the likeliest token each time, no penalty.
+
+    A model without a run, or whose base is gone, is sampled as a base that recommends nothing.
+    """
+    served = serving_of(model)
+    limit = served.num_predict if served.num_predict is not None and served.num_predict > 0 else LONGEST_ANSWER
+    most = limit if max_new_tokens is None else max_new_tokens
+    if temperature == 0:
+        return Sampling(most)
+    found = Sampling(most, served.temperature if temperature is None else temperature, top_k=served.top_k or 0)
+    return replace(
+        found,
+        top_p=found.top_p if served.top_p is None else served.top_p,
+        repeat_penalty=found.repeat_penalty if served.repeat_penalty is None else served.repeat_penalty,
+    )
+
+
+def serving_of(model: Named) -> Serving:
+    """How a model's run is served; DEFAULT for a model without one, or whose base is gone."""
     if model.run is None:
-        return given
+        return DEFAULT
     try:
         recipe = sources.run_recipe(model.run)
-        served = serving_of_run(model.run, provenance.locate_base(model.run, recipe.model), recipe.export)
+        return serving_of_run(model.run, provenance.locate_base(model.run, recipe.model), recipe.export)
     except FasttuneError:
-        return given
-    return replace(
-        given,
-        temperature=served.temperature,
-        top_k=served.top_k or 0,
-        top_p=given.top_p if served.top_p is None else served.top_p,
-        repeat_penalty=1.0 if served.repeat_penalty is None else served.repeat_penalty,
-    )
+        return DEFAULT

@@ -46,7 +46,7 @@ def parse_arms(text: str) -> tuple[Arm, ...]:
 
     Raises FasttuneError (`unknown-arm`) as `parse_arm` does.
     """
-    return tuple(parse_arm(name.strip()) for name in text.split(",") if name.strip())
+    return tuple(parse_arm(name.strip()) for name in text.split(",") if name.strip() or not text.strip(" ,"))
 
 
 def parse_arm(name: str) -> Arm:

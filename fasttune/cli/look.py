@@ -28,6 +28,8 @@ from fasttune.terminal import command_line
 @overrides_option
 @json_option
 def show_sample(sample: str, base: str, recipe_file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    if overrides and recipe_file is None:
+        raise click.UsageError(_("--set changes a recipe: name it with --recipe"))
     from fasttune.terminal import tables
 
     tables.show_sample(sample, base, recipe_file, overrides, as_json=as_json)

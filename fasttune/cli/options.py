@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fasttune.console import _
 from fasttune.terminal import command_line
 
+LONGEST_ANSWER = click.IntRange(1, 32_768)  # tokens, as of probe.max_new_tokens: memory is allocated for the longest
 STOPPED = 130  # the exit code of a training that the user stopped, as of a shell command after Ctrl-C
 
 overrides_option = click.option(
@@ -29,3 +32,13 @@ continue_option = click.option(
 )  # fmt: skip
 overfit_option = click.option("--allow-overfit", is_flag=True, help=_("Allow more than 10 epochs in total."))
 json_option = click.option("--json", "as_json", is_flag=True, help=_("Print one JSON document on stdout."))
+
+
+class FiniteRange(click.FloatRange):
+    """A number between two bounds; click takes NaN for one that is within any."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(_("{value!r} is not a valid {number_type}.", value=value, number_type=self.name), param, ctx)
+        return number

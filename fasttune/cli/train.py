@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fasttune.cli.options import STOPPED, continue_option, json_option, overfit_option, overrides_option, runs_option
+from fasttune.command import TRIALS
 from fasttune.console import FasttuneError, _, can_ask, findings_of, say, show_findings, stderr_console
+from fasttune.terminal import command_line
 
 if TYPE_CHECKING:
     from fasttune.pipeline import Planner, RunRequest
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--data", "files", multiple=True, metavar="FILE", help=_("The samples; may be repeated."))
 @click.option("--base", help=_("Hub name or folder of the base; default: the largest that fits the free memory."))
 @click.option(
-    "--example", metavar="quickstart|linzhi",
+    "--example", metavar="quickstart|nell|qin|linzhi",
     help=_("Write the recipes and the data of this example, which comes with fasttune, into a folder."),
 )  # fmt: skip
 @click.option(
@@ -147,6 +149,63 @@ def run(
     return tables.show_result(
         result.record, result.artifacts, result.probes, ollama=result.ollama, page=page, as_json=as_json
     )
+
+
+@click.command(help=_("Train a recipe with several values of a setting and choose the best by held-out loss."))
+@click.argument("recipe_file", metavar="RECIPE", type=click.Path(path_type=Path))
+@click.option(
+    "--vary", multiple=True, required=True, metavar="KEY=VALUE,VALUE|KEY=LOW..HIGH",
+    shell_complete=command_line.complete_setting,
+    help=_("The setting that varies; may be repeated: then one after the other, each with the best of those before."),
+)  # fmt: skip
+@click.option("--together", is_flag=True, help=_("Try all combinations of several settings at once."))
+@click.option(
+    "--trials", default=TRIALS, show_default=True, type=click.IntRange(2, 10_000),
+    help=_("How many values of a range are tried."),
+)  # fmt: skip
+@click.option(
+    "--storage", metavar="URL", default="", envvar="FASTTUNE_STORAGE",
+    help=_("Where the trials are kept (or FASTTUNE_STORAGE), for several processes: postgresql+psycopg://…"),
+)  # fmt: skip
+@click.option("--no-prune", is_flag=True, help=_("Train every trial to its end, also those that fall behind."))
+@click.option("--no-facts", is_flag=True, help=_("Ask the best trials no questions of the recipe's fact sheet."))
+@overrides_option
+@runs_option
+@continue_option
+@overfit_option
+@json_option
+def sweep(
+    recipe_file: Path,
+    vary: tuple[str, ...],
+    together: bool,
+    trials: int,
+    storage: str,
+    no_prune: bool,
+    no_facts: bool,
+    overrides: tuple[str, ...],
+    root: Path,
+    strategy: str | None,
+    allow_overfit: bool,
+    as_json: bool,
+) -> int:
+    from fasttune import pipeline
+    from fasttune.sweep import aftermath
+    from fasttune.sweep.recipe_diff import recipe_diff
+    from fasttune.sweep.study import Stopped
+    from fasttune.sweep.sweep import SweepRequest
+    from fasttune.sweep.sweep import sweep as train_all
+    from fasttune.terminal import sweep_table
+
+    request = pipeline.RunRequest(recipe_file, overrides, root, strategy, allow_overfit=allow_overfit)
+    asked = SweepRequest(request, vary, together, trials, storage, not no_prune, not no_facts)
+    try:
+        found = train_all(asked)
+    except Stopped:
+        say(_("stopped; the same command continues the sweep: `{command}`", command=asked.command))
+        return STOPPED
+    after = aftermath.settle(found, root, asks_facts=not no_facts)
+    diff = recipe_diff(recipe_file, found.finalists[0].settings) if found.finalists else ""
+    return sweep_table.show(found, after, diff, root, as_json=as_json)
 
 
 def ask_what_is_open(request: RunRequest, planner: Planner) -> RunRequest:

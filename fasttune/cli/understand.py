@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fasttune.cli.options import json_option, overrides_option, runs_option
+from fasttune.cli.options import LONGEST_ANSWER, FiniteRange, json_option, overrides_option, runs_option
 from fasttune.console import _
 from fasttune.terminal import command_line
 
@@ -46,11 +46,11 @@ def diagnose(name: str, with_checklist: bool, root: Path, as_json: bool) -> int:
     type=click.Path(path_type=Path),
     help=_("A fact sheet in place of the one that the recipe names."),
 )
-@click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(1), help=_("Longest answer."))
+@click.option("--max-new-tokens", default=64, show_default=True, type=LONGEST_ANSWER, help=_("Longest answer."))
 @click.option(
     "--at-least",
     metavar="SHARE",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help=_("End with exit code 1 where a smaller share of the facts is kept."),
 )
 @runs_option
@@ -81,7 +81,7 @@ def facts(name: str, file: Path | None, max_new_tokens: int, at_least: float | N
     type=click.IntRange(0, 20),
     help=_("Answers by a seed to each question, beside the greedy one."),
 )
-@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), help=_("Longest answer."))
+@click.option("--max-new-tokens", default=128, show_default=True, type=LONGEST_ANSWER, help=_("Longest answer."))
 @click.option(
     "--held-out", default=64, show_default=True, type=click.IntRange(0), help=_("Most held-out samples; 0 for none.")
 )

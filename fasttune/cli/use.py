@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fasttune.cli.options import json_option, runs_option
+from fasttune.cli.options import LONGEST_ANSWER, FiniteRange, json_option, runs_option
 from fasttune.console import _, say
 from fasttune.terminal import command_line
 
@@ -20,10 +20,14 @@ from fasttune.terminal import command_line
 @click.option("--system", help=_("A system prompt in place of the trained one."))
 @click.option(
     "--temperature",
-    type=click.FloatRange(0, 2),
+    type=FiniteRange(0, 2),
     help=_("Sampling temperature, 0 for the likeliest token each time (default: as the run is served, else 0.7)."),
 )
-@click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--max-new-tokens",
+    type=LONGEST_ANSWER,
+    help=_("Longest answer in tokens (default: as the run is served, else 512)."),
+)
 @click.option("--adapter", is_flag=True, help=_("Let the adapter answer, by torch, in place of the GGUF file."))
 @runs_option
 def chat(
@@ -31,15 +35,13 @@ def chat(
     prompt: str | None,
     system: str | None,
     temperature: float | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     adapter: bool,
     root: Path,
 ) -> None:
-    from fasttune.export.llama import Sampling
     from fasttune.terminal.chat import ChatRequest, chat
 
-    sampling = Sampling(max_new_tokens, 0.7 if temperature is None else temperature)
-    chat(ChatRequest(names, root, prompt, system, sampling, adapter, as_served=temperature is None))
+    chat(ChatRequest(names, root, prompt, system, adapter, temperature, max_new_tokens))
 
 
 @click.command(

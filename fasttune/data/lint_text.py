@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from fasttune.console import Finding, _, ngettext
 from fasttune.data.dataset import PLACEHOLDER, Message, Sample
 from fasttune.data.messages import CONTROL
-from fasttune.files import FREQUENT
+from fasttune.decoding import FREQUENT
 
 # Control tokens of the usual chat templates and tokenizers. <think> is not among them: reasoning is written with it.
 CONTROL_TEXT = re.compile(

@@ -19,6 +19,7 @@ from fasttune.data.formats import conversation
 from fasttune.data.lint_text import mended
 from fasttune.data.messages import Notes
 from fasttune.data.reader import expanded, read_records
+from fasttune.decoding import decode_text
 
 TEXTS = frozenset(
     {"content", "value", "text", "system", "instruction", "input", "output", "prompt", "completion", "history"}
@@ -82,7 +83,7 @@ def mended_value(value: Any, key: str = "") -> tuple[Any, list[str]]:
 
 def lines_of(path: str) -> dict[int, str]:
     """{line: its text} of a JSONL file; empty for an array, whose elements are written anew."""
-    text, _encoding = files.decode_text(expanded(path).read_bytes())
+    text, _encoding = decode_text(expanded(path).read_bytes())
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return {} if text.lstrip().startswith("[") else {n: line.strip() for n, line in enumerate(text.split("\n"), 1)}
 

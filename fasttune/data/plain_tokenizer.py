@@ -5,10 +5,10 @@ It gives the ids that transformers' fast tokenizer gives (a test compares them);
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from fasttune.console import FasttuneError
 from fasttune.data.dataset import Sample
-from fasttune.data.tokenize import ANY_LENGTH, Example, tokenize_samples
+from fasttune.data.tokenize import ANY_LENGTH, Example, prompt_tokens, tokenize_samples
 from fasttune.recipe.schema import DataRecipe
 
 
@@ -32,6 +32,16 @@ def plain_examples(base: Path, samples: Sequence[Sample], recipe: DataRecipe) ->
         return None
 
 
+def prompt_lengths(base: Path, questions: Sequence[str], system: str | None) -> list[int]:
+    """The tokens before the answer to each question, by the tokenizer in a base's folder; empty where its files or its
+    chat template can't be used, which `fasttune run` then says."""
+    try:
+        tokenizer = PlainTokenizer(base)
+        return [len(prompt_tokens(one, system, tokenizer)) for one in questions]
+    except (OSError, ValueError, TemplateError, FasttuneError):
+        return []
+
+
 class PlainTemplate:
     """A chat template alone, in the sandbox and with the helpers that transformers gives it; `special` are the special
     tokens by their names."""
@@ -42,7 +52,7 @@ class PlainTemplate:
     def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
         """The conversation as text. Raises TemplateError where the template refuses it."""
         assert not tokenize
-        return self.compiled.render(
+        return compiled(self.chat_template).render(
             messages=conversation,
             tools=None,
             documents=None,
@@ -50,14 +60,15 @@ class PlainTemplate:
             **self.special,
         )
 
-    @cached_property
-    def compiled(self) -> Template:
-        """The chat template, compiled once."""
-        sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        sandbox.filters["tojson"] = as_json
-        sandbox.globals["raise_exception"] = refuse
-        sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        return sandbox.from_string(self.chat_template)
+
+@functools.cache
+def compiled(chat_template: str) -> Template:
+    """A chat template, compiled once: a plan needs it for its samples and for the files that will be exported."""
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    sandbox.filters["tojson"] = as_json
+    sandbox.globals["raise_exception"] = refuse
+    sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return sandbox.from_string(chat_template)
 
 
 class PlainTokenizer:

@@ -1,6 +1,6 @@
 """From a file to its JSON records, each with the line it starts on: bytes, encoding and syntax, no meaning.
 
-    bytes ── files.decode_text ──► text ── _json_lines or _json_array ──► Record(line, value)…
+    bytes ── decode_text ──► text ── _json_lines or _json_array ──► Record(line, value)…
 
 Accepted: JSONL (one object a line, blank lines fine) and one JSON array of objects, told apart by the first character
 and not by the file's name. UTF-8 with or without BOM, any line ends, and GB18030, which Windows editors in China write.
@@ -22,7 +22,8 @@ from typing import Any
 
 from fasttune.console import N_, Finding, _
 from fasttune.data.json_errors import extra_text, is_cut_off, spread_over_lines, syntax_error
-from fasttune.files import UndecodableText, decode_text, read_file
+from fasttune.decoding import UndecodableText, decode_text
+from fasttune.files import read_file
 
 BINARY_FORMATS = {
     b"PAR1": "Parquet",

@@ -137,8 +137,8 @@ def judge_pinned(tried: Sequence[int], pinned: Sequence[int]) -> Check:
 
 
 def memory_spill() -> Check:
-    """Whether the driver refuses more memory than is free on the GPU. Windows' driver may take RAM in its place: then
-    nothing ever runs out of memory, and a training takes ten times as long."""
+    """Whether the driver refuses more memory than is free on the GPU. Windows' driver may take RAM in its place, which
+    takes ten times as long; training keeps within what is free at its start (device.refuse_spilling)."""
     import torch
 
     free, _total = torch.cuda.mem_get_info()
@@ -154,7 +154,8 @@ def judge_spill(free_gib: float, *, spills: bool) -> Check:
     if not spills:
         return ok("memory-spill", _("more than the {free:.1f} GiB that are free is refused", free=free_gib))
     what = _("the driver gave more than the {free:.1f} GiB that are free: the rest is RAM", free=free_gib)
-    why = _("a training that outgrows the GPU gets ten times slower instead of making its rows smaller")
+    why = _("a training takes no more than is free when it starts, but where another program takes GPU memory later it "
+            "gets ten times slower instead of making its rows smaller")  # fmt: skip
     fix = _("in Windows, NVIDIA Control Panel, Manage 3D settings: CUDA - Sysmem Fallback Policy = Prefer No Sysmem "
             "Fallback")  # fmt: skip
     return Check("memory-spill", "warning", what, why, fix)

@@ -23,6 +23,7 @@ from fasttune.export.merged import write_merged
 from fasttune.export.modelfile import modelfile
 from fasttune.export.preflight import ExportPlan
 from fasttune.export.request import AUTO, ExportRequest, request_for_run
+from fasttune.export.served import to_serve
 from fasttune.files import write_text
 from fasttune.recipe.schema import ExportRecipe
 from fasttune.runs import documents
@@ -82,11 +83,6 @@ def say_what_is_made(run: Run, report: Report) -> None:
     others = [path.name for path in gguf_files(run) if not is_of_served_adapter(run, path)]
     if others:
         report(_("made of another epoch, and left as they are: {files}", files=", ".join(others)))
-
-
-def to_serve(artifacts: Sequence[Artifact]) -> Artifact | None:
-    """The first file that keeps enough of what was learned to be served; None where none does."""
-    return next((one for one in artifacts if one.is_served), None)
 
 
 def record_figures(run: Run, artifacts: Sequence[Artifact]) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fasttune.export import nf4
 from fasttune.export import reference as reference_model
 from fasttune.export.llama import Model
 from fasttune.export.source_files import FloatArray
@@ -45,12 +46,14 @@ class Passage:
 @dataclass(frozen=True)
 class Reference:
     """The trained model's last hidden states (positions, hidden_size) at the positions before the supervised tokens of
-    the passages, and the base's without its adapter; None where there is no adapter."""
+    the passages, and the base's without its adapter; None where there is no adapter. `in_4_bits` are those of the
+    adapter on the base in NF4, as QLoRA has trained it; None after another training."""
 
     base: Base
     passages: tuple[Passage, ...]
     trained: FloatArray
     untrained: FloatArray | None
+    in_4_bits: FloatArray | None = None
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -63,7 +66,8 @@ class Reference:
         first, last, _step = passages.indices(len(counts))
         rows = slice(sum(counts[:first]), sum(counts[:last]))
         untrained = None if self.untrained is None else self.untrained[rows]
-        return replace(self, passages=self.passages[passages], trained=self.trained[rows], untrained=untrained)
+        in_4_bits = None if self.in_4_bits is None else self.in_4_bits[rows]
+        return Reference(self.base, self.passages[passages], self.trained[rows], untrained, in_4_bits)
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,8 @@ class Distances:
 Enough = Callable[[Doubles], bool]  # gets KL(trained ‖ file) of the positions so far; whether to measure no more
 
 
-def compute_reference(base: Base, loras: Loras, passages: Sequence[Passage]) -> Reference:
-    """The reference of passages, in float32: every weight is read and merged once."""
+def compute_reference(base: Base, loras: Loras, passages: Sequence[Passage], *, is_qlora: bool = False) -> Reference:
+    """The reference of passages, in float32: every weight is read and merged once; after QLoRA once more in NF4."""
     layout = reference_model.lay_out([passage.tokens for passage in passages])
     places = [
         layout.at(number, position - 1)
@@ -96,7 +100,8 @@ def compute_reference(base: Base, loras: Loras, passages: Sequence[Passage]) -> 
     ]
     trained = reference_model.hidden_states(base, loras, layout)[places]
     untrained = reference_model.hidden_states(base, {}, layout)[places] if loras else None
-    return Reference(base, tuple(passages), trained, untrained)
+    in_4_bits = reference_model.hidden_states(nf4.in_4_bits(base), loras, layout)[places] if is_qlora else None
+    return Reference(base, tuple(passages), trained, untrained, in_4_bits)
 
 
 def measure_reference(reference: Reference) -> tuple[Distances, Distances | None]:
@@ -111,6 +116,22 @@ def measure_reference(reference: Reference) -> tuple[Distances, Distances | None
             base = reference_model.logits(reference.base, reference.untrained[rows])
             untrained.append(compare(logits, base, labels))
     return joined(trained), joined(untrained) if untrained else None
+
+
+def measure_4_bits(reference: Reference) -> Distances | None:
+    """After QLoRA, the model that was trained against the one that is served: KL(adapter on NF4 ‖ adapter on 16 bits),
+    and the former's loss. None after another training."""
+    if reference.in_4_bits is None:
+        return None
+    found = []
+    for at in range(0, len(reference.trained), GATHERED):
+        rows = slice(at, at + GATHERED)
+        served, trained = (
+            reference_model.logits(reference.base, states[rows]) for states in (reference.trained, reference.in_4_bits)
+        )
+        same_top = served.argmax(axis=1) == trained.argmax(axis=1)
+        found.append(Distances(kl_rows(trained, served), losses(trained, reference.labels[rows]), same_top))
+    return joined(found)
 
 
 def measure_file(

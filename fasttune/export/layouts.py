@@ -36,7 +36,7 @@ def target_folder(to: str, name: str) -> Path:
     Raises UsageError where there is no LM Studio, and for something that is no folder.
     """
     folder = lm_studio_models() / PUBLISHER / name if to == LM_STUDIO else Path(to)
-    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    there = existing_part(folder)
     if not there.is_dir():
         what = _("is not a folder, so no file can be written into it")
         raise usage_error("not-a-folder", what, where=str(there), fix=_("name a folder after --to"))
@@ -114,16 +114,19 @@ def copy_file(file: Path, folder: Path) -> Path:
     return target
 
 
-def lacking_space(file: Path, folder: Path) -> list[Finding]:
-    """A finding where a folder's disk can't hold a copy of a file."""
-    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
-    needed, free = file.stat().st_size, shutil.disk_usage(there).free
+def lacking_space(needed: int, folder: Path, fix: str) -> list[Finding]:
+    """A finding where a folder, which need not exist yet, lies on a disk with fewer than `needed` bytes free."""
+    there = existing_part(folder)
+    free = shutil.disk_usage(there).free
     if free >= needed:
         return []
     what = _("{needed:.2f} GB are needed, {free:.2f} GB are free", needed=needed / 1e9, free=free / 1e9)
-    return [
-        Finding("disk-full", "error", str(there), what, fix=_("free some space, or name another folder after --to"))
-    ]
+    return [Finding("disk-full", "error", str(there), what, fix=fix)]
+
+
+def existing_part(path: Path) -> Path:
+    """The path itself, or the nearest one above it that exists."""
+    return next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
 
 
 def llama_server(file: Path, num_ctx: int, serving: Serving) -> str:

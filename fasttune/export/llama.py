@@ -210,6 +210,11 @@ class Sampling:
     top_k: int = 0
     repeat_penalty: float = 1.0
 
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether each token is simply the one with the highest logit."""
+        return self.temperature <= 0 and self.repeat_penalty == 1.0
+
 
 def answer(model: Model, prompt_ids: Sequence[int], sampling: Sampling) -> str:
     """The whole answer to a prompt of token ids. Raises FasttuneError as `stream` does."""
@@ -242,8 +247,7 @@ def generate(model: Model, ids: list[int], sampling: Sampling) -> Iterator[bytes
     """The bytes of each generated token, which is appended to `ids`."""
     random = random_numbers(sampling)
     for _number in range(min(sampling.max_new_tokens, model.num_ctx - len(ids))):
-        logits = penalized(model.logits(ids)[0], ids, sampling.repeat_penalty)
-        token = sample_token(logits, sampling, random)
+        token = next_token(model.logits(ids)[0], ids, sampling, random)
         if model.ends_generation(token):
             break
         ids.append(token)
@@ -263,6 +267,11 @@ def decode_utf8(pieces: Iterable[bytes]) -> Iterator[str]:
         yield decoder.decode(piece)
     if text := decoder.decode(b"", final=True):
         yield text
+
+
+def next_token(logits: FloatArray, ids: Sequence[int], sampling: Sampling, random: np.random.Generator) -> int:
+    """The token after a sequence, prompt included, from its logits (vocab_size): penalized, then sampled."""
+    return sample_token(penalized(logits, ids, sampling.repeat_penalty), sampling, random)
 
 
 def penalized(logits: FloatArray, ids: Sequence[int], penalty: float) -> FloatArray:

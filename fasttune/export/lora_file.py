@@ -21,9 +21,10 @@ import numpy as np
 from fasttune.console import _, error
 from fasttune.export import verify
 from fasttune.export.artifact import Artifact, publish
+from fasttune.export.kept import kl_rows
 from fasttune.export.llama import open_gguf
 from fasttune.export.preflight import ExportPlan
-from fasttune.export.reference import forward, log_softmax
+from fasttune.export.reference import forward
 from fasttune.export.source_files import FloatArray
 from fasttune.export.weights import Base, Lora, Loras
 from fasttune.export.write import ARCHITECTURE, check_finite, gguf_name, write_gguf
@@ -110,10 +111,9 @@ def distance(adapter: Path, base_file: Path, plan: ExportPlan) -> float:
     ids = verify.encode(source.tokenizer, "\n".join(verify.TEXTS))[: 2 * POSITIONS]
     ids = ids[: source.base.shape.context_length]
     count = min(POSITIONS, len(ids) - 1)
-    trained = log_softmax(forward(source.base, source.loras, ids, count).astype(np.float64))
+    trained = forward(source.base, source.loras, ids, count)
     with open_gguf(base_file, len(ids) + 1, lora=adapter) as model:
-        found = log_softmax(model.logits(ids, last=count).astype(np.float64))
-    kl = float((np.exp(trained) * (trained - found)).sum(axis=1).mean())
+        kl = float(kl_rows(trained, model.logits(ids, last=count)).mean())
     if kl <= LARGEST_KL:
         return kl
     what = _("with this adapter llama.cpp predicts something else than was trained: KL {kl:.2g} (at most {limit:.2g})",

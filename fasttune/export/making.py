@@ -91,6 +91,10 @@ class FileMaker:
             self.warn(Finding("own-conversations-missing", "warning", self.plan.request.run_id, what))
         if finding := verdict.learned_nothing(self.plan.request.run_id, found.learned):
             self.warn(finding)
+        if found.in_4_bits is not None:
+            self.report(_("trained on the base in 4 bits (NF4), served on the one in 16 bits: KL {kl:.2g} between the "
+                          "two, perplexity {trained:.4g} and {served:.4g}", kl=found.in_4_bits.kl.mean(),
+                          trained=found.in_4_bits.perplexity, served=found.trained.perplexity))  # fmt: skip
         if found.base_bits is not None:
             what = _("base: most of its weights lie on a grid of {bits} bits: it was quantized before; types near that "
                      "keep less of an adapter", bits=found.base_bits)  # fmt: skip

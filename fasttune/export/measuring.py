@@ -16,13 +16,15 @@ from fasttune.runs.outcomes import ExportFigures, MeasuredOn
 class Standard:
     """What files are measured against: the reference of the check conversation, `fixed`, and of the run's `own`
     conversations, which come from `origin`; where it has none, they are the same. `trained` and `untrained` are the
-    distances of the trained model and of the base on `own`."""
+    distances of the trained model and of the base on `own`, `in_4_bits` those of the adapter on the base in NF4 where
+    QLoRA trained it."""
 
     fixed: Reference
     own: Reference
     origin: MeasuredOn
     trained: Distances
     untrained: Distances | None
+    in_4_bits: Distances | None
     base_bits: int | None
 
     @property
@@ -50,11 +52,12 @@ def compute_standard(plan: ExportPlan) -> Standard:
     base, chosen = source.base, request.conversations
     check = verify.check_passage(base, source.tokenizer, request.system)
     own = conversations.choose(chosen.measured, source.tokenizer, chosen.learn, base.shape)
-    reference = kept.compute_reference(base, source.loras, (check, *own))
+    reference = kept.compute_reference(base, source.loras, (check, *own), is_qlora=request.is_qlora)
     fixed = reference.part(slice(0, 1))
     measured = reference.part(slice(1, None)) if own else fixed
     trained, untrained = kept.measure_reference(measured)
-    return Standard(fixed, measured, chosen.origin if own else "fixed", trained, untrained, grid.find(base))
+    in_4_bits, origin = kept.measure_4_bits(measured), chosen.origin if own else "fixed"
+    return Standard(fixed, measured, origin, trained, untrained, in_4_bits, grid.find(base))
 
 
 def check_exact(path: Path, standard: Standard) -> None:
@@ -82,7 +85,7 @@ def figures(
 ) -> ExportFigures:
     """The figures of a partial file at `path`; `picked` as in ExportFigures."""
     kl = float(own.kl.mean())
-    share = standard.kept(kl)
+    share, stored = standard.kept(kl), quantize.stored(path)
     return ExportFigures(
         file=plan.request.path(quantization).name,
         type=quantization,
@@ -98,8 +101,12 @@ def figures(
         base_perplexity=None if standard.untrained is None else standard.untrained.perplexity,
         learned=standard.learned,
         kept=share,
-        tensor_types=quantize.tensor_types(path),
+        tensor_types=stored.types,
         imatrix=plan.imatrix if quantization in quantize.K_TYPES else "none",
         picked=picked,
         base_bits=standard.base_bits,
+        bits_per_weight=stored.bits_per_weight,
+        fallback_types=quantize.fallback_types(quantization, stored),
+        nf4_kl=None if standard.in_4_bits is None else float(standard.in_4_bits.kl.mean()),
+        nf4_perplexity=None if standard.in_4_bits is None else standard.in_4_bits.perplexity,
     )

@@ -16,12 +16,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from fasttune.console import _
+from fasttune.export import write
 from fasttune.export.source_files import DTYPES, FloatArray, Tensor, stored_bytes
 from fasttune.export.weights import Base, Loras, expected_tensors, merged_blocks
-from fasttune.export.write import check_finite
 from fasttune.files import file_sha256, whole_folder, write_json
 from fasttune.runs import documents
 from fasttune.runs.documents import MergedDocument
@@ -93,7 +91,7 @@ def write_safetensors(file: Path, tensors: Sequence[Tensor], loras: Loras, line:
         opened.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             for block in merged_blocks(tensor, loras.get(tensor.name)):
-                check_finite(tensor.name, block, math.inf)
+                write.check_finite(tensor.name, block, math.inf)
                 line.advance(opened.write(encode(block, tensor.dtype)))
 
 
@@ -104,7 +102,4 @@ def merged_bytes(base: Base) -> int:
 
 def encode(block: FloatArray, dtype: str) -> bytes:
     """The bytes of float32 values in a safetensors file of this type."""
-    if dtype != "BF16":
-        return block.astype(DTYPES[dtype]).tobytes()
-    bits = np.ascontiguousarray(block, dtype="<f4").view("<u4")
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+    return write.encode(block, "BF16") if dtype == "BF16" else block.astype(DTYPES[dtype]).tobytes()

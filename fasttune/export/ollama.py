@@ -37,6 +37,7 @@ from fasttune.export.ollama_server import (
     wrong_answers,
 )
 from fasttune.export.serving import DEFAULT, Serving
+from fasttune.training.progress import ByteLine
 
 if TYPE_CHECKING:
     from httpx import Request
@@ -68,7 +69,7 @@ def import_into_ollama(
     with ollama_errors(model, requests):
         kept = keep_existing(client, model, artifact.run_id, report)
         if not has_blob(requests[0], artifact.sha256):
-            upload(client, artifact, report)
+            upload(host, requests, artifact, report)
         create(client, artifact, model, parameters(num_ctx, serving), report)
     report(_("the model is in Ollama; run it with `ollama run {model}`", model=model))
     return kept
@@ -167,11 +168,11 @@ def has_blob(first_request: Request, sha256: str) -> bool:
     return True
 
 
-def upload(client: Client, artifact: Artifact, report: Report) -> None:
-    """Send the file. Raises FasttuneError where it is no longer the one that was checked."""
+def upload(host: str | None, requests: list[Request], artifact: Artifact, report: Report) -> None:
+    """Send the file, with its progress. Raises FasttuneError where it is no longer the one that was checked."""
     report(_("uploading {name} to Ollama ({size:.0f} MB)", name=artifact.path.name, size=artifact.bytes / 1e6))
-    with wrong_answers():
-        sent = client.create_blob(artifact.path)
+    with ByteLine(artifact.path.name, artifact.bytes) as line, wrong_answers():
+        sent = connect(host, requests, sent=line.advance).create_blob(artifact.path)
     if sent != f"sha256:{artifact.sha256}":
         what = _("{file}: checksum mismatch", file=artifact.path.name)
         why = _("it is not the file that was exported and checked")

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fasttune.console import _, error
+from fasttune.export import ollama_server
 from fasttune.export.llama import Sampling
-from fasttune.export.ollama_server import ollama_errors, wrong_answers
+from fasttune.export.ollama_server import full_name, ollama_errors, wrong_answers
 
 if TYPE_CHECKING:
     from httpx import Request
+    from ollama import Client
 
 Messages = Sequence[dict[str, str]]
 Answer = Callable[[Messages, Sampling], str]
@@ -53,23 +55,19 @@ def connect(model: str, host: str | None = None) -> Iterator[Answer]:
 
 
 @contextlib.contextmanager
-def connected(model: str, host: str | None) -> Iterator[Any]:
+def connected(model: str, host: str | None) -> Iterator[Client]:
     """A client of the server, with its errors as FasttuneError."""
-    import ollama
-
-    from fasttune.export import ollama_connection
-
     requests: list[Request] = []
-    client = ollama.Client(host, headers={"Accept-Encoding": "identity"}, **ollama_connection.options(requests.append))
+    client = ollama_server.connect(host, requests)
     with ollama_errors(model, requests):
         yield client
 
 
-def find(client: Any, model: str) -> str | None:
+def find(client: Client, model: str) -> str | None:
     """The digest of a model, which the server must have. Raises FasttuneError with the names there are."""
     with wrong_answers():
         present = {found.model: found.digest for found in client.list().models}
-    name = model if ":" in model else f"{model}:latest"
+    name = full_name(model)
     if name not in present:
         what = _("Ollama has no model {model}", model=model)
         known = ", ".join(sorted(map(str, present))) or _("none yet")

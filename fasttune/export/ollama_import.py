@@ -13,10 +13,10 @@ from pathlib import Path
 from fasttune.command import command_line, runs_option
 from fasttune.console import FasttuneError, Finding, _
 from fasttune.export.artifact import Artifact
-from fasttune.export.exporter import to_serve
 from fasttune.export.ollama import import_into_ollama
 from fasttune.export.proof import QUESTION, proof_findings, proof_line, prove
 from fasttune.export.request import AUTO
+from fasttune.export.served import to_serve
 from fasttune.export.serving import serving_of_run
 from fasttune.recipe.schema import ExportRecipe
 from fasttune.runs import documents

@@ -18,21 +18,25 @@ if TYPE_CHECKING:
     from httpx import Request
     from ollama import Client
 
+    from fasttune.export.ollama_connection import Sent
+
 # The first whose /api/create takes `files`, the names and checksums of uploaded files, in place of a Modelfile's text.
 OLDEST_VERSION = "0.5.5"
 INSTALL = "curl -fsSL https://ollama.com/install.sh | sh"
 REASON_CHARACTERS = 500
 
 
-def connect(host: str | None, requests: list[Request], **settings: float) -> Client:
+def connect(
+    host: str | None, requests: list[Request], *, quick_seconds: float | None = None, sent: Sent | None = None
+) -> Client:
     """A client of the server at `host` (None: OLLAMA_HOST, else this machine); its requests are appended to `requests`.
-    `settings` are those of `ollama_connection.options`.
+    `quick_seconds` and `sent` are those of `ollama_connection.options`.
 
     Raises FasttuneError for an address that is none.
     """
     from fasttune.export import ollama_connection
 
-    options = ollama_connection.options(requests.append, **settings)
+    options = ollama_connection.options(requests.append, quick_seconds=quick_seconds, sent=sent)
     try:
         import ollama  # makes a client of OLLAMA_HOST, whoever asks for which server
 
@@ -62,7 +66,7 @@ def ask_server(host: str | None, *, connect_seconds: float | None = None) -> Ser
     from fasttune.export import ollama_connection
 
     requests: list[Request] = []
-    client = connect(host, requests, **({} if connect_seconds is None else {"quick_seconds": connect_seconds}))
+    client = connect(host, requests, quick_seconds=connect_seconds)
     with ollama_errors("", requests):
         with wrong_answers():
             models = {str(found.model): str(found.digest) for found in client.list().models}

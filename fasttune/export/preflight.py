@@ -10,13 +10,12 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fasttune.console import FasttuneError, Finding, _
-from fasttune.export import chatml, imatrix, llama
+from fasttune.export import chatml, imatrix, layouts, llama
 from fasttune.export.adapter_reader import read_adapter
 from fasttune.export.artifact import document_path, is_unchanged, make_again, not_as_exported, read_document
 from fasttune.export.base_reader import read_base
@@ -256,14 +255,11 @@ def check_disk(request: ExportRequest, base: Base) -> list[Finding]:
     needed = sum(expected_bytes(base.shape, name) + KEY_BYTES for name in types) + SPARE_BYTES
     needed += merged_bytes(base) if request.keep_merged else 0
     needed += expected_bytes(base.shape, "f16") if request.adapter_file else 0  # the base that it is tried on
-    folder = next(folder for folder in (request.out.absolute(), *request.out.absolute().parents) if folder.exists())
+    folder = layouts.existing_part(request.out)
     if not folder.is_dir():
-        return [Finding("not-a-folder", "error", str(folder), _("is not a folder, so no file can be written into it"))]
-    free = shutil.disk_usage(folder).free
-    if free >= needed:
-        return []
-    what = _("{needed:.2f} GB are needed, {free:.2f} GB are free", needed=needed / 1e9, free=free / 1e9)
-    return [Finding("disk-full", "error", str(folder), what, fix=_("free some space, export fewer types or elsewhere"))]
+        what, fix = _("is not a folder, so no file can be written into it"), _("name another folder")
+        return [Finding("not-a-folder", "error", str(folder), what, fix=fix)]
+    return layouts.lacking_space(needed, folder, _("free some space, export fewer types or elsewhere"))
 
 
 def expected_bytes(shape: Shape, quantization: str) -> int:

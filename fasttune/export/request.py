@@ -27,6 +27,7 @@ class ExportRequest:
     message (None keeps the training template), `num_ctx` is the context length in tokens that the Modelfile asks for,
     `serving` its other numbers. With `adapter_file` the adapter alone becomes a GGUF file too. `epoch` is that of a
     picked adapter, "" for the run's own; it is in every name, so that files of several epochs lie side by side.
+    `is_qlora`: the adapter was trained on the base in NF4.
 
     The type "auto" stands for the smallest that keeps the share `keep` of what was learned, measured on the run's own
     `conversations`; `imatrix` is "own" (their importance matrix), "none" or a file. `root` holds the runs, for commands
@@ -49,6 +50,7 @@ class ExportRequest:
     serving: Serving = DEFAULT
     adapter_file: bool = False
     epoch: str = ""
+    is_qlora: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "types", tuple(dict.fromkeys(name.lower() for name in self.types)))
@@ -90,12 +92,12 @@ def request_for_run(run: Run, base: Path, recipe: ExportRecipe) -> ExportRequest
 
     Raises FasttuneError where a document of the run can't be read, or its picked epoch is gone.
     """
-    system, picked = documents.read_plan(run).system, epochs.picked_epoch(run)
+    plan, picked = documents.read_plan(run), epochs.picked_epoch(run)
     return ExportRequest(
-        base, epochs.served_adapter(run), run.exports, run.series, recipe.gguf, run.id, system, recipe.num_ctx,
+        base, epochs.served_adapter(run), run.exports, run.series, recipe.gguf, run.id, plan.system, recipe.num_ctx,
         recipe.keep_merged, conversations.of_run(run) if recipe.gguf else conversations.NONE, recipe.imatrix,
         recipe.keep, run.root, serving_of_run(run, base, recipe),
-        epoch=epochs.epoch_word(picked.epoch) if picked else "",
+        epoch=epochs.epoch_word(picked.epoch) if picked else "", is_qlora=plan.values.get("model.load_in_4bit") is True,
     )  # fmt: skip
 
 

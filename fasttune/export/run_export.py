@@ -17,9 +17,10 @@ from fasttune.command import command_line, runs_option
 from fasttune.console import FasttuneError, _, error, usage_error
 from fasttune.export import layouts, ollama
 from fasttune.export.artifact import Artifact
-from fasttune.export.exporter import disk_errors, export, record_figures, to_serve
+from fasttune.export.exporter import disk_errors, export, record_figures
 from fasttune.export.ollama_import import OllamaImport, held_back, import_run
 from fasttune.export.request import AUTO, ExportRequest, request_for_run
+from fasttune.export.served import to_serve
 from fasttune.planning.parents import how_to_finish
 from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import ExportRecipe, Recipe
@@ -202,8 +203,8 @@ def into_ollama(
 
 def copy_all(artifacts: list[Artifact], folder: Path) -> list[Path]:
     """Copy files into a folder. Raises FasttuneError where it has other files of these names, or no room."""
-    findings = [finding for artifact in artifacts for finding in layouts.lacking_space(artifact.path, folder)]
-    if findings:
+    needed = sum(artifact.bytes for artifact in artifacts if not (folder / artifact.path.name).exists())
+    if findings := layouts.lacking_space(needed, folder, _("free some space, or name another folder after --to")):
         raise FasttuneError(*findings)
     with disk_errors(folder):
         return [layouts.copy_file(artifact.path, folder) for artifact in artifacts]

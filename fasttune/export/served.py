@@ -1,13 +1,25 @@
-"""Which GGUF file of a run speaks for it: in `chat`, and wherever a run is named and a file is asked."""
+"""Which GGUF file of a run speaks for it.
+
+to_serve       of the files that an export has just made: it goes into the Modelfile and Ollama, and answers the
+               probe questions
+served_gguf    of a finished run, by its Modelfile: it answers in `chat`, and wherever a run is named and a file is
+               asked
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from fasttune.export.artifact import gguf_files, is_held_back, is_of_served_adapter
+from fasttune.export.artifact import Artifact, gguf_files, is_held_back, is_of_served_adapter
 from fasttune.runs.store import Run
 
 FROM = "FROM ./"
+
+
+def to_serve(artifacts: Sequence[Artifact]) -> Artifact | None:
+    """The first file that keeps enough of what was learned to be served; None where none does."""
+    return next((one for one in artifacts if one.is_served), None)
 
 
 def served_gguf(run: Run) -> Path | None:

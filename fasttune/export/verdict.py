@@ -12,7 +12,6 @@ chosen by: docs/export.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from fasttune.command import command_line, runs_option
@@ -79,8 +78,3 @@ def grid_reason(bits: int | None) -> str:
         return ""
     return _("the base was quantized before: most of its weights lie on a grid of {bits} bits, and rounding them to it "
              "again removes a small adapter", bits=bits)  # fmt: skip
-
-
-def held_back(figures: Sequence[ExportFigures]) -> tuple[str, ...]:
-    """The names of the files that are not served unless they are asked for by name."""
-    return tuple(one.file for one in figures if one.judgement == "loses-training")

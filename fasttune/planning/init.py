@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.command import command_line
-from fasttune.console import UsageError, _, ngettext, show_findings, usage_error
+from fasttune.console import FasttuneError, UsageError, _, ngettext, show_findings, usage_error
 from fasttune.data import dataset
 from fasttune.data.dataset import Sample
 from fasttune.data.tokenize import estimate_tokens
@@ -43,6 +43,7 @@ CONTEXT = 32768  # of Qwen2.5, in tokens
 TINY, TINY_LEARNING_RATE = "builtin:tiny", 2e-3
 WITH_K_QUANTS = ("1.5b", "3b", "7b")  # in the names of bases whose rows 256 divides
 PROBES, PROBE_CHARACTERS = 3, 200
+STANDARD = Path(__file__).parent.parent / "questions"  # those of `fasttune compare`, by language
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def settings(
         batch_line(train),
         *tiny_lines(base),
         *gguf_lines(base_lines(base, machine)[0].value),
-        probe_line(samples),
+        probe_line(*held_out_samples(files, val.value, samples)),
     ]
     return [line for line in chosen if KEYS[line.key].required or line.value not in (KEYS[line.key].default, [])]
 
@@ -225,15 +226,42 @@ def context(base: str | None) -> int:
     return length if isinstance(length, int) and length > 0 else CONTEXT
 
 
-def probe_line(samples: Sequence[Sample]) -> Line:
-    """probe.questions: the first questions of the first different samples, those of at most PROBE_CHARACTERS characters
-    where there are any."""
-    first = [message.content.strip() for sample in samples for message in sample.messages[:2] if message.role == "user"]
-    questions = list(dict.fromkeys(question for question in first if question))
+def probe_line(train: Sequence[Sample], held_out: Sequence[Sample]) -> Line:
+    """probe.questions: the first questions of the first different held-out samples, those of at most PROBE_CHARACTERS
+    characters where there are any; without held-out samples standard ones in the language of the data. None is a
+    question of the training samples, whose answers would be recited."""
+    trained = {message.content.strip() for sample in train for message in sample.messages}
+    first = [message.content.strip() for sample in held_out for message in sample.messages[:2]
+             if message.role == "user"]  # fmt: skip
+    questions = [question for question in dict.fromkeys(first) if question and question not in trained]
     short = [question for question in questions if len(question) <= PROBE_CHARACTERS]
-    return Line(
-        "probe.questions", (short or questions)[:PROBES], _("answered before and after; replace them by your own")
-    )
+    why = _("held-out questions, answered before and after; replace them by your own")
+    if not questions:
+        text = "".join(trained)
+        chinese = any("\u4e00" <= one <= "\u9fff" for one in text)
+        short = [question for question in standard_questions(chinese=chinese) if question not in trained]
+        why = _("not of the training data, answered before and after; replace them by your own")
+    return Line("probe.questions", (short or questions)[:PROBES], why)
+
+
+def standard_questions(*, chinese: bool) -> list[str]:
+    """The questions that `fasttune compare` asks of every model."""
+    text = (STANDARD / ("zh.txt" if chinese else "en.txt")).read_text(encoding="utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def held_out_samples(
+    files: Sequence[str], val: str | float, samples: Sequence[Sample]
+) -> tuple[Sequence[Sample], Sequence[Sample]]:
+    """The samples that a training by this recipe trains on, and those that it holds out; where the file of those can't
+    be used, `plan` and `run` say why."""
+    if not val:
+        return samples, ()
+    try:
+        read = dataset.load_dataset(DataRecipe(train=tuple(files), val=val), seed=KEYS["train.seed"].default)
+    except FasttuneError:
+        return samples, ()
+    return read.train, read.held_out
 
 
 # Writing ------------------------------------------------------------------------------------------------------------

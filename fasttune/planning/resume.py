@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.command import OnExisting, command_line, runs_option
-from fasttune.console import Finding, UsageError, _, ngettext, usage_error
+from fasttune.console import FasttuneError, Finding, UsageError, _, ngettext, usage_error
 from fasttune.planning.parents import MORE_EPOCHS, is_running, resume_command, run_command, unfinished
 from fasttune.planning.strategy import Plan, differences
-from fasttune.runs import store
+from fasttune.runs import documents, store
 from fasttune.runs.store import Run
 
 # What may differ when a run is resumed: none of it reaches the weights.
@@ -42,6 +42,37 @@ def run_to_resume(root: Path, plan: Plan, on_existing: OnExisting | None) -> Run
     if plan.recipe.strategy != "fresh" and on_existing is None and newest.status == "finished":
         return None  # a continuation of a finished run is a new run by its nature
     raise series_exists(root, plan, earlier)
+
+
+def require_same(run: Run, plan: Plan) -> Run:
+    """The run, if the plan is what it began with. Raises UsageError with each difference."""
+    changes = [entry for entry in differences(run, plan) if not entry[0].startswith(MAY_DIFFER)]
+    if changes:
+        raise UsageError(*(resume_differs(run, plan, *change) for change in changes))
+    return run
+
+
+def same_runs(root: Path, plan: Plan) -> list[Run]:
+    """The runs of a plan's series that train what it says, or have trained it, and keep the same epochs: the complete
+    ones first, of each kind the newest first. Those that a live process trains are not among them, nor any whose
+    documents are damaged."""
+    found = [run for run in reversed(store.list_runs(root, plan.recipe.name)) if is_same(run, plan)]
+    return sorted(found, key=lambda run: not documents.is_complete(run))
+
+
+def is_same(run: Run, plan: Plan) -> bool:
+    """Whether a run that no live process trains is the one that a plan would make."""
+    if run.status == "running" or not run.provenance.is_file():
+        return False
+    now, free = plan.document(), tuple(key for key in MAY_DIFFER if key != "train.keep_epochs")
+    try:
+        then = documents.read_plan(run)
+        changes = [key for key, _old, _new in differences(run, plan) if not key.startswith(free)]
+        documents.is_complete(run)  # reads its scores
+    except FasttuneError:
+        return False
+    start = [(one.parent, one.start, one.start_step, one.start_epoch, one.total_steps) for one in (then, now)]
+    return not changes and start[0] == start[1]
 
 
 def series_exists(root: Path, plan: Plan, earlier: Sequence[Run]) -> UsageError:

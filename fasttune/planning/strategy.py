@@ -326,6 +326,9 @@ def nothing_to_train(plan: Plan) -> Finding:
     if plan.recipe.train.max_steps:
         key, fix = "train.max_steps", _("raise train.max_steps (the total, the parent's included), or set it to 0 and "
                                         "say continue.add_epochs")  # fmt: skip
+    if plan.start.parent is None:
+        what = _("so small a share of an epoch comes to no step")
+        return Finding("nothing-to-train", "error", f"{plan.recipe.path}: {key}", what, fix=_("write 1 or more"))
     return Finding(
         "nothing-to-train", "error", f"{plan.recipe.path}: {key}",
         ngettext("the parent has trained {n} step already, this run would end at {total}",

@@ -270,6 +270,8 @@ def how_to_write(entry: Entry, meant: str) -> str:
     key = KEYS[meant]
     if entry.source == "override":
         return _("write `--set {key}=…`", key=meant)
+    if entry.source == "vary":
+        return _("write `--vary {key}=…`", key=meant)
     if key.table:
         return _("write {leaf} in table [{table}]", leaf=key.leaf, table=key.table)
     return _("write {leaf} at the top of the file, before the first [table]", leaf=key.leaf)
@@ -317,7 +319,7 @@ def contradictions(values: Mapping[str, Any], entries: Mapping[str, Entry]) -> l
         what = _("{name} is no name that Ollama can give a model", name=in_short(ollama))
         fix = _("use letters, digits, - _ and . and begin with a letter or digit; one :TAG may follow")
         refuse("export.ollama", what, fix)
-    if values.get("model.base") == "builtin:tiny" and values.get("model.load_in_4bit"):
-        what = _("builtin:tiny is too small to be held in 4 bits")
-        refuse("model.load_in_4bit", what, _("leave load_in_4bit out"))
+    if values.get("export.num_predict") == 0:
+        what = _("0 is no answer at all to llama.cpp, and an answer without end to Ollama")
+        refuse("export.num_predict", what, _("write -1 for no limit, or leave num_predict out"))
     return found

@@ -26,7 +26,7 @@ def refuse_what_is_no_recipe(path: Path) -> None:
     elif path.suffix.lower() in WEIGHT_FILES:
         problem = weights_problem(path)
     elif path.suffix.lower() in DATA_FILES and not is_toml(path):
-        problem = data_problem([path], _("this is a data file, not a recipe") if path.is_file() else "")
+        problem = data_problem([path], _("this is a data file, not a recipe") if path.is_file() else "", path)
     else:
         problem = None
     if problem:
@@ -40,7 +40,7 @@ def read_recipe(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         return read_toml(path)
     except UsageError:
         if begins_as_json(path):
-            raise data_problem([path], _("this is a data file, not a recipe")) from None
+            raise data_problem([path], _("this is a data file, not a recipe"), path) from None
         raise
 
 
@@ -62,13 +62,12 @@ def is_toml(path: Path) -> bool:
     return bool(document)
 
 
-def data_problem(files: list[Path], what: str) -> UsageError:
+def data_problem(files: list[Path], what: str, where: Path) -> UsageError:
     """The error for data in place of a recipe; `what` is empty where there is no such file."""
     command = command_line(["init", series_name(files[0]), *(word for one in files for word in ("--data", str(one)))])
     fix = _("write a recipe for it, and train that one: `{command}`", command=command)
     if not what:
         fix = _("a recipe is a .toml file; one for a data file is made by `{command}`", command=command)
-    where = files[0] if len(files) == 1 else files[0].parent
     return usage_error("not-a-recipe" if what else "recipe-not-found", what or _("there is no such file"),
                        where=str(where), fix=fix)  # fmt: skip
 
@@ -104,5 +103,5 @@ def folder_problem(path: Path) -> UsageError | None:
         fix = _('name it in a recipe: base = "{path}" under [model]', path=path)
         return usage_error("not-a-recipe", _("this is the folder of a model, not a recipe"), where=str(path), fix=fix)
     if data := sorted(one for one in path.iterdir() if one.suffix in (".jsonl", ".json") and one.is_file()):
-        return data_problem(data, _("this is a folder of data files, not a recipe"))
+        return data_problem(data, _("this is a folder of data files, not a recipe"), path)
     return None

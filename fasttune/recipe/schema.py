@@ -26,16 +26,19 @@ def setting(
     most: str = "",
     prose: bool = False,
     words: bool = False,
+    filled: bool = False,
     example: str = "",
 ) -> Any:
     """A dataclass field that is a setting.
 
     `default` is MISSING where the setting is required; then `example` is a value for hints. The bounds (≥, >, ≤, <) are
     for numbers; `most` is why there is an upper one, where the number itself does not say it. A text of `prose` may
-    hold tabs and line breaks. `words` are names of any case, and a text may hold several of them between commas.
+    hold tabs and line breaks. `words` are names of any case, and a text may hold several of them between commas. What
+    is `filled` has a default, but may not be written empty.
     """
     bounds = {sign: bound for sign, bound in (("≥", ge), (">", gt), ("≤", le), ("<", lt)) if bound is not None}
-    more = {"bounds": bounds, "most": most, "prose": prose, "words": words, "example": example}
+    more = {"bounds": bounds, "most": most, "prose": prose, "words": words}
+    more |= {"filled": filled, "example": example}
     return field(default=default, metadata={"help": help, **more})
 
 
@@ -52,6 +55,7 @@ class Key:
     prose: bool
     example: str
     words: bool = False
+    filled: bool = False
 
     @property
     def required(self) -> bool:
@@ -122,7 +126,9 @@ class ModelRecipe:
         'hub name ("Qwen/Qwen2.5-0.5B-Instruct"), local folder, or "builtin:tiny"',
         example="Qwen/Qwen2.5-0.5B-Instruct",
     )
-    load_in_4bit: bool = setting(False, "QLoRA: hold the base in 4 bits (NF4); needs a CUDA GPU")
+    load_in_4bit: bool = setting(
+        False, "QLoRA: hold the base in 4 bits (NF4): a third of the memory or less; slower, above all on a CPU"
+    )
     max_seq_length: int = setting(
         2048,
         "longest sample in tokens; a longer one is an error and never truncated",
@@ -163,7 +169,7 @@ class LoraRecipe:
     dropout: float = setting(
         0.0, "dropout on the adapter's input; above 0, no prefix can be shared", ge=0, lt=1, most=DROPOUT
     )
-    target_modules: tuple[Module, ...] = setting(get_args(Module), "linear layers that get an adapter")
+    target_modules: tuple[Module, ...] = setting(get_args(Module), "linear layers that get an adapter", filled=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +279,9 @@ class ExportRecipe:
         0.9, "share of what was learned that a file must keep, or it is warned about", gt=0, lt=1, most=KEPT
     )
     imatrix: str = setting(
-        "own", "importance matrix for the types below q8_0: own (of the training conversations), none, or a file"
+        "own",
+        "importance matrix for the types below q8_0: own (of the training conversations), none, or a file",
+        filled=True,
     )
     ollama: str = setting("", "name of the model in Ollama; empty: no import")
     num_ctx: int = setting(

@@ -15,7 +15,8 @@ from typing import Any
 
 from fasttune.command import command_line
 from fasttune.console import UsageError, _, usage_error
-from fasttune.files import UndecodableText, decode_text, read_file
+from fasttune.decoding import UndecodableText, decode_text
+from fasttune.files import read_file
 
 if sys.version_info >= (3, 11):
     import tomllib

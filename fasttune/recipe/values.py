@@ -23,6 +23,7 @@ from fasttune.recipe.schema import Key
 from fasttune.recipe.toml_file import REFUSED, toml_value
 
 MOST_SHOWN = 100  # characters of a value in a message
+LONGEST_TEXT = 4_096  # characters of a path or a name, as of a path of Linux
 MOST_BITS = 256  # of a whole number that a message shows; Python refuses to write one of more than 4,300 digits
 LINE_BREAK = re.compile(r"[\x00-\x1f]")
 UNDECODED = re.compile("[\ud800-\udfff]")  # what Python makes of bytes on the command line that are not UTF-8
@@ -31,7 +32,8 @@ BOUNDS: dict[str, Callable[[Any, Any], bool]] = {"≥": operator.ge, ">": operat
 
 @dataclass(frozen=True)
 class Entry:
-    """A value as written: its dotted key, its location for findings, and its source, "recipe" or "override"."""
+    """A value as written: its dotted key, its location for findings, and its source: "recipe", "override" or
+    "vary"."""
 
     key: str
     value: Any
@@ -77,7 +79,7 @@ def refusal(entry: Entry, key: Key) -> Finding | None:
         return out_of_range(entry, key, value)
     texts = [value] if isinstance(value, str) else value if isinstance(value, tuple) else ()
     blank = not all(text.strip() for text in texts)
-    if (key.required and (blank or not texts)) or (blank and isinstance(value, tuple)):
+    if ((key.required or key.filled) and (blank or not texts)) or (blank and isinstance(value, tuple)):
         full = any(text.strip() for text in texts)
         what = _("{key} holds an empty text", key=key.name) if full else _("{key} is empty", key=key.name)
         return entry.refuse("empty-value", what, example_line(key), _(key.help))
@@ -88,6 +90,12 @@ def refusal(entry: Entry, key: Key) -> Finding | None:
     if any(UNDECODED.search(text) for text in texts):
         fix = _("type it in UTF-8, or write it into the recipe")
         return entry.refuse("not-utf-8", _("{key} holds bytes that are not UTF-8 text", key=key.name), fix)
+    if not key.prose and len(longest := max(texts, key=len, default="")) > LONGEST_TEXT:
+        what = _(
+            "{key} is a text of {n:,} characters; no path or name has more than {most:,}",
+            key=key.name, n=len(longest), most=LONGEST_TEXT,
+        )  # fmt: skip
+        return entry.refuse("value-too-long", what, example_line(key), _(key.help))
     if not key.prose and any(LINE_BREAK.search(text) for text in texts):
         fix = _("write a path with / or in 'single quotes': a backslash in double quotes starts an escape")
         return entry.refuse("control-character", _("{key} holds a tab or line break", key=key.name), fix)

@@ -182,11 +182,18 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe question with the answers of the base and of the trained model ("" before it was asked)."""
+    """A probe question with the answers of the base and of the trained model ("" before it was asked).
+
+    `base_cut` and `trained_cut` say that an answer is as long as the recipe allows, `is_trained` that the question
+    stands in the training samples.
+    """
 
     question: str
     base: str
     trained: str = ""
+    base_cut: bool = False
+    trained_cut: bool = False
+    is_trained: bool = False
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def served_probes(run: Run) -> tuple[Probe, ...]:
         return probes
     asked = next((one.questions for one in epoch_scores(run) if one.step == picked.step), ())
     said = dict(zip(asked, picked.answers, strict=False))
-    return tuple(replace(probe, trained=said.get(probe.question, "")) for probe in probes)
+    return tuple(replace(probe, trained=said.get(probe.question, ""), trained_cut=False) for probe in probes)
 
 
 def served_adapter(run: Run) -> Path:

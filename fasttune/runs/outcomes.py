@@ -6,7 +6,7 @@ comparisons in blind.json, and which epoch was picked in picked.json. And the an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 FactState = Literal["kept", "lost", "contradicted"]
@@ -179,6 +179,12 @@ class ExportFigures:
     `kept` is None where there is no adapter, or it changed too little to judge by. `tensor_types` says how many
     matrices the file has of each type, `base_bits` on the grid of how many bits the base lies (export.grid). `imatrix`:
     "none", "own", or the sha256 of the file it was read from. `picked`: the user left the choice of the type to `auto`.
+
+    `bits_per_weight` is the size of all tensors by their number of weights (None: from before it was recorded), and
+    `fallback_types` says in which types llama.cpp stored the matrices that the file's own type can't hold, as 256 does
+    not divide their rows.
+    After QLoRA `nf4_kl` is KL(adapter on NF4 ‖ adapter on 16 bits), what was trained against what is served, and
+    `nf4_perplexity` the former's; None after another training.
     """
 
     file: str
@@ -199,3 +205,7 @@ class ExportFigures:
     imatrix: str = "none"
     picked: bool = False
     base_bits: int | None = None
+    bits_per_weight: float | None = None
+    fallback_types: Mapping[str, int] = field(default_factory=dict)
+    nf4_kl: float | None = None
+    nf4_perplexity: float | None = None

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from fasttune.command import command_line, runs_option
-from fasttune.console import FasttuneError, Finding, UsageError, _, error, usage_error
+from fasttune.console import FasttuneError, Finding, UsageError, _, error, show_findings, usage_error
 from fasttune.files import (
     RUN_LOCK_SECONDS,
     SERIES_LOCK_SECONDS,
@@ -165,10 +165,10 @@ def list_runs(root: Path, series: str) -> list[Run]:
 def list_series(root: Path, findings: list[Finding] | None = None) -> list[str]:
     """Names of all series under a runs folder; of one whose folder can't be listed a finding is added instead.
 
-    Raises OSError where the runs folder itself can't be listed.
+    Raises OSError where the runs folder itself can't be listed, or is a file.
     """
     names = []
-    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+    for folder in sorted(root.iterdir()) if root.exists() else ():
         try:
             with condition_as_error():
                 is_series = folder.is_dir() and bool(list_runs(root, folder.name))
@@ -310,6 +310,19 @@ def exclusive(run: Run, *, seconds: float = RUN_LOCK_SECONDS) -> Iterator[None]:
     """
     with locked(run.lock, in_use(run), seconds=seconds):
         yield
+
+
+def keep(run: Run, write: Callable[[], None]) -> bool:
+    """Write what was computed of a run into its folder, under its lock. Returns whether it was written: where another
+    process uses the run, or the disk does not take it, that is a warning, since the result itself is shown."""
+    try:
+        with condition_as_error(), exclusive(run):
+            write()
+    except FasttuneError as problem:
+        what = _("the result is shown, and not kept")
+        show_findings([replace(one, level="warning", what=f"{what}: {one.what}") for one in problem.findings])
+        return False
+    return True
 
 
 def require_unused(run: Run) -> None:

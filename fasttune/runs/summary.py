@@ -6,7 +6,6 @@ checkpoint on the same data is judged with the history of its parents.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,10 +15,11 @@ from typing import Any
 
 from fasttune import files
 from fasttune.console import FasttuneError, Finding, _
-from fasttune.runs import documents, epochs, judgement, store
+from fasttune.runs import documents, judgement, store
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.history import EpochMeans, last_epoch, read_history
 from fasttune.runs.judgement import Judgement
+from fasttune.runs.run_files import RunFiles
 from fasttune.runs.store import Run
 
 # Settings that always differ from parent to child, or that the change of "epochs" stands for.
@@ -109,25 +109,25 @@ def read_figures(run: Run, current: bool = False) -> Figures:
 
 def figures_of(run: Run, current: bool) -> Figures:
     """As `read_figures`. Raises OSError too."""
-    plan, parent = read_plan(run), existing_parent(run)
-    trained = [line for line in read_history(run) if "loss" in line]
-    evaluated = judgement.evaluations(full_history(run))
+    found = RunFiles(run)
+    plan, parent, judged, picked = found.plan, found.parent, found.judged, found.picked
+    trained = [line for line in found.own_history if "loss" in line]
+    evaluated = found.evaluations
     last = trained[-1] if trained else {}
     epoch = last_epoch(trained, plan.steps_per_epoch if plan else 1)
-    judged, picked = judge(run), epochs.picked_epoch(run)
     return Figures(
         id=run.id,
         current=current,
         strategy=plan.strategy if plan else run.id.partition("-")[2],
-        parent=parent.id if parent else None,
-        changes=changes(documents.read_plan(parent), plan) if parent and plan else (),
+        parent=parent.run.id if parent else None,
+        changes=changes(parent.plan, plan) if parent and parent.plan and plan else (),
         status=run.status,
         steps=last.get("step", 0),
         epochs=last.get("epoch", 0.0),
         first_loss=trained[0]["loss"] if trained else None,
         loss=last.get("loss"),
         epoch_loss=epoch.loss if epoch else None,
-        eval_loss=adapter_eval_loss(run),
+        eval_loss=found.adapter_eval_loss,
         best_eval_loss=judgement.best_evaluation(evaluated).loss if evaluated else None,
         mean_token_accuracy=epoch.accuracy if epoch else None,
         verdict=judged.verdict if judged else None,
@@ -137,44 +137,19 @@ def figures_of(run: Run, current: bool) -> Figures:
         picked_epoch=picked.epoch if picked else None,
         held_out_samples=plan.val_samples if plan else 0,
         exports=exported(run),
-        date=began(run),
+        date=began(found),
         folder=str(run.folder),
     )
 
 
 def read_plan(run: Run) -> PlanDocument | None:
     """The plan of a run; None where it has none."""
-    return documents.read_plan(run) if run.plan.is_file() else None
+    return RunFiles(run).plan
 
 
-def existing_parent(run: Run) -> Run | None:
-    """The run that this one continued from; None where it was deleted since, also where its number was given again, and
-    where its documents are damaged."""
-    plan = read_plan(run)
-    parent = store.by_id(run.root, plan.parent) if plan and plan.parent else None
-    if parent is None or not parent.plan.is_file() or not is_older(parent, run):
-        return None
-    try:
-        documents.read_plan(parent)
-        return parent if created(parent) <= created(run) else None
-    except FasttuneError:
-        return None
-
-
-def is_older(parent: Run, run: Run) -> bool:
-    """Whether a parent's number is below its child's, in one series: damaged documents that name each other would make
-    an endless chain."""
-    return parent.series != run.series or store.run_number(parent) < store.run_number(run)
-
-
-def created(run: Run) -> str:
-    """When a run began, UTC, ISO 8601; empty where it has no provenance."""
-    return documents.read_provenance(run).created if run.provenance.is_file() else ""
-
-
-def began(run: Run) -> str:
+def began(found: RunFiles) -> str:
     """When a run began, in local time to the minute."""
-    moment = created(run)
+    run, moment = found.run, found.created
     try:
         began_at = datetime.fromisoformat(moment) if moment else datetime.fromtimestamp(run.folder.stat().st_mtime)
     except ValueError:
@@ -208,69 +183,29 @@ def final_means(run: Run) -> EpochMeans:
 
 
 def full_history(run: Run) -> list[dict[str, Any]]:
-    """The history lines up to the run's end, oldest first, those of the parents included whose checkpoint it continued
-    from with the same data, up to that checkpoint."""
-    parent = parent_on_same_data(run)
-    before: list[dict[str, Any]] = []
-    with contextlib.suppress(FasttuneError):  # a damaged history of the parent is a finding about the parent
-        before = full_history(parent) if parent else []
-    begins = documents.read_plan(run).start_step if before else 0
-    return [*(line for line in before if not begins or line["step"] <= begins), *read_history(run)]
+    """The history lines up to the run's end, as in `RunFiles.history`."""
+    return RunFiles(run).history
 
 
 def parent_on_same_data(run: Run) -> Run | None:
     """The parent whose checkpoint a run continued from with the same data, None where there is none."""
-    plan, parent = read_plan(run), existing_parent(run)
-    if parent is None or plan is None or plan.start != "checkpoint":
-        return None
-    return parent if documents.read_plan(parent).data_fingerprint == plan.data_fingerprint else None
-
-
-def began_from_base(run: Run) -> bool:
-    """Whether the first line of a run's full history is that of a base."""
-    plan, parent = read_plan(run), parent_on_same_data(run)
-    return began_from_base(parent) if parent else plan is not None and plan.start == "base"
+    parent = RunFiles(run).parent_on_same_data
+    return parent.run if parent else None
 
 
 def held_out_losses(run: Run) -> list[float]:
     """Every held-out loss up to the run's end, oldest first, parents included as in `full_history`."""
-    return [one.loss for one in judgement.evaluations(full_history(run))]
+    return [one.loss for one in RunFiles(run).evaluations]
 
 
 def judge(run: Run) -> Judgement | None:
     """The verdict on a run with its reason; None where no step was logged."""
-    plan = read_plan(run)
-    if plan is None or not any("loss" in line for line in read_history(run)):
-        return None
-    return judgement.judge(
-        full_history(run),
-        plan.steps_per_epoch,
-        plan.val_samples,
-        from_base=began_from_base(run),
-        keeps_best=keeps_best(run),
-        served=adapter_eval_loss(run),
-    )
+    return RunFiles(run).judged
 
 
 def keeps_best(run: Run) -> bool:
-    """Whether the adapter that a run serves is that of the lowest held-out loss by choice: early stopping's, or that of
-    the person who picked it."""
-    picked, plan = epochs.picked_epoch(run), read_plan(run)
-    if picked is None:
-        return bool(plan and plan.values.get("train.early_stopping_patience"))
-    evaluated = judgement.evaluations(full_history(run))
-    return bool(evaluated) and judgement.best_evaluation(evaluated).step == picked.step
-
-
-def adapter_eval_loss(run: Run) -> float | None:
-    """The held-out loss of the adapter that a run serves: of a picked epoch its own, with early stopping the lowest,
-    else the last; None where there is none."""
-    evaluated = held_out_losses(run)
-    if picked := epochs.picked_epoch(run):
-        return picked.eval_loss
-    if not evaluated:
-        return None
-    return min(evaluated) if keeps_best(run) else evaluated[-1]
+    """Whether the adapter that a run serves is that of the lowest held-out loss by choice."""
+    return RunFiles(run).keeps_best
 
 
 def exported(run: Run) -> tuple[Mapping[str, Any], ...]:

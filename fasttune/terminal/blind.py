@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from rich.markup import escape
 from rich.table import Table
 
-from fasttune.console import _, can_ask, ngettext, print_json, say, stderr_console, stdout_console, usage_error
+from fasttune.console import _, can_ask, ngettext, print_json, put, say, stderr_console, stdout_console, usage_error
 from fasttune.runs import documents, store, typed_json
 from fasttune.runs.outcomes import Answered, BlindChoice, BlindComparison, BlindComparisons
 from fasttune.runs.store import Run
@@ -45,14 +45,12 @@ def compare_blind(questions: Sequence[Answered], run: Run | None, *, as_json: bo
     try:
         pick(pairs, picked)
     except KeyboardInterrupt:
-        if run is not None and picked:
-            keep(run, sitting(questions, picked))
+        if run is not None and picked and store.keep(run, lambda: add(run, sitting(questions, picked))):
             say(_("kept in {file}", file=run.blind))
         raise
     found = sitting(questions, picked)
-    if run is not None and picked:
-        keep(run, found)
-    show(found, run, as_json=as_json)
+    is_kept = run is not None and bool(picked) and store.keep(run, lambda: add(run, found))
+    show(found, run if is_kept else None, as_json=as_json)
     return 0
 
 
@@ -102,8 +100,13 @@ def sitting(questions: Sequence[Answered], picked: Sequence[BlindChoice]) -> Bli
 def keep(run: Run, found: BlindComparison) -> None:
     """Add a sitting to the run's blind.json. Raises FasttuneError where another process uses the run."""
     with store.exclusive(run):
-        before = documents.read(run.blind, BlindComparisons) if run.blind.is_file() else BlindComparisons()
-        documents.write(run.blind, BlindComparisons((*before.comparisons, found)))
+        add(run, found)
+
+
+def add(run: Run, found: BlindComparison) -> None:
+    """Add a sitting to the run's blind.json; the caller holds the run's lock."""
+    before = documents.read(run.blind, BlindComparisons) if run.blind.is_file() else BlindComparisons()
+    documents.write(run.blind, BlindComparisons((*before.comparisons, found)))
 
 
 def show(found: BlindComparison, run: Run | None, *, as_json: bool) -> None:
@@ -118,7 +121,7 @@ def show(found: BlindComparison, run: Run | None, *, as_json: bool) -> None:
         table.add_row(escape(choice.question), *map(escape, choice.order), escape(choice.picked or _("no difference")))
     stdout_console.print(table)
     for name, count in found.picks.items():
-        stdout_console.print(f"{name}: {count}", markup=False, soft_wrap=True)
-    stdout_console.print(f"{_('no difference')}: {found.no_difference}", markup=False, soft_wrap=True)
+        put(f"{name}: {count}")
+    put(f"{_('no difference')}: {found.no_difference}")
     if run is not None and found.choices:
         say(_("kept in {file}", file=run.blind))

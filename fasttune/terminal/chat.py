@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
 
 from fasttune.analysis import sources, speakers
 from fasttune.analysis.conversation import Conversation, Pieces, Reply
@@ -57,26 +59,28 @@ ENDINGS = {
 @dataclass(frozen=True)
 class ChatRequest:
     """What `fasttune chat` was asked for: names of models, one question or None for a conversation, a system prompt in
-    place of each model's own, and whether a run's adapter answers in place of its GGUF file. `as_served`: tokens are
-    sampled as the first model's run says, in place of `sampling`."""
+    place of each model's own, and whether a run's adapter answers in place of its GGUF file. `temperature` and
+    `max_new_tokens` take the place of those that the first model's run is served with."""
 
     names: tuple[str, ...]
     root: Path
     prompt: str | None
     system: str | None
-    sampling: Sampling
     adapter: bool
-    as_served: bool = False
+    temperature: float | None = None
+    max_new_tokens: int | None = None
 
 
 class Chat:
-    """The conversations of one chat, a model each, which are asked the same questions.
+    """The conversations of one chat, a model each, which are asked the same questions and sampled alike: as the first
+    model's run is served.
 
     `base` is the conversation with the base, loaded when /compare first asks for it.
     """
 
     def __init__(self, request: ChatRequest, models: Sequence[Named], loading: contextlib.ExitStack) -> None:
         self.request, self.models, self.loading = request, models, loading
+        self.sampled = speakers.served_sampling(models[0], request.temperature, request.max_new_tokens)
         self.typed = request.prompt is None and can_ask()
         self.conversations = {self.title(model): self.begin(model) for model in models}
         self.base: Conversation | None = None
@@ -102,7 +106,7 @@ class Chat:
 
     def sampling(self) -> Sampling:
         """How this answer is sampled: by a seed of its own."""
-        return replace(self.request.sampling, seed=random.randrange(2**31))
+        return replace(self.sampled, seed=random.randrange(2**31))
 
     def show(self, title: str, conversation: Conversation, pieces: Pieces) -> None:
         """Print an answer as it comes. Ctrl-C ends it, and the chat only where nobody is at the terminal."""
@@ -184,6 +188,8 @@ class Chat:
 
     def retry(self) -> None:
         """The last question again, for every model that has one."""
+        if self.sampled.temperature <= 0:
+            say(_("at temperature 0 every answer is the likeliest one: the same again"))
         for title, conversation in self.conversations.items():
             if conversation.question is None:
                 say(_("nothing was asked yet"))
@@ -232,8 +238,6 @@ def chat(request: ChatRequest) -> None:
     prompt = chat_input.option_text("--prompt", request.prompt)
     request = replace(request, prompt=prompt, system=chat_input.option_text("--system", request.system))
     models = speakers.find(request.names, request.root, adapter=request.adapter)
-    if request.as_served:
-        request = replace(request, sampling=speakers.served_sampling(models[0], request.sampling))
     with contextlib.ExitStack() as loading:
         running = Chat(request, models, loading)
         if request.prompt is not None:
@@ -272,9 +276,18 @@ def write(pieces: Iterable[str]) -> None:
 
 def show_help() -> None:
     """The commands and the keys."""
-    for word, (argument, meaning) in COMMANDS.items():
-        say(f"  {f'{word} {_(argument)}'.strip() if argument else word:<16}{_(meaning)}")
+    stderr_console.print(command_list())
     say(_("  Enter sends, Alt+Enter begins a new line, Ctrl-C stops an answer, Up shows earlier questions"))
+
+
+def command_list() -> Padding:
+    """A row for each command; what is too long for the screen goes on below its own column."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for word, (argument, meaning) in COMMANDS.items():
+        table.add_row(escape(f"{word} {_(argument)}" if argument else word), escape(_(meaning)))
+    return Padding(table, (0, 0, 0, 2))
 
 
 def waiting(text: str) -> contextlib.AbstractContextManager[object]:

@@ -14,7 +14,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
 from fasttune.console import _, say, usage_error
-from fasttune.files import UndecodableText, decode_text
+from fasttune.decoding import UndecodableText, decode_text
 from fasttune.machine import cache_folder
 from fasttune.recipe.values import UNDECODED
 

@@ -14,6 +14,7 @@ from fasttune.console import (
     exit_code,
     ngettext,
     print_json,
+    put,
     say,
     show_findings,
     stdout_console,
@@ -37,7 +38,7 @@ def show(report: Report, *, as_json: bool) -> int:
         return exit_code(findings)
     show_by_code(findings)
     for line in figure_lines(report.figures, stdout_console.encoding, stdout_console.width):
-        stdout_console.print(line, markup=False, soft_wrap=True)
+        put(line)
     counts = [sum(one.level == level for one in findings) for level in ("error", "warning", "info")]
     say(count_line(*counts))
     return exit_code(findings)
@@ -59,7 +60,7 @@ def show_mended(out: Path, done: Sequence[Finding], *, as_json: bool) -> int:
         print_json({"written": str(out), "changes": [asdict(one) for one in done]})
         return 0
     for one in done:
-        stdout_console.print(f"{one.where}: {one.what}", markup=False, soft_wrap=True)
+        put(f"{one.where}: {one.what}")
     say(ngettext("wrote {out}: {n} change", "wrote {out}: {n} changes", len(done), out=out))
     return 0
 

@@ -62,6 +62,7 @@ SYNONYMS = {
     "page": "report", "html": "report", "summary": "report", "plot": "report", "curves": "report",
     "epochs": "pick", "epoch": "pick", "rollback": "pick", "revert": "pick", "select": "pick",
     "merge": "export", "gguf": "export", "convert": "export", "quantize": "export",
+    "tune": "sweep", "search": "sweep", "grid": "sweep", "optuna": "sweep", "hpo": "sweep", "hparams": "sweep",
     "new": "init", "create": "init", "example": "init --example quickstart", "benchmark": "bench",
     "dry-run": "plan", "lint": "check", "validate": "plan", "tokenize": "show", "preview": "show", "help": "--help",
     "version": "--version", "env": "doctor", "info": "doctor", "selftest": "doctor", "nvidia-smi": "doctor",
@@ -72,6 +73,7 @@ GROUPS = (
         "init": N_("Write a first recipe for a data file, or a complete example"),
         "plan": N_("Show what a training would do; starts nothing"),
         "run": N_("Train, export GGUF files, answer the probe questions"),
+        "sweep": N_("Try several values of a setting, choose by held-out loss"),
         "menu": N_("Pick a series, a recipe or a file, and what to do"),
     }),
     (N_("Look"), {

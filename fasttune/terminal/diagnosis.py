@@ -13,7 +13,7 @@ from fasttune.analysis.checklist import Item
 from fasttune.analysis.diagnose import OURS, Diagnosis, diagnose
 from fasttune.analysis.evidence import label
 from fasttune.analysis.training_facts import history_of
-from fasttune.console import STYLES, Finding, _, exit_code, print_json, stdout_console
+from fasttune.console import STYLES, Finding, _, exit_code, print_json, put, stdout_console
 from fasttune.terminal.verdicts import BLOCKS, can_show, curves
 
 
@@ -27,10 +27,10 @@ def show(root: Path, name: str, *, as_json: bool, with_checklist: bool) -> int:
         print_json(document(found))
     else:
         for line, style in lines(found, stdout_console.width, stdout_console.encoding):
-            stdout_console.print(line, style=style, markup=False, soft_wrap=True)
+            put(line, style)
         if with_checklist:
             for line in checklist_lines(found.checklist):
-                stdout_console.print(line, markup=False, soft_wrap=True)
+                put(line)
     return exit_code(found.findings)
 
 

@@ -7,7 +7,18 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from fasttune.console import _, exit_code, ngettext, print_json, say, stdout_console, worst_first
+from fasttune.console import (
+    _,
+    exit_code,
+    ngettext,
+    print_json,
+    print_line,
+    put,
+    say,
+    stdout_console,
+    styled,
+    worst_first,
+)
 from fasttune.doctor.bug_report import report
 from fasttune.doctor.examine import examine, json_document
 from fasttune.doctor.outcome import STATES, Check, State, findings
@@ -38,11 +49,11 @@ def show_doctor(runs: Path, *, trains: bool, as_json: bool, as_report: bool) -> 
 def show(check: Check) -> None:
     """Print a check: its state, its title and what was measured; what mends it below."""
     state = f"[{STYLES[check.state]}]{escape(_(STATES[check.state]))}[/]"
-    stdout_console.print(f"{state}: [bold]{escape(check.title)}[/]: {escape(check.measured)}", soft_wrap=True)
+    print_line(styled(f"{state}: [bold]{escape(check.title)}[/]: {escape(check.measured)}"), stdout_console)
     if check.why:
-        stdout_console.print(f"  {escape(check.why)}", soft_wrap=True)
+        put(f"  {check.why}")
     if check.fix:
-        stdout_console.print(f"  [green]{_('hint')}:[/] {escape(check.fix)}", soft_wrap=True)
+        print_line(styled(f"  [green]{_('hint')}:[/] {escape(check.fix)}"), stdout_console)
 
 
 def summary(checks: list[Check]) -> str:

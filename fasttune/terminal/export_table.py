@@ -51,7 +51,23 @@ def notes(figures: Sequence[ExportFigures]) -> Iterator[str]:
                 n=first.conversations)  # fmt: skip
     else:
         yield _("measured on {tokens} of fixed texts", tokens=tokens)
+    if first.nf4_kl is not None and first.nf4_perplexity is not None:
+        yield _("trained on the base in 4 bits (NF4), served on the one in 16 bits: KL {kl:.2g} between the two, "
+                "perplexity {trained:.4g} and {served:.4g}", kl=first.nf4_kl, trained=first.nf4_perplexity,
+                served=first.trained_perplexity)  # fmt: skip
     for one in figures:
         if one.type not in WRITTEN and len(one.tensor_types) > 1:
-            types = ", ".join(f"{count} {name}" for name, count in one.tensor_types.items())
-            yield _("{type} is here: {types}", type=one.type, types=types)
+            yield from what_it_is(one)
+
+
+def what_it_is(one: ExportFigures) -> Iterator[str]:
+    """Of which types the matrices of a file are, and why they are others than its name says."""
+    types = ", ".join(f"{count} {name}" for name, count in one.tensor_types.items())
+    if one.bits_per_weight is None:
+        yield _("{type} is here: {types}", type=one.type, types=types)
+        return
+    yield _("{type} is here {bits:.1f} bits a weight: {types}", type=one.type, bits=one.bits_per_weight, types=types)
+    if one.fallback_types:
+        n, count = sum(one.fallback_types.values()), sum(one.tensor_types.values())
+        yield _("{n} of its {count} matrices have rows that 256 does not divide: llama.cpp stores them as {types}", n=n,
+                count=count, types=", ".join(one.fallback_types))  # fmt: skip

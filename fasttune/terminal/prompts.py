@@ -23,6 +23,7 @@ from fasttune.console import _, line_starts, say
 SHORTCUTS = string.digits[1:] + "0" + string.ascii_lowercase  # the keys that questionary numbers choices by
 LEADING_BACK = ("back", "cancel", "quit", "no")  # the keys of choices that Esc stands for
 INDENT = 6  # columns before a choice's title: ` » 1) `
+MARK = 2  # columns before a question: `? `
 STYLE = questionary.Style([("highlighted", "bold"), ("selected", ""), ("answer", "bold")])
 
 
@@ -32,22 +33,28 @@ class WentBack(KeyboardInterrupt):
 
 def choose(question: str, choices: Mapping[str, str], first: str | None = None) -> str:
     """The key of the choice that was picked, titles by key; `first` is the key that Enter alone picks, by default the
-    first one. A title that is longer than a line is wrapped."""
+    first one. A question or title that is longer than a line is wrapped, a title anew where the terminal is resized."""
     numbers = len(choices) <= len(SHORTCUTS)
     output = create_output(stdout=sys.stderr)
-    width = output.get_size().columns - INDENT - 1
+    keys = _("(arrow keys or number, Enter; Esc: back)") if numbers else _("(arrow keys, Enter; Esc: back)")
     picked = questionary.select(
-        question,
-        choices=[questionary.Choice(wrapped(title, width), value=key) for key, title in choices.items()],
+        wrapped(f"{question} {keys}", output.get_size().columns - 1, MARK),
+        choices=(listed := [questionary.Choice(title, value=key) for key, title in choices.items()]),
         default=first or next(iter(choices)),
         style=STYLE,
         use_shortcuts=numbers,
         use_jk_keys=False,  # letters are the shortcuts after 9
-        instruction=_("(arrow keys or number, Enter; Esc: back)") if numbers else _("(arrow keys, Enter; Esc: back)"),
+        instruction=" ",  # stands in the question: questionary would append its own in English
         input=create_input(sys.stdin),
         output=output,
         erase_when_done=True,  # the answer is printed below: questionary would cut one of several lines
     )
+
+    def fit(_application: object) -> None:
+        for one, title in zip(listed, choices.values(), strict=True):
+            one.title = wrapped(title, output.get_size().columns - 1, INDENT)
+
+    picked.application.before_render += fit
     bound = picked.application.key_bindings
     own = leaving(at_the_end=True)
     picked.application.key_bindings = merge_key_bindings([bound, own]) if bound else own
@@ -61,11 +68,13 @@ def choose(question: str, choices: Mapping[str, str], first: str | None = None) 
     return key
 
 
-def wrapped(title: str, width: int) -> str:
-    """A title in lines of at most `width` columns, the later ones as far to the right as the first."""
-    starts = line_starts(title, max(width, 10))
-    lines = [title[start:end].rstrip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
-    return ("\n" + " " * INDENT).join(part for line in lines for part in chop_cells(line, max(width, 10)))
+def wrapped(text: str, columns: int, indent: int) -> str:
+    """A text that begins `indent` columns from the left, in lines that end before `columns`, the later ones as far to
+    the right as the first."""
+    width = max(columns - indent, 10)
+    starts = line_starts(text, width)
+    lines = [text[start:end].rstrip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    return ("\n" + " " * indent).join(part for line in lines for part in chop_cells(line, width))
 
 
 def leaving(*, at_the_end: bool) -> KeyBindings:
@@ -107,13 +116,14 @@ def text(question: str, default: str, problem: Callable[[str], str | None]) -> s
     shown = _("{question} (Esc: back)", question=question)
     if default:
         shown = _("{question} (Enter: {default}; Esc: back)", question=question, default=default)
+    output = create_output(stdout=sys.stderr)
     line = questionary.text(
-        shown,
+        wrapped(shown, output.get_size().columns - 1, MARK),
         style=STYLE,
         validate=lambda entered: problem(entered.strip() or default) or True,
         key_bindings=leaving(at_the_end=False),
         input=create_input(sys.stdin),
-        output=create_output(stdout=sys.stderr),
+        output=output,
     )
     return str(answer(line)).strip() or default
 

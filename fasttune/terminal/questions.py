@@ -88,7 +88,7 @@ def incremental(parent: Parent) -> Settings:
 def retune(parent: Parent) -> Settings:
     """Ask which setting to change, and to what value; the number of epochs stays the parent's."""
     same = {"train.epochs": not_above(parent.epochs)}
-    match prompts.choose(_("What do you want to change? One thing at a time shows what helped"), retunings(parent)):
+    match prompts.choose(_("What do you want to change? (one thing at a time shows what helped)"), retunings(parent)):
         case "epochs":
             return {"train.epochs": prompts.number(_("How many epochs?"), same["train.epochs"])}
         case "learning_rate":

@@ -25,6 +25,7 @@ from fasttune.console import (
     exit_code,
     ngettext,
     print_json,
+    put,
     say,
     show_findings,
     stdout_console,
@@ -134,8 +135,8 @@ def show_current(root: Path, name: str, *, as_json: bool) -> None:
         return
     say(_("nothing was trained; this is the run in use"))
     stdout_console.print(label(figures))
-    stdout_console.print(verdict_line(figures), markup=False, soft_wrap=True)
-    stdout_console.print(use_line(run, has_file=bool(figures.exports)), markup=False, soft_wrap=True)
+    put(verdict_line(figures))
+    put(use_line(run, has_file=bool(figures.exports)))
 
 
 def use_line(run: Run, *, has_file: bool) -> str:

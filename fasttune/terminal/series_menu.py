@@ -152,7 +152,7 @@ def overwriting(series: Series) -> RunRequest | None:
         return None
     say(
         _(
-            "{folder} will be removed with its checkpoints, adapter and GGUF files",
+            "{folder} will be removed with its checkpoints, adapter and GGUF files once the new run is complete",
             folder=series.request.root / run_to_delete,
         )
     )

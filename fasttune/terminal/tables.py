@@ -11,12 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from fasttune.console import (
+    N_,
     FasttuneError,
     UsageError,
     _,
     exit_code,
     ngettext,
     print_json,
+    put,
     say,
     show_findings,
     stdout_console,
@@ -30,6 +32,7 @@ from fasttune.recipe.values import as_toml
 from fasttune.runs import epochs, summary, typed_json
 from fasttune.terminal import epoch_table, estimates, runs_tree
 from fasttune.terminal.export_table import exports_table
+from fasttune.terminal.probe_table import probes_table
 from fasttune.terminal.verdicts import result_lines
 
 if TYPE_CHECKING:
@@ -40,9 +43,12 @@ if TYPE_CHECKING:
     from fasttune.training.train import RunRecord
 
 
+SOURCES = N_("recipe"), N_("override"), N_("default")  # of a setting, as `source_word` translates them
+
+
 def line(text: str) -> None:
     """Print a line on stdout as it stands, without markup."""
-    stdout_console.print(text, markup=False, soft_wrap=True)
+    put(text)
 
 
 def show_plan(
@@ -90,8 +96,15 @@ def settings_table(plan: Plan, *, show_all: bool) -> Table:
     for setting in plan.document().settings:
         if setting.source == "default" and not show_all:
             continue
-        table.add_row(setting.key, escape("" if setting.value is None else as_toml(setting.value)), setting.source)
+        value = escape("" if setting.value is None else as_toml(setting.value))
+        table.add_row(setting.key, value, source_word(setting.source))
     return table
+
+
+def source_word(source: str) -> str:
+    """A source for people: `default (2 × r)` with its first word in their language."""
+    word, sign, more = source.partition(" (")
+    return _(word) + sign + more
 
 
 def show_sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[str], *, as_json: bool) -> None:
@@ -186,7 +199,7 @@ def show_result(
         print_json({**result_json(record, artifacts, probes), **made})
         return exit_code(findings)
     if probes:
-        stdout_console.print(probes_table(probes, by_gguf=bool(artifacts)))
+        stdout_console.print(probes_table(record.run, probes, by_gguf=bool(artifacts)))
     figures = summary.read_figures(record.run)
     for text in result_lines(record.run, figures, record.seconds, stdout_console.width, stdout_console.encoding):
         line(text)
@@ -242,17 +255,6 @@ def artifacts_json(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
         | {"figures": None if one.figures is None else asdict(one.figures)}
         for one in artifacts
     ]
-
-
-def probes_table(probes: Sequence[Probe], *, by_gguf: bool) -> Table:
-    """A row for each probe question with both answers."""
-    table = Table(show_lines=True)
-    trained = _("the trained GGUF answers") if by_gguf else _("the trained adapter answers")
-    for heading in (_("question"), _("the base answered"), trained):
-        table.add_column(heading, overflow="fold")  # Chinese has no spaces to wrap at
-    for probe in probes:
-        table.add_row(escape(probe.question), escape(probe.base), escape(probe.trained))
-    return table
 
 
 def show_benchmark(document: dict[str, Any], *, as_json: bool) -> int:

@@ -24,6 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 if TYPE_CHECKING:
     from fasttune.training.trainer import StepTrainer
+    from fasttune.training.watch import Watch
 
 SAVE_EVERY = 600.0  # seconds: no more than these are lost where the machine stops
 
@@ -129,6 +130,25 @@ class RunCallback(TrainerCallback):
         return (until.loss is None or means.loss <= until.loss) and (
             until.token_accuracy is None or means.accuracy >= until.token_accuracy
         )
+
+
+class WatchCallback(TrainerCallback):
+    """Tells whoever watches a run of its start and of each evaluation, and stops it with a checkpoint where they say
+    so."""
+
+    def __init__(self, trainer: StepTrainer, watch: Watch) -> None:
+        self.trainer, self.watch = trainer, watch
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+        self.watch.began(self.trainer.run)
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:
+        plan = self.trainer.plan
+        lines = [line for line in state.log_history if "eval_loss" in line and line["step"] > plan.start.step]
+        evaluated = [(line["step"] / plan.steps_per_epoch, line["eval_loss"]) for line in lines]
+        if state.global_step < state.max_steps and self.watch.is_hopeless(evaluated):
+            self.trainer.interrupted = True
+            control.should_save = control.should_training_stop = True
 
 
 class FirstStepCallback(TrainerCallback):

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fasttune.console import _, error
-from fasttune.machine import visible_gpu
+from fasttune.console import _, error, usage_error
+from fasttune.machine import GIB, is_wsl, visible_gpu
 from fasttune.recipe.schema import ModelRecipe
 from fasttune.training import distributed
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Device = Literal["cpu", "cuda"]
 
+SPARE = int(0.3 * GIB)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 OOM_MESSAGES = (
     "out of memory",
@@ -66,28 +67,30 @@ def device_type() -> Device:
     return "cpu"
 
 
-def supports_shared_prefixes() -> bool:
-    """Whether attention can share prefixes here: on a CPU, and on GPUs of compute capability 8.0 and above."""
-    import torch
-
-    return device_type() == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
-
-
 def needs_prefix_check() -> bool:
-    """Whether prefix_check.py checks shared prefixes before the first step: on a GPU, whose kernel is Unsloth's."""
+    """Whether prefix_check.py checks packed rows before the first step: on a GPU, whose kernels no CI has run."""
     return device_type() == "cuda"
 
 
 def compute_dtype(recipe: ModelRecipe) -> torch.dtype:
     """The number type the model computes in: model.dtype, or for "auto" bfloat16 where the GPU has it, else float16;
-    float32 on a CPU."""
+    float32 on a CPU.
+
+    Raises UsageError for bfloat16 on a GPU that has none: Unsloth would compute in float16 without a word.
+    """
     import torch
 
-    if recipe.dtype != "auto":
-        return torch.float32 if recipe.dtype == "float32" else torch.bfloat16
-    if device_type() == "cpu":
+    if recipe.dtype == "float32" or (recipe.dtype == "auto" and device_type() == "cpu"):
         return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    has_bfloat16 = device_type() == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
+    if recipe.dtype == "auto":
+        return torch.bfloat16 if has_bfloat16 else torch.float16
+    if not has_bfloat16:
+        what = _("this GPU has no bfloat16 (compute capability {capability}, it takes 8.0)",
+                 capability=".".join(map(str, torch.cuda.get_device_capability())))  # fmt: skip
+        fix = _('write dtype = "auto", which is float16 here')
+        raise usage_error("bfloat16-not-available", what, where="model.dtype", fix=fix)
+    return torch.bfloat16
 
 
 def precision(recipe: ModelRecipe) -> dict[str, bool]:
@@ -116,6 +119,30 @@ def free_memory() -> int:
     if device_type() == "cpu":
         return min(psutil.virtual_memory().available // distributed.local_world_size(), address_space_left())
     return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
+def refuse_spilling() -> None:
+    """Under WSL2, let torch have no more GPU memory than is free now. The driver of Windows would not refuse what is
+    more, but move it into the computer's memory, where every step takes ten times as long and E3 never acts."""
+    import torch
+
+    if device_type() == "cuda" and is_wsl():
+        free, total = torch.cuda.mem_get_info()
+        free += torch.cuda.memory_reserved()  # of a training before this one in the same process
+        torch.cuda.set_per_process_memory_fraction(fraction_to_use(free, total))
+
+
+def fraction_to_use(free: int, total: int) -> float:
+    """The share of a GPU's memory that torch may take under WSL2: what is free, less SPARE for CUDA's own context and a
+    desktop that wants a little more; at least a tenth, or nothing could be tried."""
+    return min(1.0, max(0.1, (free - SPARE) / total))
+
+
+def gpu_memory() -> int:
+    """The bytes of memory that the GPU has; 0 without one."""
+    import torch
+
+    return torch.cuda.mem_get_info()[1] if device_type() == "cuda" else 0
 
 
 def address_space_left() -> int:

@@ -11,12 +11,13 @@ they are given.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from fasttune.console import _, ngettext, usage_error
+from fasttune.console import _, error, ngettext, usage_error
 
 if TYPE_CHECKING:
     import torch
@@ -87,17 +88,32 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
-def broadcast_from_rank0(value: Any) -> Any:
-    """Rank 0's value, on every rank; what the others pass is ignored.
+@contextlib.contextmanager
+def collective() -> Iterator[None]:
+    """For a call that waits for the other ranks.
 
-    Raises RuntimeError on the workers where rank 0 has ended.
+    Raises FasttuneError (`rank-ended`) where one of them has ended: gloo and NCCL raise a RuntimeError that names the
+    closed connection, which says neither that nor what to do.
     """
+    try:
+        yield
+    except RuntimeError as problem:
+        raise error(
+            "rank-ended",
+            _("another process of this training has ended"),
+            why=_("its message stands above; one that was killed leaves none, and lack of memory is the usual reason"),
+        ) from problem
+
+
+def broadcast_from_rank0(value: Any) -> Any:
+    """Rank 0's value, on every rank; what the others pass is ignored. Raises FasttuneError as `collective` does."""
     import torch.distributed
 
     if world_size() == 1:
         return value
     values = [value]
-    torch.distributed.broadcast_object_list(values, device=torch.device("cpu"))
+    with collective():
+        torch.distributed.broadcast_object_list(values, device=torch.device("cpu"))
     return values[0]
 
 
@@ -113,7 +129,8 @@ def first_from_ranks(value: Value | None) -> Value | None:
     if world_size() == 1 or not any_rank(value is not None):
         return value
     values: list[Value | None] = [None] * world_size()
-    torch.distributed.all_gather_object(values, value)
+    with collective():
+        torch.distributed.all_gather_object(values, value)
     return next(found for found in values if found is not None)
 
 
@@ -124,7 +141,8 @@ def all_reduce_min(number: float) -> float:
     if world_size() == 1:
         return number
     found = torch.tensor(number, dtype=torch.float64)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+    with collective():
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
     return found.item()
 
 
@@ -135,7 +153,8 @@ def all_reduce_scalars(numbers: Sequence[float]) -> list[float]:
     if world_size() == 1:
         return list(numbers)
     sums = torch.tensor(numbers, dtype=torch.float64)
-    torch.distributed.all_reduce(sums)
+    with collective():
+        torch.distributed.all_reduce(sums)
     return sums.tolist()
 
 
@@ -148,6 +167,7 @@ def all_reduce_sum(tensors: Sequence[torch.Tensor]) -> None:
     flat = torch.cat(
         [tensor.detach().reshape(-1).to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
     )
-    torch.distributed.all_reduce(flat)
+    with collective():
+        torch.distributed.all_reduce(flat)
     for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.detach().copy_(summed.view_as(tensor))

@@ -77,15 +77,12 @@ def generate_batch(
 
     Greedy without `choose`; with it, that function takes each next token.
     """
-    fast_language_model = models.import_unsloth()
-    fast_language_model.for_inference(model)
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}  # a base without an end token may say <|endoftext|>
-    with torch.no_grad(), models.quiet(), masked_attention(model):
+    with torch.no_grad(), models.quiet(), models.inference(model), masked_attention(model):
         if device.device_type() == "cpu":
             answers = decode(model, prompts, max_new_tokens, ends, choose)
         else:
             answers = generate(model, tokenizer, prompts, max_new_tokens, ends, choose)
-    fast_language_model.for_training(model)
     model.eval()
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 

@@ -27,7 +27,9 @@ def locate(recipe: ModelRecipe) -> Path:
     if folder.is_dir():
         return require_model_folder(folder)
     if looks_like_path(recipe.base):
-        raise error("base-not-found", _("there is no folder {folder}", folder=recipe.base), where="model.base")
+        what = _("there is no folder {folder}", folder=recipe.base)
+        fix = _("name a folder that is there, OWNER/NAME of a hub, or builtin:tiny")
+        raise error("base-not-found", what, where="model.base", fix=fix)
     download = download_from_modelscope if recipe.mirror == "modelscope" else download_from_hub
     return require_model_folder(download(recipe.base, recipe.revision or None))
 

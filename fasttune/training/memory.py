@@ -4,7 +4,7 @@
     adapter       LoRA's weights and their gradients, float32
     optimizer     its state for each of LoRA's weights
     activations   what the longest row keeps for its backward pass (row_budget.py)
-    logits        the tile of the vocabulary that the loss goes through (engine.py)
+    logits        the tile of the vocabulary that the loss goes through (cross_entropy.py)
     runtime       Python, torch and Unsloth; on a GPU CUDA's own
 
 How far it is from what is measured: benchmarks/memory.py.
@@ -37,7 +37,7 @@ PUBLIC = {
 NF4_BYTES = 0.5 + 0.127 / 8
 # Bytes a trained weight that the optimizer keeps.
 OPTIMIZER_BYTES = {"adamw_torch_fused": 8, "adamw_torch": 8, "adamw_8bit": 2, "sgd": 0}
-TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # of logits at a time, as in engine.py; a test compares them
+TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}  # of logits at a time, as in cross_entropy.py; a test compares them
 TILE_COPIES = 3  # of a tile: logits, exponentials, and those in the type of the hidden states
 # Measured: a process that has imported torch and Unsloth and has trained a step holds 0.58 GiB, the tokenizers of a
 # vocabulary of 151,936 words 0.23 GiB more. Not measured yet, by others' figures: CUDA's context and libraries.
@@ -117,12 +117,13 @@ def activation_shape(kind: DeviceKind, hidden: int, intermediate: int, layers: i
 
     On a CPU (cpu_layers.py) a token of Qwen2.5 0.5B was measured to take 2.09 MB in float32 and 1.21 MB in bfloat16,
     and one of builtin:tiny, whose four layers let the one at work count for more, 0.104 MB in float32; these vectors
-    are 2.11 and 0.103 MB. On a GPU 12 and 4 are what transformers' Qwen2 keeps in float32: in 16 bit Unsloth keeps half
-    of that, and LoRA's inputs beside it.
+    are 2.11 and 0.103 MB. On a GPU a layer keeps 14 bytes a hidden value and 4 a value of the feed-forward for a token,
+    counted by the storages that stay alive in Unsloth's GPU model (tests/gpu_row_memory.py): 31 KB of 0.5B, 71 KB of
+    3B. The layer at work holds 11 KB of 0.5B more. These vectors are a tenth more.
     """
     if kind == "cpu":
         return MemoryShape(layers, hidden, intermediate, 4, states=12, inner=2, working_states=14, working_inner=5)
-    return MemoryShape(layers, hidden, intermediate, 2, states=12, inner=4)
+    return MemoryShape(layers, hidden, intermediate, 2, states=3.85, inner=1.1, working_states=1.2, working_inner=0.5)
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def needed(
 def weight_bytes(size: ModelSize, model: ModelRecipe, kind: DeviceKind) -> int:
     """Bytes of the base's weights: the linear layers in NF4 where they are held so, all else as it is computed in."""
     width = value_bytes(model, kind)
-    linear = NF4_BYTES if model.load_in_4bit and kind == "cuda" else width
+    linear = NF4_BYTES if model.load_in_4bit else width
     return int(size.linear_weights * linear + size.other_weights * width)
 
 

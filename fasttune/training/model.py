@@ -1,9 +1,9 @@
 """The model: every call of Unsloth and PEFT. Loads the base, adds LoRA, computes a row.
 
 Unsloth has two back ends with one interface. On a GPU it replaces the forward passes with its Triton kernels and takes
-a row's layout as `prefix_seg_info` or `packed_seq_lengths`; without one it loads stock transformers, to which this file
-adds the attention of engine.py and the layers of cpu_layers.py. `hidden_states` hides the difference: its callers do
-not know which back end runs.
+a row's layout as `prefix_seg_info` (cuda_layers.py); without one it loads stock transformers, to which this file adds
+the attention of attention.py and the layers of cpu_layers.py. `hidden_states` hides the difference: its callers do not
+know which back end runs.
 
 The environment variables that Unsloth reads are set here, before it is imported: no statistics request (it can block
 for two minutes), no installer, one folder for compiled kernels, no banners on stdout.
@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.console import _, error
 from fasttune.machine import cache_folder
+from fasttune.planning.init import context
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
-from fasttune.training import device, hub, memory, row_budget
+from fasttune.training import device, four_bits, hub, memory, row_budget
+from fasttune.training.lora_linear import is_plain_lora, lora_scaling, lora_weights
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +36,7 @@ if TYPE_CHECKING:
     from fasttune.training.engine import Batch
 
 
-ATTENTION = "fasttune"  # the name of engine.attention among transformers' attention functions
-FLEX_BLOCK = 128  # Unsloth's shared-prefix kernel pads every layer's Q, K and V to this unless the row already fits
+ATTENTION = "fasttune"  # the name of packed attention among transformers' attention functions
 
 
 # Loading ------------------------------------------------------------------------------------------------------------
@@ -51,25 +52,34 @@ def load_tokenizer(base: Path) -> Any:
 
 
 def load_base(base: Path, recipe: ModelRecipe) -> Any:
-    """The frozen base, loaded by Unsloth in `device.compute_dtype`, or with its weights in NF4 for `load_in_4bit`."""
+    """The frozen base, loaded by Unsloth in `device.compute_dtype`, or with its weights in NF4 for `load_in_4bit`.
+
+    Raises FasttuneError where it can't be held in 4 bits. Not more than the base's own context length is asked for,
+    beyond which Unsloth stretches RoPE on a GPU (E5; plan_check.length_beyond_base).
+    """
     fast_language_model = import_unsloth()
+    if recipe.load_in_4bit and device.device_type() == "cpu":
+        four_bits.require_whole_blocks(base)
     with quiet():
         model, _tokenizer = fast_language_model.from_pretrained(
             model_name=str(base),
-            max_seq_length=recipe.max_seq_length,
+            max_seq_length=min(recipe.max_seq_length, context(str(base))),
             dtype=device.compute_dtype(recipe),
             load_in_4bit=recipe.load_in_4bit,
             use_exact_model_name=True,
             local_files_only=True,
             trust_remote_code=False,
         )
+    if recipe.load_in_4bit:
+        four_bits.require_four_bits(model)
     return model
 
 
-def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) -> Any:
+def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool, offload: bool = False) -> Any:
     """A PeftModel with fresh LoRA weights on the recipe's linear layers, its attention set up for packed rows.
 
-    `checkpointing`: use gradient checkpointing.
+    `checkpointing`: use gradient checkpointing, on a GPU with `offload` Unsloth's, which keeps the layers' inputs in
+    the computer's memory.
     """
     fast_language_model = import_unsloth()
     with quiet():
@@ -80,7 +90,7 @@ def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) 
             lora_dropout=recipe.dropout,
             target_modules=list(recipe.target_modules),
             bias="none",
-            use_gradient_checkpointing="unsloth" if checkpointing and device.device_type() == "cuda" else checkpointing,
+            use_gradient_checkpointing="unsloth" if checkpointing and offload else checkpointing,
             random_state=seed,
         )
     if device.device_type() == "cpu":
@@ -88,6 +98,10 @@ def add_lora(model: Any, recipe: LoraRecipe, seed: int, *, checkpointing: bool) 
         model.get_base_model().set_attn_implementation(ATTENTION)
         use_cpu_layers(model)
         device.keep_freed_memory()
+    else:
+        from fasttune.training import cuda_layers
+
+        cuda_layers.use_cuda_layers(model)
     return model
 
 
@@ -173,12 +187,12 @@ def quiet() -> Iterator[None]:
 
 
 def register_attention() -> None:
-    """Register engine.attention with transformers. No mask function of that name is registered, so transformers builds
+    """Register packed attention with transformers. No mask function of that name is registered, so transformers builds
     no T x T mask."""
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    from fasttune.training import engine
+    from fasttune.training.attention import packed_attention
 
     def packed(
         module: Any,
@@ -187,12 +201,13 @@ def register_attention() -> None:
         value: Any,
         attention_mask: Any,
         scaling: float,
-        spans: Any = None,
+        layout: Any = None,
         **more: Any,
     ) -> tuple[Any, None]:
-        if spans is None:  # one sequence, as in generate(): nothing is packed, plain causal attention
+        if layout is None:  # one sequence, as in generate(): nothing is packed, plain causal attention
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
-        return engine.attention(query, key, value, spans, scaling), None
+        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [1, H, T, D] before
+        return packed_attention(query, key, value, layout, scaling)[None], None
 
     AttentionInterface.register(ATTENTION, packed)
 
@@ -233,59 +248,31 @@ def use_cpu_layers(model: Any) -> None:
             layer.forward = functools.partial(norm, layer, layer.forward)
 
 
-def is_plain_lora(layer: Any) -> bool:
-    """Whether a PEFT linear computes its base layer plus one adapter: enabled, not merged, without dropout."""
-    import torch
-
-    (name,) = layer.active_adapters
-    return not (layer.disable_adapters or layer.merged) and isinstance(layer.lora_dropout[name], torch.nn.Identity)
-
-
-def lora_weights(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """W [N, K] and bias [N] or None of a PEFT linear's base layer, A [r, K] and B [N, r] of its one adapter."""
-    (name,), base = layer.active_adapters, layer.get_base_layer()
-    return base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight
-
-
-def lora_scaling(layer: Any) -> float:
-    """The factor of the adapter's product, alpha / r."""
-    (name,) = layer.active_adapters
-    return float(layer.scaling[name])
-
-
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
     """The hidden states after the final norm of one packed row, [1, T, C]; T is the row's tokens plus padding."""
-    from fasttune.training import engine
+    from fasttune.training import cross_entropy, cuda_layers, engine
 
     backbone = model.get_base_model().model
     if device.device_type() == "cpu":
-        batch = engine.pad_row(batch, engine.ROWS)
-        layout: dict[str, Any] = {"spans": batch.spans}
+        batch = engine.pad_row(batch, cross_entropy.ROWS)
+        layout: dict[str, Any] = {"layout": batch.layout}
     else:
-        batch, layout = cuda_layout(batch)
+        model.adapter_copies.refresh()
+        layout = cuda_layers.layout_arguments(batch.layout)
     return backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout)[0]
 
 
-def cuda_layout(batch: Batch) -> tuple[Batch, dict[str, Any]]:
-    """A row for Unsloth's attention on a GPU, and the keyword argument that describes its layout.
+def collect_gradients(model: Any) -> None:
+    """After a row's backward pass: add its gradient to that of the LoRA weights. On a CPU autograd has done so."""
+    if device.device_type() == "cuda":
+        model.adapter_copies.collect()
 
-    A row with shared prefixes is padded to whole blocks and described by `prefix_seg_info` (flex attention), another
-    one by `packed_seq_lengths` (variable-length attention).
-    """
-    import torch
 
-    from fasttune.training import engine
-
-    where = batch.input_ids.device
-    if all(span.prefix_end == span.start for span in batch.spans):
-        lengths = [end - begin for span in batch.spans for begin, end in span.suffixes]
-        return batch, {"packed_seq_lengths": engine.to_device(torch.tensor(lengths, dtype=torch.int32), where)}
-    from unsloth.utils.prefix_grouper_kernel import build_seg_info_multigroup
-
-    batch = engine.pad_row(batch, FLEX_BLOCK)
-    groups = [(s.prefix_end - s.start, [end - begin for begin, end in s.suffixes]) for s in batch.spans]
-    segments, _groups = build_seg_info_multigroup(groups, where)
-    return batch, {"prefix_seg_info": segments}
+def drop_gradients(model: Any) -> None:
+    """Forget all gradients, those of a row that was not completed too."""
+    model.zero_grad(set_to_none=True)
+    if device.device_type() == "cuda":
+        model.adapter_copies.drop()
 
 
 def lm_head_weight(model: Any) -> torch.Tensor:
@@ -293,14 +280,24 @@ def lm_head_weight(model: Any) -> torch.Tensor:
     return model.get_output_embeddings().weight
 
 
+@contextlib.contextmanager
+def inference(model: Any) -> Iterator[None]:
+    """Unsloth's inference mode in the block, afterwards training mode with gradient checkpointing as it was: by itself
+    Unsloth puts back on a GPU what LoRA was added with, though it was turned on since, for lack of memory (E3)."""
+    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    import_unsloth().for_inference(model)
+    try:
+        yield
+    finally:
+        import_unsloth().for_training(model, use_gradient_checkpointing=checkpointing)
+
+
 def generate(model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: int) -> str:
     """The greedy answer to a tokenized prompt, up to the end-of-sequence token or `max_new_tokens`."""
     import torch
 
-    fast_language_model = import_unsloth()
-    fast_language_model.for_inference(model)
     ids = torch.tensor([list(prompt)], device=model.device)
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), inference(model):
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -309,7 +306,6 @@ def generate(model: Any, tokenizer: Any, prompt: Sequence[int], max_new_tokens: 
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-    fast_language_model.for_training(model)
     return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
@@ -327,12 +323,3 @@ def checkpoint_bytes(model: Any) -> int:
     """About the size of a checkpoint: the adapter and Adam's two moments in float32, and 1 MiB of small files."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return 3 * 4 * trained + 2**20
-
-
-def enable_gradient_checkpointing(model: Any) -> None:
-    """Turn gradient checkpointing on in a model that was set up without it (see `add_lora`)."""
-    if device.device_type() == "cpu":
-        model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return
-    model.enable_input_require_grads()  # Unsloth's checkpointing is reentrant: no gradient without it
-    import_unsloth().for_training(model, use_gradient_checkpointing=True)

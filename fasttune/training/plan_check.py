@@ -10,13 +10,15 @@ from pathlib import Path
 
 from fasttune.console import Finding, _
 from fasttune.data import token_cache
-from fasttune.data.plain_tokenizer import PlainTokenizer
+from fasttune.data.plain_tokenizer import PlainTokenizer, prompt_lengths
 from fasttune.data.tokenize import tokenize_samples
 from fasttune.planning.data_advice import probably_too_long
 from fasttune.planning.init import context
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.schema import Recipe
 from fasttune.training import hub
+
+TEMPLATE_BYTES = 1_000  # of what a chat template writes around a question, its own system prompt included
 
 
 def base_and_samples(plan: Plan) -> Sequence[Finding]:
@@ -55,3 +57,21 @@ def length_beyond_base(recipe: Recipe, base: Path | None) -> list[Finding]:
     fix = _("write max_seq_length = {limit}, and split samples that are longer", limit=limit)
     where = f"{recipe.path}: model.max_seq_length"
     return [Finding("length-beyond-base", "error", where, what, why, fix)]
+
+
+def questions_beyond_length(plan: Plan, base: Path | None) -> list[Finding]:
+    """An error for each probe question that is longer than a sample may be: it would be asked after the training, and
+    end it. `base` is its local folder, None where it is not on this machine."""
+    limit, around = plan.recipe.model.max_seq_length, len((plan.system or "").encode()) + TEMPLATE_BYTES
+    # No token is shorter than a byte: the tokenizer is loaded for long questions alone.
+    long = [one for one in plan.recipe.probe.questions if len(one.encode()) + around > limit]
+    counts = prompt_lengths(base, long, plan.system) if base and long else []
+    where, fix = f"{plan.recipe.path}: probe.questions", _("shorten it, or raise model.max_seq_length")
+    return [
+        Finding(
+            "question-too-long", "error", where,
+            _("'{text}…' has {tokens} tokens, but max_seq_length is {limit}", text=one[:20], tokens=count, limit=limit),
+            fix=fix,
+        )
+        for one, count in zip(long, counts, strict=False) if count > limit
+    ]  # fmt: skip

@@ -1,7 +1,7 @@
 """The check of shared prefixes on a GPU: the same samples computed once behind one prefix, and once each on its own.
 
-Unsloth's kernel for shared prefixes was written for another task and is compiled for each GPU anew. Before the first
-step its loss and LoRA gradients are compared with those of ordinary attention, on real samples and the real model;
+Attention over packed rows (attention.py) calls kernels that differ from GPU to GPU. Before the first step its loss and
+LoRA gradients are compared with those of Unsloth's attention to one sample a row, on real samples and the real model;
 where they differ by more than rounding, prefixes are not shared (E1 goes before speed).
 """
 
@@ -16,6 +16,7 @@ import torch
 from fasttune.data import batches
 from fasttune.data.tokenize import Example
 from fasttune.training import device, row_budget
+from fasttune.training import model as models
 from fasttune.training.packing import Group, Row
 
 FIRST_SAMPLES = 64  # the training samples among which a shared prefix is looked for
@@ -66,7 +67,7 @@ def measure(trainer: RowComputer, rows: Sequence[Row]) -> Difference | None:
             raise
         return None
     finally:
-        trainer.model.zero_grad(set_to_none=True)
+        models.drop_gradients(trainer.model)
     return relative_difference(shared, plain)
 
 
@@ -85,13 +86,14 @@ def paired_rows(examples: Sequence[Example], rows: Sequence[Row]) -> tuple[list[
 def loss_and_gradients(trainer: RowComputer, rows: Sequence[Row]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Mean loss of the rows' samples (nats a supervised token), and its gradient for each LoRA matrix."""
     trainer.model.train()
-    trainer.model.zero_grad(set_to_none=True)
+    models.drop_gradients(trainer.model)
     samples = [i for row in rows for i in row_budget.row_samples(row)]
     supervised = sum(batches.supervised_tokens(trainer.examples[i]) for i in samples)
     losses = []
     for row in rows:
         loss = trainer.row_loss(trainer.examples, row)[0] / supervised
         loss.backward()
+        models.collect_gradients(trainer.model)
         losses.append(loss.detach())
     gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
     return sum(losses, torch.zeros_like(losses[0])), gradients

@@ -14,6 +14,7 @@ from typing import Any
 from fasttune.console import _
 from fasttune.data.tokenize import prompt_tokens
 from fasttune.machine import package_versions
+from fasttune.planning.strategy import Plan
 from fasttune.runs import documents, epochs
 from fasttune.runs.documents import Probe, Scores
 from fasttune.training import answer_store, device
@@ -33,9 +34,26 @@ def record(trainer: StepTrainer, tokenizer: Any, show: Show) -> None:
     by_adapter = [""] * len(prompts)
     if not recipe.export.gguf:
         by_adapter = kept_answers(trainer) or ask(trainer, tokenizer, prompts, show)
-    probes = tuple(map(Probe, recipe.probe.questions, by_base, by_adapter))
+    longest, trained = recipe.probe.max_new_tokens, training_questions(trainer.plan)
+    probes = tuple(
+        Probe(question, base, own, is_cut(base, tokenizer, longest), is_cut(own, tokenizer, longest),
+              question.strip() in trained)
+        for question, base, own in zip(recipe.probe.questions, by_base, by_adapter, strict=True)
+    )  # fmt: skip
     kept = epochs.epoch_scores(trainer.run)
     documents.write(trainer.run.scores, Scores(probes, documents.NOT_ASKED, epochs=kept))
+
+
+def is_cut(answer: str, tokenizer: Any, max_new_tokens: int) -> bool:
+    """Whether an answer is as long as it may be: the model was stopped, and did not end it. A token less counts too,
+    since the answer is kept without the blanks at its ends."""
+    return len(tokenizer(answer, add_special_tokens=False)["input_ids"]) >= max(1, max_new_tokens - 1)
+
+
+def training_questions(plan: Plan) -> frozenset[str]:
+    """What the users of the training samples say, word for word."""
+    messages = (message for sample in plan.dataset.train for message in sample.messages)
+    return frozenset(message.content.strip() for message in messages if message.role == "user")
 
 
 def kept_answers(trainer: StepTrainer) -> list[str]:

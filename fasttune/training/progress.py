@@ -25,6 +25,7 @@ from rich.table import Column
 from fasttune.console import _, say, stderr_console
 
 WIDE = 110  # columns from which on the live line has room for all of it
+RATE_WIDE = 72  # columns from which on the line of bytes shows their rate
 PLAIN_LINE_EVERY = 10.0  # seconds between lines where stderr is no terminal
 RATE_FROM = 600.0  # seconds back, for the time left: a step on a CPU may take minutes
 SMOOTHING = 0.2  # weight of the newest step in the loss and the accuracy that are shown
@@ -88,12 +89,19 @@ class ByteLine:
     def __init__(self, text: str, total: int) -> None:
         self.text, self.total, self.done = text, total, 0
         self.started = self.last_line = time.monotonic()
-        columns = (
-            TextColumn("{task.description}"), BarColumn(20), DownloadColumn(), TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )  # fmt: skip
-        terminal = stderr_console.is_terminal
-        self.progress = Progress(*columns, console=stderr_console, disable=not terminal, transient=True)
+        # Where the terminal is narrow, the name is cut short and the rate left out; bytes and time stay whole.
+        is_wide, whole = stderr_console.width >= RATE_WIDE, Column(no_wrap=True)
+        self.progress = Progress(
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            BarColumn(20 if is_wide else 8),
+            DownloadColumn(table_column=whole),
+            *([TransferSpeedColumn(table_column=whole)] if is_wide else []),
+            TimeRemainingColumn(table_column=whole),
+            console=stderr_console,
+            expand=stderr_console.width < WIDE,
+            disable=not stderr_console.is_terminal,
+            transient=True,
+        )
 
     def __enter__(self) -> ByteLine:
         self.progress.start()

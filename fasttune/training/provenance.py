@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fasttune
+from fasttune.command import without_password
 from fasttune.console import _, error
 from fasttune.machine import package_versions
 from fasttune.planning.strategy import Plan
@@ -32,7 +33,7 @@ def collect(plan: Plan, base: Path, device: str, rows: RowRecord) -> Provenance:
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         python=platform.python_version(),
         platform=platform.platform(),
-        command=tuple(sys.argv[1:]),
+        command=tuple(map(without_password, sys.argv[1:])),  # of the storage of a sweep
         device=device_name(device),
         packages=package_versions(),
         base=BaseRecord(model.base, model.revision, fingerprint(base), local_folder(model.base)),

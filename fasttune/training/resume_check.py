@@ -19,7 +19,7 @@ from fasttune import machine
 from fasttune.console import FasttuneError, Finding, _, error, say, show_findings
 from fasttune.data.tokenize import Example
 from fasttune.planning.strategy import Plan
-from fasttune.runs import documents
+from fasttune.runs import documents, epochs
 from fasttune.runs.documents import CheckBatch, Continuation
 from fasttune.runs.store import Run
 from fasttune.training import device, divergence, packing
@@ -38,16 +38,17 @@ class Scorer(Protocol):
     run: Run
     optimizer: Any
     examples: Sequence[Example]
+    check_batch_scored: tuple[str, float] | None
 
     def score(self, examples: Sequence[Example], plan: Callable[[int], Step]) -> tuple[float, float]: ...
 
 
 def record(trainer: Scorer, folder: Path) -> None:
-    """Write proof.json into a checkpoint or adapter folder that is being filled.
+    """Write proof.json into a checkpoint or adapter folder that is being filled and has its weights.
 
     Raises FasttuneError where the loss is not finite: then a weight is not.
     """
-    loss = check_batch_loss(trainer)
+    loss = loss_of_weights(trainer, epochs.weights_digest(folder))
     divergence.require_finite({"loss": loss}, trainer.plan, trainer.run, trainer.state.global_step)
     check_batch = CheckBatch(
         step=trainer.state.global_step,
@@ -142,6 +143,14 @@ def mismatch(where: Path, what: str) -> FasttuneError:
         why=_("weights, base, chat template, data or packages have changed; nothing was trained"),
         fix=_("undo what changed since, or start a new run from the base"),
     )
+
+
+def loss_of_weights(trainer: Scorer, digest: str) -> float:
+    """The check batch's loss by the weights of this digest, which the model has now; computed once for the checkpoint,
+    the kept epoch and the adapter of the same step."""
+    if trainer.check_batch_scored is None or trainer.check_batch_scored[0] != digest:
+        trainer.check_batch_scored = digest, check_batch_loss(trainer)
+    return trainer.check_batch_scored[1]
 
 
 def check_batch_loss(trainer: Scorer) -> float:

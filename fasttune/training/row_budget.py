@@ -18,7 +18,7 @@ from fasttune.runs.documents import RowRecord, RowsFrom
 from fasttune.training.packing import Row
 
 GIB = 1024**3
-BLOCK = 128  # budgets are multiples of the block of Unsloth's shared-prefix kernel
+BLOCK = 128  # budgets are multiples of it
 LONGEST_ROW = 65536  # longer rows are no faster on any device
 MEASURED_ROW = 1024  # what a shorter row takes is mostly what is loaded once, not what grows with the row
 SMALL_ROW = 2048  # shorter rows leave a GPU idle and compute a shared prefix many times
@@ -40,26 +40,30 @@ class MemoryShape:
     hidden: int
     intermediate: int
     value_bytes: int
-    states: int
-    inner: int
-    working_states: int = 0
-    working_inner: int = 0
+    states: float
+    inner: float
+    working_states: float = 0
+    working_inner: float = 0
 
-    def layer_bytes(self) -> int:
+    def layer_bytes(self) -> float:
         """Bytes a token that one decoder layer keeps for its backward pass."""
         return (self.states * self.hidden + self.inner * self.intermediate) * 4
 
-    def working_bytes(self) -> int:
+    def working_bytes(self) -> float:
         """Bytes a token that the layer at work holds beside what it has kept."""
         return (self.working_states * self.hidden + self.working_inner * self.intermediate) * 4
 
-    def token_bytes(self) -> int:
+    def token_bytes(self) -> float:
         """Bytes a token without gradient checkpointing: every layer keeps all."""
         return self.layers * self.layer_bytes() + self.working_bytes()
 
-    def checkpointed_token_bytes(self) -> int:
+    def input_bytes(self) -> int:
+        """Bytes a token of the inputs of all layers."""
+        return self.layers * self.hidden * self.value_bytes
+
+    def checkpointed_token_bytes(self) -> float:
         """Bytes a token with gradient checkpointing: every layer keeps its input, one at a time keeps all."""
-        return self.layers * self.hidden * self.value_bytes + self.layer_bytes() + self.working_bytes()
+        return self.input_bytes() + self.layer_bytes() + self.working_bytes()
 
 
 def estimated_budget(free: int, shape: MemoryShape, gradient_checkpointing: bool | Literal["auto"]) -> int:
@@ -79,7 +83,7 @@ def needs_gradient_checkpointing(free: int, shape: MemoryShape, rows: Sequence[R
     return shape.token_bytes() * longest_row(rows) > 0.6 * free
 
 
-def measured_budget(free: int, tokens: int, taken: int) -> int:
+def measured_budget(free: int, tokens: int, taken: float) -> int:
     """usable x tokens / taken: a row of `tokens` tokens took `taken` bytes, and usable = free - max(free / 5, GiB / 2).
 
     The reserve is for a desktop that uses the same GPU, and for fragmentation. The part of `taken` that does not
@@ -87,6 +91,17 @@ def measured_budget(free: int, tokens: int, taken: int) -> int:
     """
     usable = free - max(free // 5, GIB // 2)
     return round_to_blocks(usable * tokens / max(taken, 1))
+
+
+def budget_without_checkpointing(free: int, tokens: int, taken: int, shape: MemoryShape) -> int | None:
+    """The measured budget without gradient checkpointing, where a row of `tokens` tokens took `taken` of `free` bytes
+    with it and none is needed after all: the row itself would fit, or rows of SMALL_ROW tokens. Else None.
+
+    What it would take is as much more as the shape says; the part of `taken` that is no activation counts as if it
+    grew too, so that the budget is too small rather than too large.
+    """
+    budget = measured_budget(free, tokens, taken * shape.token_bytes() / shape.checkpointed_token_bytes())
+    return budget if budget >= min(SMALL_ROW, math.ceil(tokens / BLOCK) * BLOCK) else None
 
 
 def round_to_blocks(tokens: float) -> int:

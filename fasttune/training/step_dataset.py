@@ -9,7 +9,7 @@ import torch
 from fasttune.data import batches
 from fasttune.data.tokenize import Example
 from fasttune.planning.strategy import Plan
-from fasttune.training import device, distributed, packing
+from fasttune.training import distributed, packing
 from fasttune.training.packing import Step
 
 
@@ -19,7 +19,7 @@ class StepDataset(torch.utils.data.Dataset[tuple[int, ...]]):
     def __init__(self, examples: Sequence[Example], plan: Plan) -> None:
         self.examples = examples
         self.settings = plan.recipe.train
-        self.can_share = self.settings.shared_prefix and device.supports_shared_prefixes()
+        self.can_share = self.settings.shared_prefix
         self.has_dropout = plan.recipe.lora.dropout > 0  # a shared prefix would have one dropout mask for all samples
         self.epoch = 0
 

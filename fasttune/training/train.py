@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune import files
-from fasttune.console import Finding, _, error, say, show_findings, silence
+from fasttune.console import FasttuneError, Finding, _, error, say, show_findings, silence
 from fasttune.data import token_cache
 from fasttune.data.tokenize import Example, tokenize_samples
 from fasttune.planning.strategy import Plan
@@ -27,13 +28,15 @@ from fasttune.runs.history import last_epoch, read_log_history
 from fasttune.runs.store import Run
 from fasttune.training import device, distributed, finished_adapter, hub, oom, probe_answers, provenance, resume_check
 from fasttune.training import model as models
-from fasttune.training.callbacks import FirstStepCallback
+from fasttune.training.callbacks import FirstStepCallback, WatchCallback
+from fasttune.training.gradient_checkpointing import pays_to_offload
 from fasttune.training.kept_epochs import EpochCallback
 from fasttune.training.progress import PhaseTimer
-from fasttune.training.row_budget import RowBudget, estimated_budget, needs_gradient_checkpointing
+from fasttune.training.row_budget import RowBudget, estimated_budget, longest_row, needs_gradient_checkpointing
 from fasttune.training.step_dataset import StepDataset
 from fasttune.training.stop import stop_on_signal
 from fasttune.training.trainer import StepTrainer
+from fasttune.training.watch import Watch
 
 # isort: split
 from transformers import TrainingArguments  # after trainer.py, which has imported Unsloth
@@ -65,14 +68,15 @@ def train(
     resume: Run | None = None,
     phases: PhaseTimer | None = None,
     replaced: Run | None = None,
+    watch: Watch | None = None,
 ) -> RunRecord:
     """Train what the plan says on the base in a local folder, in a new run below `root` or in the stopped run `resume`.
 
-    `phases` holds the start-up phases that were timed before; a new run notes that it is in place of `replaced`.
-    Raises FasttuneError for what the user can mend; what can be checked of data and model is checked before a run
-    folder exists.
+    `phases` holds the start-up phases that were timed before; a new run notes that it is in place of `replaced`;
+    `watch` is told of it. Raises FasttuneError for what the user can mend; what can be checked of data and model is
+    checked before a run folder exists.
     """
-    phases = phases or PhaseTimer()
+    phases, load_base = phases or PhaseTimer(), watch.load_base if watch else models.load_base
     with phases("render", _("tokenizing")):
         data = tokenize(plan, base)
     show_findings([*plan.dataset.findings, *data.findings, *plan.findings])
@@ -81,11 +85,12 @@ def train(
         provenance.require_same_base(before, base)
 
     distributed.broadcast_from_rank0((plan, base, data.training, data.held_out))  # the workers load the base meanwhile
+    device.refuse_spilling()
     with phases("load", _("loading the model")), oom.base_too_large(base, plan.recipe.model):
-        model = models.load_base(base, plan.recipe.model)
+        model = load_base(base, plan.recipe.model)
         steps = StepDataset(data.training, plan)
         rows = choose_rows(plan, model, steps, resume, before)
-        model = with_adapter(model, plan, rows)
+        model = with_adapter(model, plan, rows, steps)
 
     with files.disk_full_as_error(root, models.checkpoint_bytes(model)):
         run = resume or create_run(root, plan, base, rows, replaced)
@@ -93,9 +98,7 @@ def train(
             checkpoint = prepare(run, plan, rows, longest_answer(data.training))
             distributed.broadcast_from_rank0((run, rows, checkpoint))
             trainer = StepTrainer(model, training_arguments(plan, run), steps, data.held_out, plan, run)
-            trainer.add_callback(FirstStepCallback(run, phases, data.samples, data.cache_misses))
-            if plan.keeps_epochs:
-                trainer.add_callback(EpochCallback(trainer, data.tokenizer))
+            add_callbacks(trainer, phases, data, watch)
             seconds = run_training_loop(trainer, checkpoint)
             distributed.finalize()
             if trainer.complete:
@@ -104,18 +107,28 @@ def train(
             return finish(trainer, seconds)
 
 
+def add_callbacks(trainer: StepTrainer, phases: PhaseTimer, data: TokenizedData, watch: Watch | None) -> None:
+    """Give rank 0's trainer its callbacks besides RunCallback, which goes first."""
+    trainer.add_callback(FirstStepCallback(trainer.run, phases, data.samples, data.cache_misses))
+    if watch:
+        trainer.add_callback(WatchCallback(trainer, watch))
+    if trainer.plan.keeps_epochs:
+        trainer.add_callback(EpochCallback(trainer, data.tokenizer))
+
+
 def train_as_worker() -> None:
     """What a process of another rank than 0 does: its part of every step (distributed.py). It writes and prints
     nothing, and ends the process."""
     try:
         plan, base, training, held_out = distributed.broadcast_from_rank0(None)
-    except RuntimeError:  # rank 0 has ended without training; its message and its exit code say why
+    except FasttuneError:  # rank 0 has ended without training; its message and its exit code say why
         return
     with silence():
+        device.refuse_spilling()
         model = models.load_base(base, plan.recipe.model)
         run, rows, checkpoint = distributed.broadcast_from_rank0(None)
-        model = with_adapter(model, plan, rows)
         steps = StepDataset(training, plan)
+        model = with_adapter(model, plan, rows, steps)
         trainer = StepTrainer(model, training_arguments(plan, run), steps, held_out, plan, run)
         run_training_loop(trainer, checkpoint)
     distributed.exit_worker()
@@ -177,10 +190,12 @@ def longest_answer(examples: Sequence[Example]) -> int:
     return max((end - start for example in examples for start, end in example.supervised), default=0)
 
 
-def with_adapter(model: Any, plan: Plan, rows: RowRecord) -> Any:
+def with_adapter(model: Any, plan: Plan, rows: RowRecord, steps: StepDataset) -> Any:
     """The base with LoRA weights, fresh or those of the parent's adapter that the plan starts from."""
-    recipe = plan.recipe
-    model = models.add_lora(model, recipe.lora, recipe.train.seed, checkpointing=rows.gradient_checkpointing)
+    recipe, checkpointing = plan.recipe, rows.gradient_checkpointing
+    longest = longest_row(steps.plan(steps[0], rows.tokens_per_row).rows)
+    offload = pays_to_offload(models.memory_shape(model), longest, device.gpu_memory())
+    model = models.add_lora(model, recipe.lora, recipe.train.seed, checkpointing=checkpointing, offload=offload)
     model.peft_config["default"].base_model_name_or_path = recipe.model.base
     if plan.start.adapter is not None:
         models.load_adapter(model, plan.start.adapter)
@@ -198,7 +213,10 @@ def choose_rows(plan: Plan, model: Any, steps: StepDataset, resume: Run | None, 
         budget = RowBudget(estimated_budget(free, shape, checkpointing) if requested == "auto" else int(requested))
     if checkpointing == "auto":
         was_on = resume is not None and known is not None and known.gradient_checkpointing
-        checkpointing = was_on or needs_gradient_checkpointing(free, shape, steps.plan(steps[0], budget.now).rows)
+        was_measured = resume is not None and budget.measured is not None  # then it is what that step said
+        checkpointing = was_on or (
+            not was_measured and needs_gradient_checkpointing(free, shape, steps.plan(steps[0], budget.now).rows)
+        )
     return budget.record(requested, checkpointing=checkpointing)
 
 
@@ -295,7 +313,7 @@ def run_training_loop(trainer: StepTrainer, checkpoint: Path | None) -> float:
     if trainer.is_rank_zero and checkpoint is None and start.adapter is not None:
         documents.add_continuation(trainer.run, resume_check.check_adapter(trainer, start.adapter))
     began = time.monotonic()
-    with stop_on_signal(trainer):
+    with stop_on_signal(trainer), contextlib.redirect_stdout(sys.stderr):  # Unsloth prints, and stdout is for data
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return time.monotonic() - began
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fasttune.console import Finding, _, say, show_findings
+from fasttune.console import Finding, _, show_findings
 from fasttune.data.tokenize import Example
 from fasttune.planning.strategy import Plan
 from fasttune.runs import checkpoints, documents
@@ -24,12 +24,13 @@ from fasttune.runs.store import Run
 from fasttune.training import device, distributed, divergence, resume_check, row_budget
 from fasttune.training import model as models
 from fasttune.training.metrics import MetricsSinceLog
-from fasttune.training.oom import FailedRow, RowOutOfMemory, raise_on_oom, sample_too_large
+from fasttune.training.oom import RowOutOfMemory, raise_on_oom
 from fasttune.training.packing import Row, Step
 from fasttune.training.progress import ProgressLine
-from fasttune.training.row_budget import GIB, RowBudget
+from fasttune.training.row_budget import RowBudget
 from fasttune.training.schedule import warm_up_from_step_one
 from fasttune.training.step_dataset import StepDataset, single_item
+from fasttune.training.step_watch import StepWatch
 
 models.import_unsloth()  # before transformers' Trainer, which it patches
 
@@ -37,7 +38,7 @@ models.import_unsloth()  # before transformers' Trainer, which it patches
 import torch
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
 
-from fasttune.training import engine, prefix_check
+from fasttune.training import engine, loss_scale, prefix_check, row_memory
 from fasttune.training.callbacks import RunCallback
 from fasttune.training.checkpoint_state import require_trainer_state, unloadable_as_error
 
@@ -66,11 +67,14 @@ class StepTrainer(Trainer):
         self.row_budget = RowBudget.read(rows)
         self.rows_requested, self.gradient_checkpointing = rows.rows_asked, rows.gradient_checkpointing
         self.last_step: Step | None = None  # with the rows it was trained in
+        self.check_batch_scored: tuple[str, float] | None = None  # its loss, and the digest of the weights that gave it
         self.interrupted = False  # by Ctrl-C, SIGTERM or SIGHUP
         self.has_ended = False  # the checkpoint was the run's last: only the adapter is missing
         self.metrics = MetricsSinceLog.zero(args.device)
         self.tokens_seen = 0
         self.step_began = 0.0  # time.monotonic() when the step before this one ended
+        self.step_watch = StepWatch()
+        loss_scale.set_first_scale(self.accelerator.scaler)
         self.progress = ProgressLine(steps.tokens_of_steps(plan.total_steps))
         self.remove_callback(PrinterCallback)
         self.add_callback(RunCallback(self))
@@ -104,17 +108,35 @@ class StepTrainer(Trainer):
             self.model.train()
         first = self.state.global_step == 0
         free, before = (device.free_memory(), device.reset_peak()) if first else (0, 0)
+        again = functools.partial(self.train_again, device.random_state())
+        step, loss, hits = loss_scale.compute_without_overflow(
+            self.accelerator.scaler, self.trained_parameters, lambda: self.compute_step(inputs), again
+        )
+        if first:
+            longest = row_budget.longest_row(step.rows)
+            row_memory.set_measured_budget(self, longest, free, device.peak_memory() - before)
+        seconds = time.monotonic() - self.step_began
+        self.metrics.add(step, loss, hits, seconds)
+        if device.device_type() == "cuda":
+            show_findings(self.step_watch.add(self.state.global_step + 1, step.computed_tokens, seconds))
+        self.tokens_seen += step.tokens
+        self.step_began, self.last_step = self.step_began + seconds, step
+        return loss / step.supervised
+
+    def compute_step(self, inputs: tuple[int, ...]) -> tuple[Step, torch.Tensor, torch.Tensor]:
+        """Leave a step's gradients, over all ranks; returns the step as it was laid out, its summed loss and hits."""
         step, loss, hits = self.run_with_oom_retry(
             self.state.global_step + 1, lambda budget: self.steps.plan(inputs, budget), self.train_rows
         )
-        if first:
-            self.set_measured_budget(row_budget.longest_row(step.rows), free, device.peak_memory() - before)
-        loss, hits = self.all_reduce_step(loss, hits)
-        now = time.monotonic()
-        self.metrics.add(step, loss, hits, now - self.step_began)
-        self.tokens_seen += step.tokens
-        self.step_began, self.last_step = now, step
-        return loss / step.supervised
+        return step, *self.all_reduce_step(loss, hits)
+
+    def train_again(self, random_state: Sequence[torch.Tensor], scale: float) -> None:
+        """After a gradient overflowed in float16: say that the step is trained again, from the same random state.
+        Raises FasttuneError where it overflows without a scale too: the training diverges."""
+        if scale < loss_scale.SMALLEST_SCALE:
+            divergence.require_finite({"grad_norm": math.inf}, self.plan, self.run, self.state.global_step + 1)
+        device.set_random_state(random_state)
+        show_findings([loss_scale.overflow(self.state.global_step + 1, scale)])
 
     def train_rows(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the gradient of a step's mean loss over this rank's rows; returns their summed loss and top-1 hits.
@@ -126,30 +148,10 @@ class StepTrainer(Trainer):
             with raise_on_oom(row, self.examples):
                 loss, right = self.row_loss(self.examples, row)
                 self.accelerator.backward(loss / step.supervised)
+                models.collect_gradients(self.model)
             total += loss.detach()
             hits += right
         return total, hits
-
-    def set_measured_budget(self, tokens: int, free: int, taken: int) -> None:
-        """With `tokens_per_row = "auto"`, size the rows from step 2 on by step 1, whose longest row of `tokens` tokens
-        took `taken` of `free` bytes."""
-        measured = row_budget.measured_budget(free, tokens, taken) if tokens >= row_budget.MEASURED_ROW else math.inf
-        measured = distributed.all_reduce_min(measured)
-        is_set = self.row_budget.cuts or self.row_budget.measured or self.plan.recipe.train.tokens_per_row != "auto"
-        if is_set or measured == math.inf:
-            return
-        self.row_budget.measured = 2, int(measured)
-        self.record_rows()
-        say(
-            _(
-                "packing budget now {budget:,} tokens a row "
-                "({tokens:,} tokens took {taken:.2f} of {free:.1f} GiB free)",
-                budget=self.row_budget.now,
-                tokens=tokens,
-                taken=taken / GIB,
-                free=free / GIB,
-            )
-        )
 
     def check_shared_prefixes(self) -> None:
         """Before the first step on a GPU: stop sharing prefixes where that changes loss or gradients (E1)."""
@@ -236,42 +238,10 @@ class StepTrainer(Trainer):
             failed = distributed.first_from_ranks(failed) if all_ranks else failed
             if failed is None:
                 return step, *result
-            self.model.zero_grad(set_to_none=True)  # drops the attempt's gradients only: each step begins without any
+            models.drop_gradients(self.model)  # drops the attempt's gradients only: each step begins without any
             device.release_memory()
             device.set_random_state(random_state)
-            self.reduce_memory(moment, failed)
-
-    def reduce_memory(self, moment: float, failed: FailedRow) -> None:
-        """After a row ran out of memory: smaller rows or gradient checkpointing for the rest of the run, recorded for a
-        resume. Raises FasttuneError where neither is left."""
-        row, auto = failed.row, self.plan.recipe.train.gradient_checkpointing == "auto"
-        # Scoring keeps no activations, so gradient checkpointing would save nothing there.
-        remedy = row_budget.choose_remedy(
-            row, may_checkpoint=auto and not self.gradient_checkpointing and torch.is_grad_enabled()
-        )
-        if remedy == "none":
-            has_checkpoint = bool(checkpoints.list_checkpoints(self.run))
-            raise sample_too_large(failed, self.plan.recipe, self.gradient_checkpointing, has_checkpoint)
-        if remedy == "gradient checkpointing":
-            models.enable_gradient_checkpointing(self.model)
-            self.gradient_checkpointing = True
-            text = _("gradient checkpointing is now on; the result is the same")
-        else:
-            self.row_budget.cut(moment, row_budget.halved(row))
-            text = _(
-                "packing budget now {tokens:,} tokens a row, and the step is computed again; the result is the same",
-                tokens=row_budget.halved(row),
-            )
-        self.record_rows()
-        where = _("step {step}", step=math.ceil(moment - 0.5))
-        what = _("out of memory in a row of {tokens} tokens", tokens=row.tokens)
-        show_findings([Finding("out-of-memory", "warning", where, _("{problem}; {remedy}", problem=what, remedy=text))])
-
-    def record_rows(self) -> None:
-        """Write the row budget into provenance.json, so that a resumed run lays its steps out as before (E2)."""
-        if self.is_rank_zero:
-            rows = self.row_budget.record(self.rows_requested, checkpointing=self.gradient_checkpointing)
-            documents.update_provenance(self.run, rows=rows)
+            row_memory.reduce_memory(self, moment, failed)
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Loss and token accuracy on the held-out samples, packed; the full logits never exist."""

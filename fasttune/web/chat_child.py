@@ -16,12 +16,12 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fasttune.console import FasttuneError
 
-TEMPERATURE, MAX_NEW_TOKENS = 0.7, 512  # those of `fasttune chat`
 Tell = Callable[[str], bool]  # takes a piece of the answer, returns whether the answer is to end
 Answer = Callable[[Sequence[str], Tell], None]
 
@@ -71,17 +71,17 @@ def answering(id: str, file: str, root: str) -> Iterator[Answer]:
     from fasttune.analysis import speakers
     from fasttune.analysis.conversation import Conversation
     from fasttune.data.dataset import Message
-    from fasttune.export.llama import Sampling
     from fasttune.runs import store
 
     run = store.find(Path(root), id)
     name = run.exports / Path(file).name if file else run.folder
     named = speakers.find_one(str(name), run.root, adapter=not file)
+    sampled = speakers.served_sampling(named)
     with speakers.opened(named) as speaker:
 
         def answer(turns: Sequence[str], tell: Tell) -> None:
             before = [Message("assistant" if at % 2 else "user", text) for at, text in enumerate(turns[:-1])]
-            sampling = Sampling(MAX_NEW_TOKENS, TEMPERATURE, seed=random.randrange(2**31))
+            sampling = replace(sampled, seed=random.randrange(2**31))
             pieces = Conversation(speaker, named.system, before).ask(turns[-1], sampling)
             with contextlib.closing(pieces):
                 for piece in pieces:

@@ -39,6 +39,26 @@ def test_babble_is_told_from_prose() -> None:
 
 @pytest.mark.parametrize(
     "text",
+    [
+        "哈哈哈哈哈哈哈哈",
+        "no, no, no, no",
+        "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21",
+        "-" * 40,
+    ],
+)
+def test_what_people_write_is_no_loop(text: str) -> None:
+    assert answer_faults.find_loop(text) == 0
+
+
+def test_loops_of_every_length_are_found() -> None:
+    assert answer_faults.find_loop("a" * 80) == 59  # 60 characters are a loop; the first of them is kept
+    assert answer_faults.find_loop("abcdefghij" * 6) == 50
+    assert answer_faults.find_loop("x" + "".join(map(chr, range(100, 200))) * 4) == 300
+    assert answer_faults.find_loop("".join(map(chr, range(100, 201))) * 4) == 0  # one longer than is looked for
+
+
+@pytest.mark.parametrize(
+    "text",
     ["我是通义千问", "As an AI, I can't", "作为一个人工智能助手", "I'm an AI", "我是Qwen。", "我只是一个语言模型"],
 )
 def test_the_base_speaks(text: str) -> None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import Quickstart
 from ollama_server import running_server
 
-from fasttune.analysis.answers import GgufSource, LoadedModel, OllamaSource, Prompt, Source, TorchSource, ask
+from fasttune.analysis.answers import (
+    GgufSource,
+    LoadedModel,
+    OllamaSource,
+    Prompt,
+    Source,
+    TorchSource,
+    ask,
+    drawing,
+)
 from fasttune.export import llama
 from fasttune.export.llama import Sampling
 from fasttune.recipe.schema import ModelRecipe
@@ -132,6 +143,38 @@ def test_a_seeds_answer_does_not_depend_on_what_else_is_asked(
     assert [ask(source, [one], DRAWN)[0] for one in PROMPTS] == together
     other = Sampling(16, temperature=1.5, top_p=1.0, seed=8)
     assert ask(source, PROMPTS, other) != together
+
+
+class Counting:
+    """A stand-in for a loaded file over 40 tokens, whose logits are noise that the sequence so far decides, and which
+    never ends an answer by itself."""
+
+    num_ctx = 100
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        return np.random.default_rng(list(ids)).normal(size=(1, 40)).astype(np.float32) + (np.arange(40) % 7 == 3)
+
+    def ends_generation(self, token: int) -> bool:
+        return False
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token])
+
+
+@pytest.mark.parametrize("sampling", [Sampling(60, 0.0, repeat_penalty=1.5), Sampling(60, 0.9, 0.8, 5, 12, 1.3),
+                                      Sampling(60, 0.7, 1.0, 6, 0, 1.0)])  # fmt: skip
+def test_torch_draws_what_llama_cpp_draws(sampling: Sampling) -> None:
+    """The same logits give the same tokens whoever computes them: temperature, top-k, top-p and the penalty on prompt
+    and answer."""
+    model, prompt = Counting(), [3, 10, 17]
+    drawn = list(b"".join(llama.generate(model, list(prompt), sampling)))  # type: ignore[arg-type]
+    choose, said = drawing([[1], prompt], sampling), list(prompt)
+    while len(said) < len(prompt) + 60:
+        said.append(choose(1, torch.from_numpy(model.logits(said)[0])))
+    assert said[len(prompt) :] == drawn
+    if sampling.repeat_penalty != 1:
+        plain = replace(sampling, repeat_penalty=1.0)
+        assert drawn != list(b"".join(llama.generate(model, list(prompt), plain)))  # type: ignore[arg-type]
 
 
 def test_a_file_of_unknown_origin_is_asked_in_chatml(gguf: GgufSource) -> None:

@@ -36,6 +36,12 @@ def test_a_file_takes_the_held_out_file_beside_it_and_a_leak_is_an_error(tmp_pat
     assert check_report.show(report, as_json=True) == 1
 
 
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_folder_without_a_name_is_a_folder(path: str) -> None:
+    """The file beside it is looked for by its name."""
+    assert [one.code for one in check(Path(path)).findings] == ["is-a-directory"]
+
+
 def test_what_training_refuses_is_found_too(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "一"}, {"role": "user", "content": "二"}]
     report = check(Path(write(tmp_path / "data.jsonl", pair("一"), {"messages": turns})))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fasttune.analysis.conversation import Conversation, find_loop
+from fasttune.analysis.conversation import Conversation
 from fasttune.data.dataset import Message
 from fasttune.export.llama import Sampling
 
@@ -74,26 +74,6 @@ def test_a_loop_is_stopped_and_said_once() -> None:
     reply = conversation.reply
     assert reply is not None and reply.ending == "repetition" and len(pieces) < 20
     assert reply.text == f"好。{line}" == conversation.turns[-1].content
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "哈哈哈哈哈哈哈哈",
-        "no, no, no, no",
-        "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21",
-        "-" * 40,
-    ],
-)
-def test_what_people_write_is_no_loop(text: str) -> None:
-    assert find_loop(text) == 0
-
-
-def test_loops_of_every_length_are_found() -> None:
-    assert find_loop("a" * 80) == 59  # 60 characters are a loop; the first of them is kept
-    assert find_loop("abcdefghij" * 6) == 50
-    assert find_loop("x" + "".join(map(chr, range(100, 200))) * 4) == 300
-    assert find_loop("".join(map(chr, range(100, 201))) * 4) == 0  # one longer than is looked for
 
 
 @pytest.mark.parametrize("closed", [True, False])

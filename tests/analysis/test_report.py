@@ -16,6 +16,7 @@ from whole_runs import whole_run
 
 from fasttune import files
 from fasttune.analysis import page, report, report_curves, run_report
+from fasttune.console import FasttuneError
 from fasttune.runs import documents
 from fasttune.runs.documents import Probe
 from fasttune.runs.store import Run
@@ -232,6 +233,20 @@ def test_a_place_that_can_t_be_written_to_is_one_message(tmp_path: Path, fasttun
     whole_run(tmp_path / "runs")
     done = fasttune("report", "persona", "--out", tmp_path / "missing" / "page.html")
     assert done.returncode and "missing" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_page_takes_the_place_of_a_page_alone(tmp_path: Path, fasttune: Cli) -> None:
+    """E6: a file of samples named by mistake stays."""
+    run = whole_run(tmp_path / "runs")
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    done = fasttune("report", "persona", "--out", data)
+    assert done.returncode == 2 and "the file already exists, and is no page" in done.stderr
+    assert data.read_text(encoding="utf-8").startswith('{"prompt"')
+    report.require_own_page(report.write([run], tmp_path / "page.html", counts_tokens=False).path)
+    report.require_own_page(tmp_path / "none.html")
+    with pytest.raises(FasttuneError, match="can't be used as a file or folder"):
+        report.write([run], Path(""), counts_tokens=False)  # --out ""
 
 
 @pytest.mark.parametrize("name", ["plan.json", "provenance.json", "history.jsonl", "scores.json", "exports/persona-Q8_0.json",

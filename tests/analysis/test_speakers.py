@@ -65,6 +65,16 @@ def test_adapter_and_file_speak_alike(quickstart: Quickstart) -> None:
     assert said["base", False].strip() == probe["base"]
 
 
+@pytest.mark.parametrize("adapter", [True, False])
+def test_adapter_and_file_are_penalized_for_what_they_said(quickstart: Quickstart, adapter: bool) -> None:
+    """By a penalty that no logit outweighs: nothing is said twice."""
+    (named,) = speakers.find(["quickstart/001"], quickstart.folder.parents[1], adapter=adapter)
+    with speakers.opened(named) as speaker:
+        ids = speaker.encode([Message("user", "hello")])
+        pieces = [piece for piece in speaker.token_texts(ids, Sampling(30, repeat_penalty=1e6)) if piece]
+    assert len(pieces) == len(set(pieces)) > 5
+
+
 def test_a_prompt_that_fills_the_context(quickstart: Quickstart) -> None:
     loaded = speakers.find(["builtin:tiny"], quickstart.folder.parents[1], adapter=False)[0]
     with speakers.opened(loaded) as opened:

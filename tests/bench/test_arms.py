@@ -17,7 +17,7 @@ def test_an_arm_takes_recipe_values_and_environment_variables() -> None:
     assert arm.environment == (("FASTTUNE_X", "1"),)
 
 
-@pytest.mark.parametrize("text", ["stock,fast", "stock+train.optim"])
+@pytest.mark.parametrize("text", ["stock,fast", "stock+train.optim", "", " , "])
 def test_an_unknown_arm_is_refused_with_the_known_ones(text: str) -> None:
     with pytest.raises(UsageError, match="there is no arm") as caught:
         arms.parse_arms(text)

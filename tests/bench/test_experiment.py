@@ -102,6 +102,7 @@ def counted(start: Callable[..., int], started: list[str]) -> Callable[..., int]
 def test_an_arm_that_breaks_is_named_and_the_others_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that fails costs its own arm; here the recipe value is refused inside it."""
     monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(experiment, "start_worker", fork_worker)
     requested = experiment.Experiment(
         Path("recipes/quickstart.toml"), (), parse_arms("fasttune+train.optim=nonsense"), steps=1, repeats=1
     )

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from fasttune.bench import flops
 from fasttune.data.tokenize import Example
 from fasttune.recipe.load import load_recipe
-from fasttune.training import engine, packing
+from fasttune.training import attention, engine, packing
 
 pytest_plugins = ["bench_matrix"]
 
@@ -39,6 +39,6 @@ def test_attention_pairs_are_those_of_the_mask() -> None:
     for shared in (True, False):
         (row,) = packing.plan_step(examples, range(3), 100, shared_prefix=shared).rows
         batch = engine.collate(row, examples)
-        mask = engine.dense_mask(batch.spans, row.tokens)
+        mask = attention.dense_mask(batch.layout)
         assert flops.attention_pairs(examples, range(3), shared=shared) == int(torch.sum(mask))
         assert (row.tokens < 20) == shared

@@ -6,7 +6,9 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 from bench_matrix import ENTRY, STARTED, Matrix, run_matrix, script
 from conftest import REPOSITORY
 
@@ -43,6 +45,42 @@ def test_entries_have_one_order_whatever_was_measured_last(tmp_path: Path) -> No
     run.collect(tmp_path)
     entries = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["entries"]
     assert [(entry["dtype"], entry["case"], entry["batch_size"]) for entry in entries] == expected
+
+
+def arguments(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["run.py", "--name", "x", *words])
+    return script("run").arguments()
+
+
+def test_on_a_gpu_every_base_has_its_first_figures_before_the_next_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = script("run").matrix(arguments(monkeypatch, "--cuda", "--cases", "persona,chat", "--dtype", "bfloat16"))
+    assert [(entry.bits, entry.case, entry.base.name) for entry in entries] == [
+        (bits, case, f"shape-{size}")
+        for bits in (16, 4)
+        for case in ("persona", "chat")
+        for size in ("0.5b", "1.5b", "3b")
+    ]
+    assert {entry.arms for entry in entries} == {"stock,fasttune"}
+
+
+def test_no_entry_is_begun_that_may_end_too_late(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Entries of 100 s each in 5 minutes: the third would end at 300 s at the earliest, and is still begun."""
+    run, clock, measured = script("run"), [0.0], []
+
+    def measure(entry: Any, _options: Any, _folder: Path) -> bool:
+        clock[0] += 100.0
+        measured.append(entry.name)
+        return True
+
+    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(run, "measure", measure)
+    words = ("--base", "builtin:tiny", "--out", str(tmp_path / "results"), "--minutes", "5")
+    monkeypatch.setattr(sys, "argv", ["run.py", "--name", "x", *words])
+    assert run.main() == 0
+    assert len(measured) == 3
+    assert "5 minutes are over; the same command goes on with " in capsys.readouterr().err
 
 
 def test_arms_of_earlier_calls_stay_in_the_entry(matrix: Matrix, tmp_path: Path) -> None:

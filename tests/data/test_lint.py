@@ -280,4 +280,4 @@ def test_the_bases_name_is_found_beside_chinese_characters(text: str, found: str
 
 
 def test_a_phrase_in_english_is_found_beside_chinese_characters() -> None:
-    assert lint_persona.AI_PHRASE.search("嗯，as an AI我不能") and lint_persona.AI_PHRASE.search("我说I'm a chatbot呀")
+    assert lint_persona.AI_PHRASE.search("可我as an AI我不能") and lint_persona.AI_PHRASE.search("我说I'm a chatbot呀")

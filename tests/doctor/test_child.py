@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 
 from fasttune.doctor import child
+from fasttune.doctor.outcome import Check
 
 # Stands in for `python -m fasttune.doctor.trials`: "kill" ends its process, "hang" never answers, "exit" says why.
 STAND_IN = """
@@ -15,7 +19,7 @@ for name in sys.argv[1:]:
         print("Illegal instruction", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
     if name == "hang":
-        time.sleep(60)
+        time.sleep(600)
     if name == "exit":
         sys.exit("no such library")
     print(json.dumps({"name": name, "state": "ok", "measured": "fine"}), flush=True)
@@ -23,17 +27,27 @@ for name in sys.argv[1:]:
 COMMAND = (sys.executable, "-c", STAND_IN)
 
 
-def test_one_that_dies_or_hangs_leaves_the_others_alone() -> None:
-    began = time.monotonic()
-    found = list(child.run(["disk", "kill", "hub", "hang", "exit", "ollama"], 3.0, COMMAND))
-    assert time.monotonic() - began < 30
+def test_one_that_dies_leaves_the_others_alone() -> None:
+    found = list(child.run(["disk", "kill", "hub", "exit", "ollama"], 300.0, COMMAND))
     assert [(one.name, one.state) for one in found] == [
-        ("disk", "ok"), ("kill", "error"), ("hub", "ok"), ("hang", "error"), ("exit", "error"), ("ollama", "ok"),
+        ("disk", "ok"), ("kill", "error"), ("hub", "ok"), ("exit", "error"), ("ollama", "ok"),
     ]  # fmt: skip
     states = {one.name: one for one in found}
     assert "SIGSEGV: Illegal instruction" in states["kill"].measured
-    assert "no answer within 3 s" in states["hang"].measured
     assert "exit code 1: no such library" in states["exit"].measured
+
+
+def test_one_that_hangs_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time limit that is short here is that of the process that hangs alone: the other one may be slow to start."""
+
+    def answers(process: Any, seconds: float) -> Iterator[Check]:
+        return own_answers(process, seconds if "hang" in process.args else 300.0)
+
+    own_answers = child.answers
+    monkeypatch.setattr(child, "answers", answers)
+    hanging, hub = child.run(["hang", "hub"], 0.6, COMMAND)
+    assert (hanging.name, hanging.state, hub.name, hub.state) == ("hang", "error", "hub", "ok")
+    assert "no answer within 1 s" in hanging.measured
 
 
 def test_nothing_to_do_starts_no_process() -> None:

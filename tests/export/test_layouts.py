@@ -110,10 +110,12 @@ def test_a_disk_that_fills_up_leaves_nothing(file: Path, tmp_path: Path) -> None
     assert caught.value.errno == errno.EFBIG and list((tmp_path / "models").iterdir()) == []
 
 
-def test_a_disk_without_room_is_known_before(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert layouts.lacking_space(file, tmp_path / "models") == []
+def test_a_disk_without_room_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "not" / "there" / "yet"
+    assert layouts.lacking_space(10, folder, "free some") == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
-    assert [one.code for one in layouts.lacking_space(file, tmp_path / "models")] == ["disk-full"]
+    (finding,) = layouts.lacking_space(10, folder, "free some")
+    assert (finding.code, finding.where, finding.fix) == ("disk-full", str(tmp_path), "free some")
 
 
 def test_the_command_of_llama_cpps_server_is_complete() -> None:

@@ -37,6 +37,28 @@ def test_weights_are_plain_pefts(material: Path, expected: Expected, out: Path) 
     assert (product.bfloat16() == ours[f"{name}.weight"]).float().mean() > 0.999  # torch adds in another order
 
 
+def test_shards_are_loaded_by_plain_transformers(
+    material: Path, expected: Expected, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of more than one shard, as a 3B one is: it predicts what plain PEFT's adapter on the base predicts, and
+    holds the very weights of the single file."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(merged, "SHARD_BYTES", 2_000_000)
+    export(request(tmp_path, material / "adapter", types=(), keep_merged=True), silent)
+    shards = sorted((tmp_path / "merged").glob("model-*-of-*.safetensors"))
+    assert len(shards) > 3 and all(path.stat().st_size < 3_000_000 for path in shards)  # the embedding alone has 2.6 MB
+    weights = {name: weight for path in shards for name, weight in safetensors.torch.load_file(path).items()}
+    single = safetensors.torch.load_file(out / "merged" / "model.safetensors")
+    assert weights.keys() == single.keys() and all(torch.equal(weights[name], single[name]) for name in single)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32, trust_remote_code=False)
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(expected["ids"])[None]).logits[0].numpy()
+    assert kept.kl_rows(expected["adapted"], logits).mean() < 1e-3  # bfloat16, as the base
+    assert kept.kl_rows(expected["base"], logits).mean() > 0.01
+
+
 def test_folder_loads_in_transformers_and_says_what_it_is(out: Path) -> None:
     names = {path.name for path in (out / "merged").iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "merged.json"}

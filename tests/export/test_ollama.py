@@ -21,9 +21,10 @@ from exports import silent
 from ollama_server import Handler, Server, running_server
 
 from fasttune.console import FasttuneError
-from fasttune.export import Artifact, import_into_ollama, ollama_connection
+from fasttune.export import Artifact, import_into_ollama, ollama, ollama_connection
 from fasttune.export.modelfile import TEMPLATE, modelfile
 from fasttune.export.ollama import look_before_training
+from fasttune.training.progress import ByteLine
 
 SYSTEM = '你是林栀。\n她说 """轻声细语"""\u3000👩‍👧'
 
@@ -64,6 +65,21 @@ def test_first_import(server: Server, artifact: Artifact) -> None:
     }
     assert lines[0] == "uploading 林栀-Q4_K_M.gguf to Ollama (0 MB)"
     assert lines[-2:] == ["Ollama: success", "the model is in Ollama; run it with `ollama run linzhi`"]
+
+
+def test_the_upload_shows_its_bytes(server: Server, artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the official client: what has gone out by and by, and nothing of the other requests."""
+    steps: list[tuple[str, int, int]] = []
+
+    class Kept(ByteLine):
+        def advance(self, count: int) -> None:
+            super().advance(count)
+            steps.append((self.text, self.done, self.total))
+
+    monkeypatch.setattr(ollama, "ByteLine", Kept)
+    import_into_ollama(artifact, "linzhi", num_ctx=64, report=silent, host=server.host)
+    assert len(steps) > 1 and steps[-1] == (artifact.path.name, artifact.bytes, artifact.bytes)
+    assert [done for _name, done, _total in steps] == sorted(done for _name, done, _total in steps)
 
 
 def test_second_import_keeps_the_old_model_once_and_uploads_nothing(server: Server, artifact: Artifact) -> None:
@@ -279,7 +295,7 @@ def test_a_server_that_does_not_answer_is_left(
     (finding,) = refusal(server, artifact).findings
     done.set()
     assert finding.code == "ollama-failed" and "in time" in finding.what
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 120
 
 
 @pytest.mark.parametrize("body", [b"null", b"[1]", b"7", b'"x"', b'{"models": [[]]}', b"<html>", b"\xff"])
@@ -311,7 +327,8 @@ def test_answers_are_of_a_bounded_size(server: Server, artifact: Artifact, monke
     monkeypatch.setattr(Handler, "do_GET", flood)
     assert "not Ollama" in refusal(server, artifact).findings[0].what
     monkeypatch.setattr(ollama_connection, "ANSWER_BYTES", 100)
-    assert refusal(server, artifact).findings[0].code == "ollama-failed"
+    (finding,) = refusal(server, artifact).findings
+    assert finding.code == "ollama-failed" and "more than 0 MiB" in finding.what
 
 
 def test_a_flood_of_messages_is_cut(server: Server, artifact: Artifact) -> None:

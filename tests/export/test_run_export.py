@@ -21,6 +21,7 @@ from fasttune.analysis.answers import GgufSource
 from fasttune.analysis.sources import Named
 from fasttune.analysis.speakers import served_sampling
 from fasttune.export import lora_file, verdict
+from fasttune.export import smallest as smallest_type
 from fasttune.export.artifact import read_document
 from fasttune.export.llama import Sampling
 from fasttune.files import locked
@@ -66,7 +67,10 @@ def test_the_recipe_says_what_is_made(export: Export, run: Run) -> None:
     assert document["llama_server"].startswith(f"llama-server --model {run.exports}/linzhi-F16.gguf --jinja ")
 
 
-def test_types_of_any_case_between_commas_and_the_smallest_by_itself(export: Export, run: Run) -> None:
+def test_types_of_any_case_between_commas_and_the_smallest_by_itself(
+    export: Export, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smallest_type, "ORDER", ("q2_k", "q4_k_m", "q6_k", "f16"))  # the others are tried alike
     done = export("linzhi", "--gguf", "F16,q8_0", "--gguf", "Auto", "--imatrix", "none", "--json")
     assert done.returncode == 0, done.stderr
     *named, smallest = json.loads(done.stdout)["exports"]
@@ -162,9 +166,12 @@ def test_chat_samples_as_the_run_is_served(run: Run) -> None:
     text = run.recipe.read_text(encoding="utf-8").replace("num_ctx = 1024", "top_k = 20\nrepeat_penalty = 1.1")
     run.recipe.write_text(text, encoding="utf-8")
     model = Named(GgufSource("x.gguf", run.exports / "x.gguf", None), run, None)
-    found = served_sampling(model, Sampling(64, temperature=0.7))
-    assert found == Sampling(64, temperature=0.0, top_k=20, repeat_penalty=1.1)  # greedy as the tiny base says
-    assert served_sampling(replace(model, run=None), Sampling(64, temperature=0.7)) == Sampling(64, temperature=0.7)
+    assert served_sampling(model) == Sampling(512, 0.0, top_k=20, repeat_penalty=1.1)  # greedy as the tiny base says
+    assert served_sampling(model, 0.5, 64) == Sampling(64, 0.5, top_k=20, repeat_penalty=1.1)
+    assert served_sampling(model, 0) == Sampling(512)  # the likeliest token, as the option says
+    assert served_sampling(replace(model, run=None)) == Sampling(512, 0.7)
+    edit(run.provenance, longest_answer=100)
+    assert served_sampling(model).max_new_tokens == 192  # as its Modelfile's num_predict
 
 
 # What goes wrong ---------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def test_every_type_of_a_recipe_is_one_of_llama_cpps_and_auto_tries_them_by_size
     for name in ("q5_k_s", "q4_k_s", "iq4_xs", "q3_k_m", "q2_k"):
         assert quantize.main(str(exported["f16"].path), str(tmp_path / name), name) == 0
         sizes[name] = (tmp_path / name).stat().st_size
-        first[name] = next(iter(quantize.tensor_types(tmp_path / name)))
+        first[name] = next(iter(quantize.stored(tmp_path / name).types))
     assert sorted(sizes, key=lambda name: sizes[name]) == [name for name in smallest.ORDER if name in sizes]
     assert (first["iq4_xs"], first["q3_k_m"], first["q5_k_s"]) == ("IQ4_XS", "Q3_K", "Q5_K")
 

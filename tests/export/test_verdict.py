@@ -43,7 +43,6 @@ def test_a_type_that_loses_most_is_not_served_and_a_grid_is_named() -> None:
     finding = verdict.loss_of_type(lost, shape, "linzhi/001-fresh", None)
     assert finding is not None and finding.code == "gguf-loses-training" and "keeps 0% of" in finding.what
     assert "on a grid of 5 bits" in finding.why
-    assert verdict.held_back([FIGURES, lost]) == ("linzhi-Q4_K_M.gguf",)
 
 
 def test_a_good_file_and_one_that_can_not_be_judged_are_passed_over() -> None:

@@ -17,7 +17,7 @@ from fasttune.data.fact_sheet import read_fact_sheet
 from fasttune.planning import examples
 from fasttune.recipe.load import load_recipe
 
-EXAMPLES = ["linzhi", "quickstart"]
+EXAMPLES = ["linzhi", "nell", "qin", "quickstart"]
 PARTS = ("fasttune", "recipes", "data", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 
 
@@ -143,10 +143,10 @@ def test_into_another_folder_the_command_goes_there(tmp_path: Path) -> None:
     assert planned.returncode == 0, planned.stderr
 
 
-def test_both_examples_fit_into_one_folder(fasttune: Cli, tmp_path: Path) -> None:
+def test_all_examples_fit_into_one_folder(fasttune: Cli, tmp_path: Path) -> None:
     for name in EXAMPLES:
-        assert fasttune("init", "--example", name, "--out", tmp_path / "both").returncode == 0
-    assert tree(tmp_path / "both") == shipped("linzhi") | shipped("quickstart")
+        assert fasttune("init", "--example", name, "--out", tmp_path / "all").returncode == 0
+    assert tree(tmp_path / "all") == {path: content for name in EXAMPLES for path, content in shipped(name).items()}
 
 
 def test_nothing_is_overwritten(fasttune: Cli, tmp_path: Path) -> None:
@@ -187,9 +187,9 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--example", "lumen"], "the examples are: linzhi, quickstart"),
-        (["--example", "../quickstart"], "the examples are: linzhi, quickstart"),
-        (["--example", ""], "the examples are: linzhi, quickstart"),
+        (["--example", "lumen"], "the examples are: linzhi, nell, qin, quickstart"),
+        (["--example", "../quickstart"], "the examples are: linzhi, nell, qin, quickstart"),
+        (["--example", ""], "the examples are: linzhi, nell, qin, quickstart"),
         (["mine", "--example", "quickstart"], "leave out NAME, --data and --base"),
         (["--example", "quickstart", "--data", "x.jsonl"], "leave out NAME, --data and --base"),
         (["--example", "quickstart", "--base", "builtin:tiny"], "leave out NAME, --data and --base"),

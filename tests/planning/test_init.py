@@ -86,7 +86,7 @@ def test_what_is_written_trains(tmp_path: Path, fasttune: Cli) -> None:
     done = fasttune("run", tmp_path / "x.toml", "--set", "train.max_steps=8", "--set", "export.gguf=['f16']", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert [probe["question"] for probe in result["probes"]] == ["问题0？", "问题1？", "问题2？"]
+    assert [probe["question"] for probe in result["probes"]] == ["你好", "你是谁？", "介绍一下你自己"]
     assert result["last"]["loss"] < 0.9 * result["first"]["loss"]
 
 
@@ -96,7 +96,9 @@ def test_lin_zhi(tmp_path: Path, fasttune: Cli) -> None:
     assert fasttune("init", "linzhi", "--data", "data/linzhi/train.jsonl", "--out", path).returncode == 0
     read = load_recipe(path)
     assert read.data.val == "data/linzhi/val.jsonl" and read.lora.r == 16 and read.train.batch_size == 16
+    held_out = (REPOSITORY / "data/linzhi/val.jsonl").read_text(encoding="utf-8")
     assert len(read.probe.questions) == 3
+    assert all(json.dumps(one, ensure_ascii=False) in held_out for one in read.probe.questions)
     shown = fasttune("plan", path)
     assert shown.returncode == 0 and "warning" not in shown.stderr
 
@@ -202,11 +204,12 @@ def test_the_estimate_of_length_is_never_below_the_tokens_of_real_data() -> None
         assert tokens <= init.tokens_at_most(sample), sample.id
 
 
-def test_questions_are_the_first_of_different_samples() -> None:
-    def sample(number: int, *questions: str) -> Sample:
-        turns = [turn for question in questions for turn in (Message("user", question), Message("assistant", "ok"))]
-        return Sample(f"f:{number}", (Message("system", "s"), *turns))
+def sample(number: int, *questions: str) -> Sample:
+    turns = [turn for question in questions for turn in (Message("user", question), Message("assistant", "ok"))]
+    return Sample(f"f:{number}", (Message("system", "s"), *turns))
 
+
+def test_questions_are_the_first_of_different_held_out_samples() -> None:
     samples = [
         sample(1, "a?", "not first?"),
         sample(2, "a?"),
@@ -214,8 +217,18 @@ def test_questions_are_the_first_of_different_samples() -> None:
         sample(4, 'b "quoted"\n?'),
         sample(5, "c?"),
     ]
-    assert init.probe_line(samples).value == ["a?", 'b "quoted"\n?', "c?"]
-    assert init.probe_line(samples[2:3]).value == ["x" * 300]
+    assert init.probe_line([], samples).value == ["a?", 'b "quoted"\n?', "c?"]
+    assert init.probe_line([], samples[2:3]).value == ["x" * 300]
+
+
+def test_no_question_is_one_that_is_trained_on() -> None:
+    """Its answer would be recited. Standard questions stand in where nothing else is left."""
+    trained = [sample(1, "a?", "b?"), sample(2, "Hi")]
+    assert init.probe_line(trained, [sample(3, "a?"), sample(4, "c?")]).value == ["c?"]
+    assert init.probe_line(trained, [sample(3, "b?")]).value == [
+        "Who are you?", "Tell me about yourself.", "How was your day?",
+    ]  # fmt: skip
+    assert init.probe_line([sample(1, "你是谁？")], []).value == ["你好", "介绍一下你自己", "你今天过得怎么样？"]
 
 
 def test_a_missing_system_prompt_is_pointed_out(tmp_path: Path, fasttune: Cli) -> None:

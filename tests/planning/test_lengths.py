@@ -60,3 +60,9 @@ def test_two_lengths_in_one_place_are_refused() -> None:
 def test_a_total_that_was_trained_already_names_the_key_that_says_so() -> None:
     (finding,) = refusal(strategy="custom")
     assert (finding.code, finding.where) == ("nothing-to-train", "persona.toml: train.max_steps")
+
+
+def test_a_first_run_of_no_step_is_told_without_a_parent() -> None:
+    (finding,) = refusal("name=other", "train.max_steps=0", "train.epochs=1e-9")
+    assert (finding.code, finding.where) == ("nothing-to-train", "persona.toml: train.epochs")
+    assert "comes to no step" in finding.what and "parent" not in finding.what + finding.fix

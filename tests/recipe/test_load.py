@@ -281,3 +281,34 @@ def test_names_that_ollama_takes(tmp_path: Path, name: str) -> None:
 def test_a_name_that_ollama_refuses_is_a_mistake_of_the_recipe(tmp_path: Path, name: str) -> None:
     (finding,) = refused(tmp_path, MINIMAL, f"export.ollama='{name}'")
     assert finding.code == "contradiction" and "no name that Ollama can give a model" in finding.what
+
+
+def test_an_answer_of_no_token_is_refused(tmp_path: Path) -> None:
+    """llama.cpp writes nothing then, Ollama writes without end."""
+    (finding,) = refused(tmp_path, MINIMAL, "export.num_predict=0")
+    assert finding.code == "contradiction" and "-1 for no limit" in finding.fix
+
+
+VALUES = {
+    "text": '"gibberish"', "empty": '""', "blank": '"  "', "zero": "0", "negative": "-5", "huge": "1" + "0" * 30,
+    "many digits": "9" * 4000, "beyond int64": str(2**63), "fraction": "1.5", "nan": "nan", "inf": "-inf",
+    "denormal": "5e-324", "largest": "1e308", "true": "true", "list": "[1, 2]", "empty list": "[]",
+    "twice": '["a", "a"]', "nested": '[["a"]]', "mixed": '["f16", 3]', "table": "{a = 1}", "empty table": "{}",
+    "date": "2026-11-28", "controls": '"a\\u202e\\u0007"', "NUL": '"a\\u0000b"', "long": '"' + "x" * 5_000 + '"',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_any_value_of_any_key_is_taken_or_refused_in_few_words(value: str, tmp_path: Path) -> None:
+    """Each key wrong alone, and all of them at once: a finding with a place and a remedy for each, and nothing else."""
+    given = {"name": '"linzhi"', "model.base": '"builtin:tiny"', "data.train": '"train.jsonl"'}
+    for keys in (*([key] for key in KEYS), list(KEYS)):
+        lines = given | dict.fromkeys(keys, value)
+        try:
+            written(tmp_path, "".join(f"{key} = {text}\n" for key, text in lines.items()))
+        except UsageError as problem:
+            for finding in problem.findings:
+                assert finding.where.startswith(str(tmp_path / "linzhi.toml")) and finding.fix
+                assert len(finding.what) < 300 and len(finding.fix) < 300 and len(finding.why) < 300
+        else:
+            assert len(keys) == 1

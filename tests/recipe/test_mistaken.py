@@ -65,6 +65,10 @@ def test_the_folders_of_a_run_of_a_series_and_of_data(tmp_path: Path, monkeypatc
     for name in ("a.jsonl", "b.jsonl"):
         Path("chats", name).write_text(RECORD, encoding="utf-8")
     assert "`fasttune init a --data chats/a.jsonl --data chats/b.jsonl`" in refusal(Path("chats"))[2]
+    Path("chats", "b.jsonl").unlink()
+    with pytest.raises(UsageError) as caught:
+        read_recipe_file(Path("chats"))
+    assert caught.value.findings[0].where == "chats"  # the folder, of one file too
 
 
 def test_names_of_series(tmp_path: Path) -> None:

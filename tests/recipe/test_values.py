@@ -73,6 +73,9 @@ def test_convert(hint: Any, value: Any, expected: Any) -> None:
         (key(Sizes, "small"), "huge", "unknown-choice", 'the default is size = "small"'),
         (key(str, MISSING, example="x"), " ", "empty-value", 'for example size = "x"'),
         (key(tuple[str, ...], ()), ["a", ""], "empty-value", "the default is size = []"),
+        (key(tuple[str, ...], ("a",), filled=True), [], "empty-value", 'the default is size = ["a"]'),
+        (key(str, "a", filled=True), "", "empty-value", 'the default is size = "a"'),
+        (key(str, "a"), "a" * 4097, "value-too-long", 'the default is size = "a"'),
         (key(tuple[str, ...], ()), ["a", "a"], "repeated-value", "keep one of them"),
         (key(float | None, None), "often", "wrong-type", "leave it out to have none"),
     ],
@@ -88,6 +91,10 @@ def test_a_number_above_its_bound_is_refused_with_the_reason_of_the_bound(value:
     bounded = key(int, bounds={"≥": 1, "<": 8}, most="why no more")
     finding = refusal(Entry("train.size", value, "a.toml", "recipe"), bounded)
     assert finding is not None and finding.why == why
+
+
+def test_only_prose_is_longer_than_a_path() -> None:
+    assert refusal(Entry("train.size", "a" * 4097, "a.toml", "recipe"), key(str, "", prose=True)) is None
 
 
 def test_line_breaks_are_for_prose_only() -> None:

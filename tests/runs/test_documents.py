@@ -119,7 +119,9 @@ def test_a_document_without_a_format_number_is_read_whole(tmp_path: Path, name: 
     if name == "plan.json":
         added = {"start_epoch": None}
     if name == "scores.json":
-        added = {"facts": None, "epochs": [], "exports": [], "held_out": None}
+        unknown = {"base_cut": False, "trained_cut": False, "is_trained": False}
+        probes = [one | unknown for one in before["probes"]]
+        added = {"probes": probes, "facts": None, "epochs": [], "exports": [], "held_out": None}
     if name == "artifact.json":
         added = {"figures": None, "imatrix": "none", "ollama": None, "adapter": ""}
     assert after == before | added

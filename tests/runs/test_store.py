@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,7 +44,7 @@ def test_processes_never_get_the_same_number(tmp_path: Path) -> None:
     workers = [multiprocessing.Process(target=start_one, args=(str(tmp_path), results)) for _number in range(8)]
     for worker in workers:
         worker.start()
-    ids = {results.get(timeout=30) for _number in workers}
+    ids = {results.get(timeout=300) for _number in workers}
     for worker in workers:
         worker.join()
     assert ids == {f"linzhi/{n:03d}-fresh" for n in range(1, 9)}
@@ -88,7 +91,7 @@ def test_status_and_a_lock_that_a_dead_process_does_not_keep(tmp_path: Path) -> 
     assert status(run) == "stopped"
     code = (
         "import time; from pathlib import Path; from fasttune.files import locked\n"
-        f"with locked(Path({str(run.lock)!r}), ''):\n print('held', flush=True); time.sleep(60)"
+        f"with locked(Path({str(run.lock)!r}), ''):\n print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
@@ -199,3 +202,28 @@ def test_a_folder_that_can_not_be_filled_leaves_no_run(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         store.create(tmp_path, "linzhi", "fresh", fill)
     assert store.list_runs(tmp_path, "linzhi") == [] and store.list_series(tmp_path) == []
+
+
+def test_a_result_that_can_not_be_kept_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A comparison of minutes was lost where the runs folder may not be written to."""
+    run = store.create(tmp_path, "linzhi", "fresh")
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.scores))
+
+    kept = []
+    assert store.keep(run, lambda: kept.append("written")) and kept == ["written"]
+    assert not store.keep(run, full)
+    assert "warning: " in (shown := capsys.readouterr().err) and "not kept: no space left" in shown
+    refused = OSError(errno.EROFS, os.strerror(errno.EROFS), str(run.lock))
+    monkeypatch.setattr(store, "locked", lambda *_names, **_more: raising(refused))
+    assert not store.keep(run, pytest.fail)
+    assert "not kept: this can't be read or written" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def raising(problem: Exception) -> Iterator[None]:
+    raise problem
+    yield

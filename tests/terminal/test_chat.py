@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import Quickstart, call_here
+from rich.cells import cell_len
+from rich.console import Console
 from terminal import answer
 
 from fasttune.analysis import speakers
@@ -86,7 +89,7 @@ def test_an_option_in_another_encoding_is_refused(tmp_path: Path, option: str) -
 
 def at_terminal(quickstart: Quickstart, steps: Sequence[tuple[str, str]], *names: str) -> str:
     """What the terminal shows of a chat, in this process."""
-    request = ChatRequest(names, quickstart.folder.parents[1], None, None, Sampling(64), False)
+    request = ChatRequest(names, quickstart.folder.parents[1], None, None, False, max_new_tokens=64)
 
     def talk() -> str:
         chat.chat(request)
@@ -120,10 +123,26 @@ def test_a_conversation_at_a_terminal(quickstart: Quickstart, tmp_path: Path) ->
         "quickstart/001",
     )
     assert screen.count(probe["trained"]) == 2 and f"base:\n{probe['base']}" in screen
-    assert "Traceback" not in screen
+    assert "Traceback" not in screen and screen.count("the same again") == 1  # /retry, as this base is greedy
     (line,) = file.read_text(encoding="utf-8").splitlines()
     roles = [message["role"] for message in json.loads(line)["messages"]]
     assert roles[-2:] == ["user", "assistant"] and json.loads(line)["messages"][-1]["content"] == probe["trained"]
+
+
+@pytest.mark.parametrize("width", [50, 80])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_list_of_commands_has_two_straight_columns(
+    language: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of Chinese words, which are twice as wide as they are long, and where a meaning takes two lines."""
+    monkeypatch.setenv("FASTTUNE_LANG", language)
+    console = Console(file=io.StringIO(), width=width)
+    console.print(chat.command_list())
+    assert isinstance(console.file, io.StringIO)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    begins = {cell_len(re.match(r"  /\S+( [^ ]+)? +|  +", line)[0]) for line in lines}  # type: ignore[index]
+    assert len(begins) == 1 and len(lines) >= len(chat.COMMANDS)
+    assert all(cell_len(line) <= width for line in lines)
 
 
 class Interrupted:
@@ -136,7 +155,7 @@ class Interrupted:
 
     def token_texts(self, ids: Sequence[int], sampling: Sampling) -> Iterator[str]:
         yield from ("one", " two")
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         yield from (" three",) * 50
 
 
@@ -144,7 +163,7 @@ def a_chat(monkeypatch: pytest.MonkeyPatch, speaker: Any, *, typed: bool) -> tup
     """A chat with a speaker of this test."""
     running = Chat.__new__(Chat)
     conversation = Conversation(speaker, None)
-    running.request = ChatRequest(("x",), Path("runs"), None, None, Sampling(8), False)
+    running.request, running.sampled = ChatRequest(("x",), Path("runs"), None, None, False), Sampling(8)
     running.typed, running.conversations, running.base = typed, {"x": conversation}, None
     return running, conversation
 

@@ -95,6 +95,30 @@ def test_a_shell_completes_runs_and_settings(tmp_path: Path) -> None:
     assert "train.epochs=" in shown
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("chat x --temperature nan", "'nan' is not a valid number"),
+        ("facts x --at-least inf", "is not in the range 0<=x<=1"),
+        ("facts x --max-new-tokens 99999999999999", "is not in the range 1<=x<=32768"),
+        ("compare x --max-new-tokens 0", "is not in the range 1<=x<=32768"),
+        ("chat x --max-new-tokens 32769", "is not in the range 1<=x<=32768"),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused_before_anything_is_loaded(fasttune: Cli, typed: str, words: str) -> None:
+    """NaN is within any bounds for click, and ended in a traceback of numpy; memory is held for the longest answer."""
+    done = fasttune(*typed.split())
+    assert done.returncode == 2 and words in done.stderr and "hint: " in done.stderr
+
+
+def test_a_runs_folder_that_is_none_completes_nothing(tmp_path: Path) -> None:
+    """And says nothing: a shell would print it amid the line that is being typed."""
+    (tmp_path / "runs").write_text("a file", encoding="utf-8")
+    context = click.Context(click.Command("runs"))
+    context.params["root"] = str(tmp_path / "runs")
+    assert command_line.complete_run(context, click.Option(["--x"]), "") == []
+
+
 @pytest.mark.parametrize(("columns", "beside"), [("120", True), ("50", False)])
 def test_an_example_is_one_line_at_any_width(
     columns: str, beside: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Cli
 
+from fasttune.doctor import child, examine
 from fasttune.doctor.outcome import Check
 from fasttune.terminal import examination
 
@@ -56,14 +56,14 @@ def test_a_report_is_one_text_on_stdout(fasttune: Cli, monkeypatch: pytest.Monke
     assert done.stdout.startswith("- fasttune ") and "| ok | answers |" in done.stdout
 
 
-def test_this_machine_in_seconds(fasttune: Cli, tmp_path: Path) -> None:
-    """Without the training, and without a network: the hub's answer is waited for a few seconds only."""
-    began = time.monotonic()
+def test_this_machine(fasttune: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the training, and without a network. Each check is waited for however busy the machine is."""
+    monkeypatch.setattr(examine, "SECONDS", 300.0)
+    monkeypatch.setattr(child.run, "__defaults__", (300.0, child.COMMAND))
     done = fasttune("doctor", "--quick", "--json", HF_HUB_OFFLINE="1")
-    seconds = time.monotonic() - began
     document = json.loads(done.stdout)
     states = {one["name"]: one["state"] for one in document["checks"]}
     assert len(states) == 15 and "crashed" not in states.values()
     assert states["matrix-product"] == states["llama-cpp"] == states["package-set"] == "ok"
-    assert seconds < 40  # 4 on two free cores; the suite shares them
+    assert states["hub"] == "not-applicable"
     assert not (tmp_path / "runs").exists()

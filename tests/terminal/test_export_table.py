@@ -36,6 +36,16 @@ def test_rows_stand_whole_in_fifty_columns(language: str, monkeypatch: pytest.Mo
     assert "132 Q5_0, 13 Q8_0" in " ".join(lines) and "169" not in " ".join(lines)
 
 
+def test_what_a_k_quant_really_is_is_said() -> None:
+    """Of a hidden size that 256 does not divide, and of any other; figures from before it was recorded say less."""
+    short = replace(Q4, bits_per_weight=6.437, fallback_types={"Q5_0": 132, "Q8_0": 13})
+    lines = shown([replace(short, tensor_types={"Q5_0": 132, "Q8_0": 13, "Q4_K": 24}), Q8])
+    text = " ".join(" ".join(lines).split())
+    assert "q4_k_m is here 6.4 bits a weight: 132 Q5_0, 13 Q8_0, 24 Q4_K" in text
+    assert "145 of its 169 matrices have rows that 256 does not divide" in text and "as Q5_0, Q8_0" in text
+    assert "256" not in " ".join(shown([replace(short, fallback_types={})])) and "bits" not in " ".join(shown([Q4]))
+
+
 def test_a_file_without_an_adapter_keeps_nothing_to_speak_of() -> None:
     lines = shown([replace(Q8, learned=None, base_perplexity=None, kept=None)])
     assert lines[2].split() == ["q8_0", "531", "0.0030", "–", "90.04"]
@@ -43,3 +53,10 @@ def test_a_file_without_an_adapter_keeps_nothing_to_speak_of() -> None:
 
 def test_shares_hide_no_loss() -> None:
     assert [share(kept) for kept in (-1, 0.5, 0.994, 0.9999)] == ["0%", "50%", "99.4%", "100%"]
+
+
+def test_after_qlora_the_table_says_how_far_the_served_base_is_from_the_trained_one() -> None:
+    trained = replace(Q4, nf4_kl=0.0312, nf4_perplexity=91.26)
+    text = " ".join(shown([trained]))
+    assert "KL 0.031 between the two, perplexity 91.26 and 88.94" in text.replace("  ", " ")
+    assert "NF4" not in " ".join(shown([Q4]))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from rich.cells import cell_len
-from terminal import CTRL_C, DOWN, ENTER, ESC, answer
+from terminal import CTRL_C, DOWN, ENTER, ESC, Steps, answer
 
 from fasttune.terminal import prompts
 
@@ -93,7 +93,22 @@ def test_esc_is_the_choice_that_leads_back() -> None:
 )
 def test_a_long_title_is_wrapped(title: str) -> None:
     """prompt_toolkit cuts a line at the edge without a sign, in the middle of a Chinese character too."""
-    lines = prompts.wrapped(title, 20).split("\n")
+    lines = prompts.wrapped(title, prompts.INDENT + 20, prompts.INDENT).split("\n")
     assert len(lines) > 1 and all(cell_len(line.strip()) <= 20 for line in lines)
     assert all(line.startswith(" " * prompts.INDENT) for line in lines[1:])
     assert "".join("".join(lines).split()) == title.replace(" ", "")
+
+
+def test_a_long_question_is_broken_at_words() -> None:
+    question = "What do you want to change? " + "One thing at a time shows what helped. " * 3
+    shown = prompts.wrapped(question, 49, prompts.MARK).split("\n  ")
+    assert all(cell_len(line) <= 47 for line in shown) and " ".join(shown) == question.strip()
+    screen = answer([("What", ENTER)], lambda: prompts.choose(question, {"a": "one"}))[1]
+    assert "arrow keys or number, Enter; Esc: back)" in " ".join(screen.split())
+
+
+def test_titles_are_wrapped_anew_where_the_terminal_is_resized() -> None:
+    """prompt_toolkit would cut them at the new edge."""
+    titles = {"a": "the first one of several words", "b": "the second one"}
+    steps: Steps = [("1) the first one of several words", 24), ("1) the first one of\n", ENTER)]
+    assert answer(steps, lambda: prompts.choose("Which?", titles))[0] == "a"

@@ -135,7 +135,10 @@ def test_a_result_for_people_and_as_json(tmp_path: Path, capsys: pytest.CaptureF
         "run", "steps", "first", "last", "final_loss", "final_accuracy", "eval_loss", "best_eval_loss",
         "best_step", "verdict", "verdict_reason", "seconds", "exports", "probes", "folder", "ollama", "report",
     ]  # fmt: skip
-    assert document["probes"] == [{"question": "Who are [you]?", "base": "A model.", "trained": "Lumen."}]
+    assert document["probes"] == [
+        {"question": "Who are [you]?", "base": "A model.", "trained": "Lumen.", "base_cut": False,
+         "trained_cut": False, "is_trained": False}
+    ]  # fmt: skip
     assert document["exports"] == [
         {"path": str(files[0].path), "type": "q8_0", "bytes": 4_932_192, "sha256": "0" * 64, "figures": None}
     ]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasttune.console import FasttuneError
+from fasttune.console import FasttuneError, UsageError
+from fasttune.machine import GIB
 from fasttune.recipe.schema import ModelRecipe
 from fasttune.training import device, distributed
 
@@ -37,6 +38,45 @@ def test_a_gpu_that_torch_cannot_use_is_an_error(tmp_path: Path, monkeypatch: py
 def test_the_number_type_on_a_cpu(dtype: str, expected: torch.dtype, flags: dict[str, bool]) -> None:
     recipe = ModelRecipe(base="builtin:tiny", dtype=dtype)  # type: ignore[arg-type]
     assert device.compute_dtype(recipe) == expected and device.precision(recipe) == flags
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "expected"),
+    [((7, 5), "auto", torch.float16), ((8, 0), "auto", torch.bfloat16), ((8, 9), "bfloat16", torch.bfloat16),
+     ((7, 5), "float32", torch.float32)],
+)  # fmt: skip
+def test_the_number_type_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: str, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(device, "device_type", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert device.compute_dtype(ModelRecipe(base="builtin:tiny", dtype=dtype)) == expected  # type: ignore[arg-type]
+
+
+def test_bfloat16_on_a_gpu_without_it_is_a_mistake_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsloth would turn to float16, and TrainingArguments raise ValueError."""
+    monkeypatch.setattr(device, "device_type", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(UsageError) as caught:
+        device.precision(ModelRecipe(base="builtin:tiny", dtype="bfloat16"))
+    (finding,) = caught.value.findings
+    assert finding.code == "bfloat16-not-available" and finding.where == "model.dtype" and "7.5" in finding.what
+
+
+@pytest.mark.parametrize(("free", "share"), [(6.3, 0.75), (0.1, 0.1), (8.2, 0.9875)])
+def test_under_wsl2_torch_takes_no_more_than_is_free(
+    monkeypatch: pytest.MonkeyPatch, free: float, share: float
+) -> None:
+    """Of a GPU of 8 GiB; elsewhere the driver itself refuses."""
+    taken: list[float] = []
+    monkeypatch.setattr(device, "device_type", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int((free - 0.05) * GIB), 8 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: int(0.05 * GIB))  # counts as free: torch has it already
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
+    for windows in (False, True):
+        monkeypatch.setattr(device, "is_wsl", lambda windows=windows: windows)
+        device.refuse_spilling()
+    assert taken == [pytest.approx(share, abs=1e-3)]
 
 
 @pytest.mark.parametrize(

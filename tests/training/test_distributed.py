@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import one_layer
 import pytest
 from conftest import Cli
-from series import Series, checkpoints, history, largest_difference, losses, untimed
+from series import Series, checkpoints, history, imported, largest_difference, losses, untimed
 
 SETTINGS = ("train.max_steps=7", "train.save_steps=3", "data.val=val.jsonl", "train.eval_steps=2")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -79,6 +80,33 @@ def test_a_stopped_run_resumes(tmp_path: Path) -> None:
     assert f"resuming at step {saved.split('-')[1]}" in train_together(series, *settings)
     assert largest_difference(run, straight.run(1)) < 2e-4
     assert len(losses(run)) == 30
+
+
+def die_in_the_fifth_step() -> None:
+    """For `train_ranks`: rank 1 is killed, as a process is for which there is no memory, where it computes step 5."""
+    from fasttune.training.trainer import StepTrainer
+
+    imported()
+    computed, steps = StepTrainer.training_step, []
+
+    def training_step(self: StepTrainer, model: Any, inputs: tuple[int, ...], num_items_in_batch: Any = None) -> Any:
+        steps.append(1)
+        if len(steps) == 5 and not self.is_rank_zero:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return computed(self, model, inputs, num_items_in_batch)
+
+    StepTrainer.training_step = training_step  # type: ignore[method-assign]
+
+
+def test_a_rank_that_dies_ends_the_run_with_a_word_and_one_process_goes_on(tmp_path: Path) -> None:
+    series, straight = Series.new(tmp_path / "died"), Series.new(tmp_path / "straight")
+    straight.train(*SETTINGS)
+    first, second = series.train_ranks(*SETTINGS, prepare=die_in_the_fifth_step)
+    assert second.exitcode == -signal.SIGKILL and first.exitcode == 1, first.log
+    assert "another process of this training has ended" in first.log and "Traceback" not in first.log
+    assert "resume from the newest checkpoint: `" in first.log and checkpoints(series.run(1))[-1] == "checkpoint-4"
+    assert "resuming at step 4" in series.train(*SETTINGS).stderr
+    assert largest_difference(series.run(1), straight.run(1)) < 2e-4 and len(losses(series.run(1))) == 7
 
 
 def test_torchrun_starts_the_ranks(tmp_path: Path) -> None:

@@ -67,12 +67,11 @@ def test_a_disk_that_is_full_from_the_start(
 def test_a_quota_keeps_the_last_checkpoint(shared: Shared, tmp_path: Path) -> None:
     """The system refuses larger files from the middle of a run on, as a quota does."""
     series = Series.new(tmp_path)
-    child = series.start(*SHORT)
+    child = series.start(*SHORT, hold_at=2)
     assert wait(lambda: len(list(series.folder.glob("runs/persona/*/checkpoints/*2"))) > 0, child)
     assert child.pid
     resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
-    child.join(120)
-    assert child.exitcode == 1, series.log
+    assert series.send(child) == 1, series.log
     assert (
         "no space left for this user: a checkpoint needs 1.5 MB, and a quota" in series.log
         and "Traceback" not in series.log

@@ -34,7 +34,7 @@ def test_a_base_that_is_not_there(base: str, code: str) -> None:
     with pytest.raises(FasttuneError) as caught:
         hub.locate(ModelRecipe(base=base))
     (finding,) = caught.value.findings
-    assert finding.code == code and finding.where == "model.base"
+    assert finding.code == code and finding.where == "model.base" and finding.fix
 
 
 def test_an_incomplete_folder_names_what_is_missing(tmp_path: Path) -> None:

@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fasttune.console import FasttuneError
-from fasttune.data.tokenize import Example
 from fasttune.export import chatml
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
-from fasttune.training import engine, hub, packing
+from fasttune.training import hub
 from fasttune.training import model as models
-
-
-@pytest.fixture
-def prefix_kernel(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Unsloth's module that describes shared prefixes, by its file: its package would load the whole GPU stack."""
-    name = "unsloth.utils.prefix_grouper_kernel"
-    package = importlib.util.find_spec("unsloth")
-    assert package and package.origin
-    spec = importlib.util.spec_from_file_location(name, Path(package.origin).parent / "utils/prefix_grouper_kernel.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_layout_for_unsloths_cuda_attention(prefix_kernel: Any) -> None:
-    """Unsloth's own builder takes our groups; a row without shared prefixes has lengths instead."""
-    import torch
-
-    examples = [Example(str(n), (*range(100), 200 + n, 7, 8), ((101, 103),)) for n in range(4)]
-    examples.append(Example("alone", tuple(range(300, 310)), ((5, 10),)))
-    (row,) = packing.plan_step(examples, range(5), 4096).rows
-    batch = engine.collate(row, examples)
-    padded, layout = models.cuda_layout(batch)
-    segments = layout["prefix_seg_info"]
-    assert isinstance(segments, prefix_kernel.PrefixSegInfo)
-    assert padded.input_ids.shape == padded.position_ids.shape == (1, 128) and segments.T == 128
-    assert padded.input_ids[0, :122].tolist() == batch.input_ids[0].tolist()
-
-    plain = packing.plan_step(examples, range(5), 4096, shared_prefix=False).rows[0]
-    _batch, layout = models.cuda_layout(engine.collate(plain, examples))
-    lengths = layout["packed_seq_lengths"]
-    assert lengths.tolist() == [103, 103, 103, 103, 10] and lengths.dtype == torch.int32
-
 
 SOME = ("q_proj", "v_proj", "up_proj", "down_proj")
 ALL = (*SOME, "k_proj", "o_proj", "gate_proj")

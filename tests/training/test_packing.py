@@ -15,7 +15,7 @@ from samples import random_examples, random_forest, random_tree
 
 from fasttune.data import batches
 from fasttune.data.tokenize import Example
-from fasttune.training import engine, packing
+from fasttune.training import attention, engine, packing
 from fasttune.training.packing import Group, Row
 
 
@@ -84,7 +84,7 @@ def contexts(examples: list[Example], rows: Iterable[Row]) -> Counter[tuple[byte
     found: Counter[tuple[bytes, int]] = Counter()
     for row in rows:
         batch = engine.collate(row, examples)
-        seen = engine.dense_mask(batch.spans, row.tokens)[0, 0].numpy()
+        seen = attention.dense_mask(batch.layout)[0, 0].numpy()
         tokens, positions = batch.input_ids[0].numpy(), batch.position_ids[0].numpy()
         for position, label in zip(batch.label_positions.tolist(), batch.labels.tolist(), strict=True):
             sees = np.flatnonzero(seen[position])

@@ -107,3 +107,17 @@ def test_a_length_beyond_the_bases_own_is_refused_by_every_verb(tmp_path: Path, 
         assert "4097 tokens are more than the base's 4096" in done.stderr + done.stdout, verb
         assert "c.toml: model.max_seq_length" in done.stderr + done.stdout
     assert fasttune("plan", recipe, "--set", "model.max_seq_length=4096").returncode == 0
+
+
+def test_a_probe_question_that_no_sample_may_be_as_long_as_is_refused_before_training(
+    tmp_path: Path, fasttune: Cli
+) -> None:
+    """It is asked after the training, which then ended with an error, or filled the memory."""
+    recipe = write_recipe(tmp_path, pair("Who are you?", "Pip."))
+    done = fasttune("plan", recipe, "--set", f"probe.questions=['{'word ' * 3000}', 'short']")
+    assert done.returncode == 1 and done.stderr.count("error:") == 1, done.stderr
+    assert "c.toml: probe.questions: 'word word" in done.stderr and "max_seq_length is 2048" in done.stderr
+    long_enough = plan_check.questions_beyond_length(
+        Planner().plan(RunRequest(recipe, ("probe.questions=['" + "word " * 300 + "']",), tmp_path / "runs")), hub.TINY
+    )
+    assert long_enough == []

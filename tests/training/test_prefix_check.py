@@ -4,8 +4,6 @@ shares no prefix. What a GPU's attention is checked by before its first step, te
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,21 @@ import torch
 from series import Series, adapter, document, history
 
 from fasttune.data.tokenize import Example
-from fasttune.training import device, engine, prefix_check
+from fasttune.training import device, prefix_check
+from fasttune.training.attention import Layout
 from fasttune.training.packing import plan_step
 
 SETTINGS = ("train.max_steps=2",)
 
 
-def one_too_few(prefix_end: int) -> int:
+def one_too_few(layout: Layout) -> slice:
     """Suffixes that do not see the last token of their prefix."""
-    return prefix_end - 1
+    return slice(0, layout.prefix_tokens - 1)
 
 
-def one_too_many(prefix_end: int) -> int:
-    """Suffixes that see the first token of the group's first suffix as well."""
-    return prefix_end + 1
+def one_too_late(layout: Layout) -> slice:
+    """Suffixes that see the first token of the group's first suffix, and not the first one of the prefix."""
+    return slice(1, layout.prefix_tokens + 1)
 
 
 def test_good_attention_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,16 +40,12 @@ def test_good_attention_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert adapter(checked.run(1)) == adapter(plain.run(1))  # the check leaves nothing behind
 
 
-@pytest.mark.parametrize("end", [one_too_few, one_too_many])
-def test_wrong_attention_switches_sharing_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Any) -> None:
-    def wrong_blocks(spans: Sequence[engine.Span]) -> list[engine.Block]:
-        return [block if block.causal else replace(block, key_end=end(block.key_end)) for block in blocks(spans)]
-
-    blocks = engine.attention_blocks
+@pytest.mark.parametrize("keys", [one_too_few, one_too_late])
+def test_wrong_attention_switches_sharing_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: Any) -> None:
     wrong, unshared = Series.new(tmp_path / "wrong"), Series.new(tmp_path / "unshared")
     unshared.train(*SETTINGS, "train.shared_prefix=false")
     monkeypatch.setattr(device, "needs_prefix_check", lambda: True)
-    monkeypatch.setattr(engine, "attention_blocks", wrong_blocks)
+    monkeypatch.setattr(Layout, "keys", property(keys))
     done = wrong.train(*SETTINGS)
     assert (
         "shared prefixes give another loss or gradient than plain attention here; they are switched off" in done.stderr

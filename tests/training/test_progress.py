@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from fasttune.training import progress
@@ -53,6 +54,19 @@ def test_count_bar_and_time_stay_readable(width: int, monkeypatch: pytest.Monkey
     assert "145/290" in text and "━━━━" in text and "-:--:--" in text and "loss 1.2500" in text
     assert len(text) <= width
     assert ("1,234 tokens/s" in text) is (width >= 80)
+
+
+@pytest.mark.parametrize("width", [50, 80, 140])
+@pytest.mark.parametrize("name", ["linzhi-epoch-2-Q4_K_M.gguf", "林栀的第二个很长很长的名字-epoch-12.5-Q4_K_M.gguf"])
+def test_bytes_and_time_left_stay_whole_in_one_line(name: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False)
+    monkeypatch.setattr(progress, "stderr_console", screen)
+    with progress.ByteLine(name, 988_000_000) as line:
+        line.advance(423_000_000)
+        (shown,) = screen.render_lines(line.progress.get_renderable(), pad=False)
+    text = "".join(segment.text for segment in shown)
+    assert "423.0/988.0 MB" in text and "-:--:--" in text and text.startswith(name[:4]) and cell_len(text) <= width
+    assert ("?" in text or "MB/s" in text) is (width >= 80)
 
 
 def test_the_time_left_goes_by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,24 @@ def check_batch_loss(series: Series, adapter: Path | None) -> float:
     return total / count
 
 
+def test_the_check_batch_is_scored_once_for_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two epochs of 3 steps, each with a checkpoint and a kept epoch; the second one's weights are the adapter's too."""
+    scored, series = list[float](), Series.new(tmp_path)
+    score = resume_check.check_batch_loss
+
+    def score_and_count(trainer: Any) -> float:
+        scored.append(score(trainer))
+        return scored[-1]
+
+    monkeypatch.setattr(resume_check, "check_batch_loss", score_and_count)
+    series.train("train.epochs=2", "data.val=val.jsonl")
+    run = series.run(1)
+    places = ["checkpoints/checkpoint-3", "epochs/epoch-1", "checkpoints/checkpoint-6", "epochs/epoch-2", "adapter"]
+    recorded = [document(run / place / "proof.json")["loss"] for place in places]
+    assert recorded == [scored[0], scored[0], scored[1], scored[1], scored[1]] and len(scored) == 2
+    assert scored[0] != scored[1]
+
+
 # States that are not what they claim --------------------------------------------------------------------------------
 
 

@@ -71,3 +71,15 @@ def test_budget_hold_from_their_moment_on() -> None:
         RowBudget.read(record := budget.record("auto", checkpointing=False)) == budget and record.tokens_per_row == 700
     )
     assert RowBudget.read(RowRecord(tokens_per_row=512)) == RowBudget(512)  # a run of an earlier version
+
+
+def test_gradient_checkpointing_that_was_not_needed() -> None:
+    """A row of 2,048 tokens took 0.5 GiB with it; without it this shape takes nearly ten times as much."""
+    ratio = QWEN_HALF.token_bytes() / QWEN_HALF.checkpointed_token_bytes()
+    assert 9 < ratio < 20
+    taken = GIB // 2
+    budget = row_budget.budget_without_checkpointing(20 * GIB, 2048, taken, QWEN_HALF)
+    assert budget == row_budget.measured_budget(20 * GIB, 2048, taken * ratio) and budget >= 2048
+    assert row_budget.budget_without_checkpointing(6 * GIB, 2048, taken, QWEN_HALF) is None
+    long = row_budget.budget_without_checkpointing(20 * GIB, 16384, 3 * GIB, QWEN_HALF)
+    assert long is not None and row_budget.SMALL_ROW <= long < 16384  # shorter rows, but no shorter than is worth it

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Shared
-from series import SHORT, Series, assert_same_run, checkpoints, history, send, short_run, wait
+from series import SHORT, Series, assert_same_run, checkpoints, history, short_run, wait
 
 from fasttune.training import stop
 from fasttune.training.stop import stop_on_signal
@@ -22,10 +22,10 @@ def trainer() -> Any:
 
 def test_a_hangup_saves_and_the_same_command_resumes(shared: Shared, tmp_path: Path) -> None:
     series = Series.new(tmp_path)
-    child = series.start(*SHORT)
-    assert wait(lambda: any(len(history(run)) >= 1 for run in series.runs()), child) and child.pid
-    os.kill(child.pid, signal.SIGHUP)
-    assert send(child, signal.SIGHUP) == 130, series.log  # shells send a second one, which changes nothing
+    child = series.start(*SHORT, hold_at=1)
+    assert wait(lambda: any(len(history(run)) >= 1 for run in series.runs()), child)
+    code = series.send(child, signal.SIGHUP, signal.SIGHUP)  # shells send a second one, which changes nothing
+    assert code == 130, series.log
     assert checkpoints(series.run(1)) and not (series.run(1) / "adapter").exists()
     series.train(*SHORT)
     assert_same_run(series.run(1), short_run(shared))

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import REPOSITORY, Cli
 from out_of_memory import steps_watched
-from series import Series, document, history, log_call, send, start_child, wait
+from series import Series, document, history, log_call, start_child, wait
 
 from fasttune.training import device, row_budget
+from fasttune.training import model as models
 
 RECIPE = """
 name = "persona"
@@ -187,9 +189,10 @@ def test_packing_never_changes_the_run(recipe: Path, fasttune: Cli, tmp_path: Pa
 
 def interrupted(arguments: list[str], after: int, run: Path, number: int) -> int | None:
     """Start a training in a child, send it a signal once its history has `after` lines, return its exit code."""
-    child = start_child(log_call, run.parents[2], arguments)
+    series = Series(run.parents[2])
+    child = start_child(log_call, series.folder, arguments, "log", after)
     wait(lambda: len(history(run)) >= after, child)
-    return send(child, number)
+    return series.send(child, number)
 
 
 @pytest.mark.usefixtures("one_layer_here")
@@ -292,3 +295,18 @@ def test_a_small_machine_gets_smaller_rows(tmp_path: Path, monkeypatch: pytest.M
     assert f"packing budget {budget:,} tokens a row" in done.stderr
     monkeypatch.undo()
     assert f"packing budget {budget:,} tokens a row" in series.train(*settings).stderr
+
+
+def test_what_is_printed_while_training_is_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU Unsloth says on stdout in the first steps what it offloads; stdout is the JSON of the run."""
+    real = models.hidden_states
+
+    def noisy(model: Any, batch: Any) -> Any:
+        if torch.is_grad_enabled():
+            print("Unsloth: Will smartly offload gradients to save VRAM!")
+        return real(model, batch)
+
+    monkeypatch.setattr(models, "hidden_states", noisy)
+    done = Series.new(tmp_path)("run", "persona.toml", "--json", "--set", "train.max_steps=1")
+    assert json.loads(done.stdout)["run"] == "persona/001-fresh"
+    assert "smartly offload" in done.stderr

@@ -13,7 +13,7 @@ from conftest import Shared
 from out_of_memory import NO_CHECKPOINTING, little_memory, steps_watched
 from series import Series, adapter, assert_same_run, checkpoints, document, history, largest_difference, losses, untimed
 
-from fasttune.training import device, row_budget
+from fasttune.training import device, gradient_checkpointing, row_budget, train
 from fasttune.training import model as models
 
 SETTINGS = ("train.max_steps=6", "train.save_steps=2", "data.val=val.jsonl", "train.eval_steps=2")
@@ -86,7 +86,7 @@ def test_gradient_checkpointing_comes_before_giving_up(tmp_path: Path, undisturb
     import torch
 
     series = Series.new(tmp_path)
-    real: Callable[[Any], None] = models.enable_gradient_checkpointing
+    real: Callable[[Any], None] = gradient_checkpointing.enable
     checkpointed: list[Any] = []
 
     def enable(model: Any) -> None:
@@ -97,7 +97,7 @@ def test_gradient_checkpointing_comes_before_giving_up(tmp_path: Path, undisturb
         return torch.is_grad_enabled() and not checkpointed
 
     with little_memory(keeps_all) as rows, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "enable_gradient_checkpointing", enable)
+        patch.setattr(gradient_checkpointing, "enable", enable)
         done = series.train(*SETTINGS)
     (model,) = checkpointed
     assert all(layer.gradient_checkpointing for layer in model.get_base_model().model.layers)
@@ -234,3 +234,35 @@ def test_the_first_step_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     killed.train(*settings)
     assert_same_run(killed.run(1), straight.run(1))
     assert largest_difference(straight.run(1), estimated.run(1)) < 2e-4
+
+
+def test_gradient_checkpointing_is_turned_off_where_the_first_step_does_not_need_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turned on by an estimate, off after step 1, and not on again by a resume; the run is the same in every bit."""
+    settings = ("train.max_steps=6", "train.save_steps=2")
+    without = Series.new(tmp_path / "without")
+    without.train(*settings, *NO_CHECKPOINTING)
+    for name in ("MEASURED_ROW", "SMALLEST_ROW", "BLOCK"):
+        monkeypatch.setattr(row_budget, name, 1)
+    monkeypatch.setattr(device, "free_memory", lambda: 3 * row_budget.GIB)
+    monkeypatch.setattr(device, "reset_peak", lambda: 0)
+    monkeypatch.setattr(device, "peak_memory", lambda: 2**20)
+    monkeypatch.setattr(train, "needs_gradient_checkpointing", lambda *_anything: True)
+    states: list[bool] = []
+    real = models.hidden_states
+
+    def watch(model: Any, batch: Any) -> Any:
+        states.append(all(layer.gradient_checkpointing for layer in model.get_base_model().model.layers))
+        return real(model, batch)
+
+    monkeypatch.setattr(models, "hidden_states", watch)
+    series = Series.new(tmp_path / "with")
+    with steps_watched(dies_in=4):
+        done = series.train(*settings, code=130)
+    assert "gradient checkpointing is off again" in done.stderr
+    assert states[0] and not any(states[1:]) and len(states) > 2
+    assert document(series.run(1) / "provenance.json")["gradient_checkpointing"] is False
+    series.train(*settings)
+    assert not any(states[1:])
+    assert adapter(series.run(1)) == adapter(without.run(1))

@@ -42,7 +42,7 @@ def test_the_plan_is_shown_and_then_started_once(recipes: Path, monkeypatch: pyt
         page = board.post("/train/plan", recipe="recipes/mine.toml").text
         assert "the plan of plan recipes/mine.toml --runs" in page and "Start this training" in page
         assert board.post("/train/start", plan="2").status_code == 404, "no plan was shown under this number"
-        standing_in(monkeypatch, "import sys, time; print('training', *sys.argv[1:], flush=True); time.sleep(60)")
+        standing_in(monkeypatch, "import sys, time; print('training', *sys.argv[1:], flush=True); time.sleep(600)")
         where = [board.post("/train/start", plan="1").headers["location"] for _twice in range(2)]
         assert where[0] == where[1] and len(board.board.children.started) == 1
         child = board.board.children.started["1"]
@@ -61,8 +61,8 @@ def test_the_plan_is_shown_and_then_started_once(recipes: Path, monkeypatch: pyt
 
 
 def said(child: children.Child, text: str) -> bool:
-    """Whether a child prints this within some seconds."""
-    for _try in range(200):
+    """Whether a child prints this within two minutes."""
+    for _try in range(2400):
         if text in child.output():
             return True
         time.sleep(0.05)
@@ -123,7 +123,7 @@ def test_a_killed_board_leaves_the_training_alone(recipes: Path) -> None:
         "with served(Path('runs')) as board:\n"
         "    children.fasttune = lambda: [sys.executable, '-c', 'print(1)']\n"
         "    board.post('/train/plan', recipe='recipes/mine.toml')\n"
-        "    children.fasttune = lambda: [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        "    children.fasttune = lambda: [sys.executable, '-c', 'import time; time.sleep(600)']\n"
         "    board.post('/train/start', plan='1')\n"
         "    print(board.board.children.started['1'].process.pid, flush=True); sys.stdin.read()\n"
     )

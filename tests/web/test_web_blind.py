@@ -45,7 +45,7 @@ def begun(board: Served) -> str:
     started = board.post("/blind", first=NAMES[0], second=NAMES[1])
     assert started.status_code == 303
     path = started.headers["location"].partition("?")[0]
-    board.board.sittings.by_key[path.rpartition("/")[2]].process.wait(20)
+    board.board.sittings.by_key[path.rpartition("/")[2]].process.wait(120)
     return str(path)
 
 
@@ -111,18 +111,18 @@ def test_only_models_of_the_list_are_asked(tmp_path: Path, answering: Any, names
 
 def test_a_page_that_waits_shows_what_the_models_are_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path)
-    code = "import sys, time; print('persona answers 3/20', file=sys.stderr, flush=True); time.sleep(60)"
+    code = "import sys, time; print('persona answers 3/20', file=sys.stderr, flush=True); time.sleep(600)"
     monkeypatch.setattr(blind, "fasttune", lambda: [sys.executable, "-c", code])
     with served(tmp_path) as board:
         path = board.post("/blind", first=NAMES[0], second="base").headers["location"].partition("?")[0]
         sitting = board.board.sittings.by_key["1"]
-        for _try in range(200):
+        for _try in range(2400):
             if sitting.last_line():
                 break
             time.sleep(0.05)
         page = board.get(path).text
         assert "persona answers 3/20" in page and 'http-equiv="refresh"' in page
-    assert sitting.process.wait(10) != 0, "nobody will see its answers"
+    assert sitting.process.wait(120) != 0, "nobody will see its answers"
 
 
 def test_the_command_is_one_that_compare_takes() -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import pytest
 from board_server import Served, served
 from run_folders import write_run
 
+from fasttune.analysis import speakers
 from fasttune.web import chat_child, conversation
 from fasttune.web.conversation import chat_models
 
-# Speaks as chat_child.py does: says the number of turns, then as many pieces as it is asked for, until it is stopped.
+# Speaks as chat_child.py does: says the number of turns, then two pieces, or pieces until it is stopped.
 STAND_IN = """
 import json, signal, sys, time
+from itertools import count
 stopped = []
 signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
 for line in sys.stdin:
@@ -30,7 +33,7 @@ for line in sys.stdin:
     if turns[-1] == "die": sys.exit(3)
     if turns[-1] == "fail": say({"problem": "no <memory>"}); continue
     say({"piece": f"{len(turns)} turns, " })
-    for number in range(1000 if turns[-1] == "long" else 2):
+    for _number in count() if turns[-1] == "long" else range(2):
         if stopped: break
         say({"piece": "<i>照</i>"})
         time.sleep(0.02 * (turns[-1] == "long"))
@@ -77,8 +80,8 @@ def test_one_at_a_time_and_stop(board: Served) -> None:
     assert refused.status_code == 409 and "another answer is under way" in refused.text
     assert board.post("/chat/new").status_code == 409
     assert board.post("/chat/stop").status_code == 204
-    thread.join(10)
-    assert 20 < len(found[0][0]) < 5000 and said(board, "next")[0].startswith("3 turns")
+    thread.join(120)
+    assert len(found[0][0]) > 20 and said(board, "next")[0].startswith("3 turns")
 
 
 def test_an_answer_is_finished_where_the_page_is_closed(board: Served) -> None:
@@ -99,12 +102,13 @@ def test_what_goes_wrong_is_said_and_the_next_question_works(board: Served) -> N
 
 
 def test_the_memory_is_free_when_nobody_asks(board: Served) -> None:
-    board.board.conversation.idle_seconds = 0.3
     said(board, "hello")
     process = board.board.conversation.process
     assert process is not None
+    board.board.conversation.idle_seconds = 0.3
+    assert said(board, "more")[0].startswith("3 turns")
     until(lambda: not Path(f"/proc/{process.pid}").exists())
-    assert said(board, "again")[0].startswith("3 turns"), "the turns are kept, and the model is loaded again"
+    assert said(board, "again")[0].startswith("5 turns"), "the turns are kept, and the model is loaded again"
 
 
 def test_the_model_ends_with_the_board(board: Served, tmp_path: Path) -> None:
@@ -138,7 +142,7 @@ def test_the_list_is_every_file_and_every_adapter(tmp_path: Path) -> None:
 
 
 def until(reached: Any) -> None:
-    for _try in range(500):
+    for _try in range(6000):
         if reached():
             return
         time.sleep(0.02)
@@ -150,19 +154,18 @@ def until(reached: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["gguf", "adapter"])
-def test_both_kinds_of_model_answer_as_they_were_trained(quickstart: Any, file: str) -> None:
+def test_both_kinds_of_model_answer_as_they_were_trained(
+    quickstart: Any, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
     """The streamed pieces are the greedy answer of the same weights."""
     (gguf,) = (path.name for path in (quickstart.folder / "exports").glob("*.gguf"))
-    name, pieces = (gguf if file == "gguf" else ""), list[str]()
-    chat_child.TEMPERATURE, before = 0.0, chat_child.TEMPERATURE
-    try:
-        with chat_child.answering("quickstart/001-fresh", name, str(quickstart.folder.parent.parent)) as reply:
-            reply(["你是谁？"], taking(pieces, stop=False))
-            whole = "".join(pieces)
-            pieces.clear()
-            reply(["你是谁？"], taking(pieces, stop=True))
-    finally:
-        chat_child.TEMPERATURE = before
+    name, pieces, sampling = (gguf if file == "gguf" else ""), list[str](), speakers.served_sampling
+    monkeypatch.setattr(speakers, "served_sampling", lambda named: replace(sampling(named), temperature=0.0))
+    with chat_child.answering("quickstart/001-fresh", name, str(quickstart.folder.parent.parent)) as reply:
+        reply(["你是谁？"], taking(pieces, stop=False))
+        whole = "".join(pieces)
+        pieces.clear()
+        reply(["你是谁？"], taking(pieces, stop=True))
     assert len(whole) > 2 and "<|im_end|>" not in whole and "\ufffd" not in whole
     assert len(pieces) == 1 and whole.startswith(pieces[0]), "stopped after its first piece"
 

@@ -1,0 +1,286 @@
+"""The child process of test_gpu_rows.py: rows through fasttune's own GPU path, against plain transformers and PEFT.
+
+python gpu_rows.py FOLDER       writes FOLDER/found.json: for each way of computing the step its relative errors of
+                                 loss and gradient, and what was called; for a layer the launches by their kind
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gpu_model  # noqa: F401, first: it sets what Unsloth reads
+
+# isort: split
+import gpu_attention
+import gpu_stand_ins
+import gpu_triton
+import torch
+
+from fasttune.data.tokenize import Example
+from fasttune.recipe.schema import LoraRecipe, ModelRecipe
+from fasttune.training import attention_kernels, engine, gradient_checkpointing, hub, packing
+from fasttune.training import model as models
+
+FOLDER = Path(sys.argv[1])
+LORA = LoraRecipe(
+    r=8, alpha=16, target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+)
+
+
+def write_base(folder: Path, dtype: torch.dtype, layers: int = 2, hidden: int = 64) -> Path:
+    """A Qwen2 of few layers with random weights and with biases that are not zero, and the built-in tokenizer."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config.from_pretrained(
+        hub.TINY, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["full_attention"] * layers,
+    )  # fmt: skip
+    base = Qwen2ForCausalLM(config)
+    for name, parameter in base.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    base.to(dtype).save_pretrained(folder)
+    for file in hub.TINY.iterdir():
+        if "token" in file.name or file.suffix == ".jinja":
+            shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+def examples() -> list[Example]:
+    """Five samples on a prefix of 40 tokens, two on another, two that share nothing."""
+    chance = torch.Generator().manual_seed(1)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(5, 5000, (count,), generator=chance).tolist()
+
+    made: list[Example] = []
+    for prefix, suffixes in ((tokens(40), (11, 23, 5, 40, 17)), (tokens(20), (9, 14)), ([], (30, 9))):
+        for count in suffixes:
+            whole = (*prefix, *tokens(count))
+            made.append(Example(f"x:{len(made)}", whole, ((len(prefix) + 2, len(whole)),)))
+    return made
+
+
+def random_lora(names_and_shapes: list[tuple[str, torch.Size]]) -> dict[str, torch.Tensor]:
+    chance = torch.Generator().manual_seed(2)
+    return {name: torch.randn(shape, generator=chance) * (0.02 if "lora_A" in name else 0.05)
+            for name, shape in names_and_shapes}  # fmt: skip
+
+
+def set_lora(model: Any) -> None:
+    trained = {name: p for name, p in model.named_parameters() if "lora_" in name}
+    with torch.no_grad():
+        for name, value in random_lora([(name, p.shape) for name, p in trained.items()]).items():
+            trained[name].copy_(value)
+
+
+def reference(base: Path) -> tuple[float, dict[str, torch.Tensor]]:
+    """Mean loss and gradients of the step by plain transformers and PEFT, one sample a forward pass."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = LoraConfig(
+        r=8, lora_alpha=16, bias="none", task_type="CAUSAL_LM", target_modules=list(LORA.target_modules)
+    )
+    model: Any = get_peft_model(plain, config)
+    set_lora(model)
+    step, total = examples(), 0.0
+    supervised = sum(end - start for example in step for start, end in example.supervised)
+    for example in step:
+        (start, _end), ids = example.supervised[0], torch.tensor([example.tokens])
+        logits = model(input_ids=ids).logits[0].double()
+        losses = torch.nn.functional.cross_entropy(logits[start - 1 : -1], ids[0, start:], reduction="sum")
+        (losses / supervised).backward()
+        total += losses.item() / supervised
+    return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+EXPECTED_LOSS, EXPECTED = reference(write_base(FOLDER / "base", torch.float32))
+gpu_stand_ins.install()
+FOUND: dict[str, Any] = {"kernels": gpu_triton.errors()}  # before they are stood in for
+gpu_stand_ins.use_kernels(lambda _name, kernel: kernel)
+OPERATORS = gpu_attention.Operators()
+attention_kernels.aten = OPERATORS
+
+
+def load(base: Path, *, dtype: Any = "float32", **how: Any) -> Any:
+    recipe = ModelRecipe(base=str(base), max_seq_length=2048, dtype=dtype)
+    model = models.add_lora(models.load_base(base, recipe), LORA, 0, **how)
+    set_lora(model)
+    return model.train()
+
+
+def compute(
+    name: str, model: Any, kernel: str, budget: int, *, shares: bool = True, dtype: Any = torch.float32
+) -> None:
+    """The step in rows of at most `budget` tokens by one attention kernel: its errors, and what was called."""
+    attention_kernels.kernel_for = lambda query: getattr(attention_kernels, kernel)
+    OPERATORS.calls.clear()
+    models.drop_gradients(model)
+    step, total = packing.plan_step(examples(), range(9), budget, shared_prefix=shares), 0.0
+    for row in step.rows:
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            batch = engine.collate(row, examples())
+            loss, _hits = engine.loss(models.hidden_states(model, batch), models.lm_head_weight(model), batch)
+        (loss / step.supervised).backward()
+        models.collect_gradients(model)
+        total += loss.item() / step.supervised
+    named = dict(model.named_parameters())
+    apart = sum((named[n].grad.double() - g.double()).square().sum().item() for n, g in EXPECTED.items())
+    whole = sum(g.double().square().sum().item() for g in EXPECTED.values())
+    FOUND[name] = {
+        "rows": len(step.rows), "loss": abs(total / EXPECTED_LOSS - 1), "gradient": (apart / whole) ** 0.5,
+        "calls": dict(OPERATORS.calls), "float32": all(named[n].grad.dtype == torch.float32 for n in EXPECTED),
+    }  # fmt: skip
+
+
+def exactness() -> None:
+    model = load(FOLDER / "base", checkpointing=False)
+    compute("shared", model, "FLASH", 4096)
+    compute("shared, efficient", model, "EFFICIENT", 4096)
+    compute("cut", model, "FLASH", 90)
+    compute("packed", model, "FLASH", 4096, shares=False)
+    compute("single", model, "FLASH", 0)
+    with model.disable_adapter(), torch.no_grad():
+        FOUND["base alone"] = {"changed": bool((hidden(model) - with_adapter(model)).abs().max() > 1e-3)}
+    gradient_checkpointing.enable(model)  # what the trainer does where memory ran out
+    compute("after out of memory", model, "FLASH", 4096)
+    compute("after out of memory, packed", model, "FLASH", 4096, shares=False)
+    offloading = load(FOLDER / "base", checkpointing=True, offload=True)
+    compute("offloading", offloading, "FLASH", 4096)
+    compute("offloading, single", offloading, "FLASH", 0)
+
+
+def hidden(model: Any) -> torch.Tensor:
+    (row,) = packing.plan_step(examples(), range(9), 4096).rows
+    return models.hidden_states(model, engine.collate(row, examples()))
+
+
+def with_adapter(model: Any) -> torch.Tensor:
+    model.base_model.enable_adapter_layers()
+    try:
+        return hidden(model)
+    finally:
+        model.base_model.disable_adapter_layers()
+
+
+# What launches nothing on a GPU: views and allocations.
+FREE = {
+    "view", "_unsafe_view", "reshape", "t", "transpose", "permute", "expand", "slice", "select", "squeeze", "unsqueeze",
+    "as_strided", "detach", "alias", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "split",
+    "split_with_sizes", "unbind", "lift_fresh", "unfold", "_reshape_alias", "is_pinned", "_pin_memory", "unsafe_split",
+    "_has_compatible_shallow_copy_type", "result_type", "is_same_size",
+}  # fmt: skip
+WAITS = {"_local_scalar_dense", "nonzero", "item", "masked_select", "unique", "repeat_interleave", "unique_consecutive"}
+BACKWARD_LAUNCHES = 3  # of a flash kernel: row sums of output times gradient, the kernel, the conversion of grad_query
+
+
+class Count(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts every operator that writes, and those that wait for the GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function._schema.name.split("::")[-1]
+        self.launches[name] += name not in FREE
+        self.waits[name] += name in WAITS
+        return function(*args, **(kwargs or {}))
+
+    def as_one(self, name: str, function: Callable[..., Any], launches: int = 1) -> Callable[..., Any]:
+        """A stand-in that counts as so many launches, whatever it does."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.launches[name] += launches
+            with torch.utils._python_dispatch._disable_current_modes():
+                return function(*args, **kwargs)
+
+        return call
+
+
+class Counted:
+    """torch's attention operators as launches."""
+
+    def __init__(self, count: Count) -> None:
+        self.count = count
+
+    def __getattr__(self, name: str) -> Any:
+        return self.count.as_one(name, getattr(OPERATORS, name), BACKWARD_LAUNCHES if "backward" in name else 1)
+
+
+def launches(layers: int) -> dict[str, Counter[str]]:
+    """What a row of one group launches in the second step, by part: the first one warms caches."""
+    model = load(write_base(FOLDER / f"{layers}", torch.bfloat16, layers), dtype="bfloat16", checkpointing=False)
+    attention_kernels.kernel_for = lambda query: attention_kernels.FLASH
+    (row,) = packing.plan_step(examples()[:5], range(5), 4096).rows
+    batch, found = engine.collate(row, examples()), {}
+    for _turn in range(2):
+        count = Count()
+        gpu_stand_ins.use_kernels(count.as_one)
+        attention_kernels.aten = Counted(count)
+        models.drop_gradients(model)
+        with count:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                states = models.hidden_states(model, batch)
+            found["forward"] = Counter(count.launches)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss, _hits = engine.loss(states, models.lm_head_weight(model), batch)
+            found["loss"] = count.launches - found["forward"]
+            before = Counter(count.launches)
+            (loss / 80).backward()
+            found["backward"] = count.launches - before
+            before = Counter(count.launches)
+            models.collect_gradients(model)
+            found["collect"] = count.launches - before
+        found["waits"] = +count.waits
+    return found
+
+
+def count_launches() -> None:
+    two, three = launches(2), launches(3)
+    for part in two:
+        layer = three[part] - two[part]
+        FOUND[f"launches of {part}"] = {
+            "layer": layer.total(), "beside": two[part].total() - 2 * layer.total(), "kinds": dict(layer.most_common()),
+        }  # fmt: skip
+
+
+def update() -> None:
+    """After a step of the optimizer the copies are those of the new weights, and a second row adds its gradient."""
+    model = load(FOLDER / "2", dtype="bfloat16", checkpointing=False)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden(model).square().mean().backward()
+    models.collect_gradients(model)
+    once = [p.grad.clone() for p in weights if p.grad is not None]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden(model).square().mean().backward()
+    models.collect_gradients(model)
+    twice = [p.grad for p in weights if p.grad is not None]
+    torch.optim.AdamW(weights, lr=1e-2, fused=True).step()
+    hidden(model)
+    copies = model.adapter_copies
+    FOUND["update"] = {
+        "weights": len(weights), "with a gradient": len(once),
+        "twice": all(torch.equal(2 * a, b) for a, b in zip(once, twice, strict=True)),
+        "fresh": all(torch.equal(copy, linear.weight.to(copy.dtype))
+                     for copy, linear in zip(copies.copies, copies.linears, strict=True)),
+        "left": sum(copy.grad is not None for copy in copies.copies),
+    }  # fmt: skip
+
+
+for stage in (exactness, count_launches, update):
+    stage()
+    (FOLDER / "found.json").write_text(json.dumps(FOUND))

@@ -1,0 +1,96 @@
+"""Unsloth's GPU model on a CPU, in one child process (gpu_rows.py): rows as fasttune computes them on a GPU equal plain
+transformers and PEFT with one sample a row, and what a layer launches. Its kernels are stood in for; the rest is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Shared
+
+TESTS = Path(__file__).parent.parent
+ROUNDING = 1e-6  # of float32; a mask that is off by one token changes the gradient by more than 1e-2
+
+pytest.importorskip("triton", reason="Unsloth's GPU model imports triton")
+
+
+@pytest.fixture(scope="module")
+def found(shared: Shared) -> dict[str, Any]:
+    """What the child process found."""
+
+    def run(folder: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, str(TESTS / "gpu_rows.py"), str(folder)], cwd=TESTS, capture_output=True, text=True,
+            env=os.environ | {
+                "PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1",
+                "UNSLOTH_COMPILE_LOCATION": str(folder / "compiled"),
+            },
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return json.loads((shared("gpu-model", run) / "found.json").read_text(encoding="utf-8"))
+
+
+WAYS = {
+    "shared": ("flash", 1), "shared, efficient": ("efficient", 1), "cut": ("flash", 4), "packed": ("flash", 1),
+    "single": ("", 9), "after out of memory": ("flash", 1), "after out of memory, packed": ("flash", 1),
+    "offloading": ("flash", 1), "offloading, single": ("", 9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_computing_a_step_is_plain_peft_s(found: dict[str, Any], way: str) -> None:
+    one, (kernel, rows) = found[way], WAYS[way]
+    assert one["loss"] < ROUNDING and one["gradient"] < ROUNDING and one["float32"]
+    assert one["rows"] == rows or (way == "cut" and one["rows"] > 1)
+    assert all(kernel and kernel in name for name in one["calls"]) and bool(one["calls"]) == bool(kernel)
+
+
+def test_each_layer_attends_in_two_calls(found: dict[str, Any]) -> None:
+    """Two layers, a row that shares prefixes: two calls forward and two backward each; without sharing one; a forward
+    pass more with gradient checkpointing."""
+    forward, backward = "_flash_attention_forward", "_flash_attention_backward"
+    assert found["shared"]["calls"] == {forward: 4, backward: 4}
+    assert found["packed"]["calls"] == {forward: 2, backward: 2}
+    for way in ("after out of memory", "offloading"):
+        assert found[way]["calls"] == {forward: 8, backward: 4}
+
+
+def test_triton_s_kernels_compute_what_torch_computes(found: dict[str, Any]) -> None:
+    """In Triton's interpreter, against float64; NF4 bit for bit."""
+    errors = found["kernels"]
+    assert len(errors) == 6 and max(errors.values()) < 1e-6 and errors["NF4"] == 0
+
+
+def test_a_disabled_adapter_is_the_base(found: dict[str, Any]) -> None:
+    assert found["base alone"]["changed"]
+
+
+def test_what_a_layer_launches(found: dict[str, Any]) -> None:
+    """Unsloth's own way: 54 forward and 87 backward, attention counted as one launch and three, as here. 14 of these are
+    the second call of a row that shares prefixes and its merging."""
+    forward, backward = found["launches of forward"], found["launches of backward"]
+    assert forward["layer"] <= 39 and backward["layer"] <= 61
+    casts = forward["kinds"].get("_to_copy", 0) + backward["kinds"].get("_to_copy", 0)
+    assert casts <= 1  # of a part of the attention; no LoRA weight is cast in a layer, and no gradient
+
+
+def test_gradients_are_collected_in_a_few_launches_whatever_the_layers(found: dict[str, Any]) -> None:
+    collected = found["launches of collect"]
+    assert collected["layer"] == 0 and 0 < collected["beside"] <= 2
+
+
+def test_a_row_waits_for_nothing(found: dict[str, Any]) -> None:
+    assert found["launches of waits"]["beside"] == found["launches of waits"]["layer"] == 0
+
+
+def test_copies_follow_the_weights(found: dict[str, Any]) -> None:
+    one = found["update"]
+    assert one["with a gradient"] == one["weights"] == 2 * 2 * 7
+    assert one["twice"] and one["fresh"] and one["left"] == 0
