@@ -62,7 +62,8 @@ def of_run(points: Sequence[Point], steps_per_epoch: float) -> list[Drawn]:
     )
     for name, title in titles:
         values = column(points, name, steps_per_epoch)
-        one = Series(title(), charts.smoothed(values), raw=values)
+        exact = name == "learning_rate"  # its schedule is no noise, and a running mean would round its peak off
+        one = Series(title(), values) if exact else Series(title(), charts.smoothed(values), raw=values)
         chart = Chart(name, title(), _("epoch"), (one,), log=None if name == "grad_norm" else False,
                       from_zero=name == "tokens_per_second")  # fmt: skip
         made.append(drawn(chart, name))

@@ -112,7 +112,9 @@ function draw(chart, columns, epochWord) {
   const plot = make("svg", { class: "plot", viewBox: `0 0 ${UNITS} ${HEIGHT}`, width: "100%", height: HEIGHT, preserveAspectRatio: "none" });
   for (const value of frame.yTicks) plot.append(make("line", { class: "grid", x1: 0, x2: UNITS, y1: frame.y(value), y2: frame.y(value) }));
   if (main.length) {
-    plot.append(make("path", { class: "raw s0", d: path(main, frame) }), make("path", { class: "curve s0", d: path(smoothed(main), frame) }));
+    const exact = panel.dataset.fields === "learning_rate";
+    if (!exact) plot.append(make("path", { class: "raw s0", d: path(main, frame) }));
+    plot.append(make("path", { class: "curve s0", d: path(exact ? main : smoothed(main), frame) }));
   }
   const marks = [];
   if (held && held.length) {
