@@ -198,11 +198,12 @@ def served_sampling(model: Named, temperature: float | None = None, max_new_toke
     """How the answers of a model are sampled: by what is given, and where it is None as the model's run is served, in
     its Modelfile and in Ollama. A temperature of 0 that is given is plain: the likeliest token each time, no penalty.
 
-    A model without a run, or whose base is gone, is sampled as a base that recommends nothing.
+    A model without a run, or whose base is gone, is sampled as a base that recommends nothing. Unless it is given, the
+    longest answer takes half of the context at most: earlier turns need the rest.
     """
-    served = serving_of(model)
-    limit = served.num_predict if served.num_predict is not None and served.num_predict > 0 else LONGEST_ANSWER
-    most = limit if max_new_tokens is None else max_new_tokens
+    served, num_ctx = serving_of(model)
+    asked = served.num_predict if served.num_predict and served.num_predict > 0 else LONGEST_ANSWER
+    most = min(asked, num_ctx // 2) if max_new_tokens is None else max_new_tokens
     if temperature == 0:
         return Sampling(most)
     found = Sampling(most, served.temperature if temperature is None else temperature, top_k=served.top_k or 0)
@@ -213,12 +214,14 @@ def served_sampling(model: Named, temperature: float | None = None, max_new_toke
     )
 
 
-def serving_of(model: Named) -> Serving:
-    """How a model's run is served; DEFAULT for a model without one, or whose base is gone."""
+def serving_of(model: Named) -> tuple[Serving, int]:
+    """How a model's run is served, and its context in tokens; DEFAULT and UNKNOWN_CONTEXT for a model without a run, or
+    whose base is gone."""
     if model.run is None:
-        return DEFAULT
+        return DEFAULT, UNKNOWN_CONTEXT
     try:
         recipe = sources.run_recipe(model.run)
-        return serving_of_run(model.run, provenance.locate_base(model.run, recipe.model), recipe.export)
+        base = provenance.locate_base(model.run, recipe.model)
+        return serving_of_run(model.run, base, recipe.export), recipe.export.num_ctx
     except FasttuneError:
-        return DEFAULT
+        return DEFAULT, UNKNOWN_CONTEXT

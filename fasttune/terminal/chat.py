@@ -188,7 +188,8 @@ class Chat:
 
     def retry(self) -> None:
         """The last question again, for every model that has one."""
-        if self.sampled.temperature <= 0:
+        asked = any(conversation.question is not None for conversation in self.conversations.values())
+        if asked and self.sampled.temperature <= 0:
             say(_("at temperature 0 every answer is the likeliest one: the same again"))
         for title, conversation in self.conversations.items():
             if conversation.question is None:

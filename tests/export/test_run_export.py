@@ -172,6 +172,8 @@ def test_chat_samples_as_the_run_is_served(run: Run) -> None:
     assert served_sampling(replace(model, run=None)) == Sampling(512, 0.7)
     edit(run.provenance, longest_answer=100)
     assert served_sampling(model).max_new_tokens == 192  # as its Modelfile's num_predict
+    edit(run.provenance, longest_answer=4000)
+    assert served_sampling(model).max_new_tokens == 4096 // 2  # half of the context, whatever the Modelfile allows
 
 
 # What goes wrong ---------------------------------------------------------------------------------------------------
