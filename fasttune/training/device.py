@@ -50,6 +50,7 @@ def device_type() -> Device:
         return "cuda"
     gpu = visible_gpu()
     if gpu and os.environ.get("UNSLOTH_FORCE_CPU") != "1":
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
         raise error(
             "gpu-not-usable",
             _(
@@ -57,9 +58,7 @@ def device_type() -> Device:
                 gpu=gpu,
                 version=torch.__version__,
             ),
-            why=_(
-                "this torch is built for: {build}", build=f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-            ),
+            why=_("this torch is built for: {build}", build=build),
             fix=_(
                 "run `make quickstart` again to install the CUDA build, update the driver, or set UNSLOTH_FORCE_CPU=1"
             ),
