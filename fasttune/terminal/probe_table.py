@@ -26,7 +26,7 @@ def probes_table(run: Run, probes: Sequence[Probe], *, by_gguf: bool) -> Table:
     for probe in probes:
         question = escape(probe.question)
         if probe.is_trained:
-            question += remark(_("stands in the training data: it may be known by heart"))
+            question += remark(_("in the training data"))
         cells = [answer_cell(probe.base, is_cut=probe.base_cut)]
         cells += [answer_cell(parent.get(probe.question, ""))] if parent else []
         table.add_row(question, *cells, answer_cell(probe.trained, is_cut=probe.trained_cut))

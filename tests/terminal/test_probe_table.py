@@ -29,7 +29,7 @@ def test_what_counting_finds_is_marked(tmp_path: Path, capsys: pytest.CaptureFix
     assert "(repeats itself)" in shown(run, [Probe("Who?", BABBLE, "Lumen.")], capsys)
     assert "(cut at" in shown(run, [Probe("Who?", "A model.", "Lumen and", trained_cut=True)], capsys)
     assert "(cut at" in shown(run, [Probe("Who?", "A model and", "Lumen.", base_cut=True)], capsys)
-    assert "(stands in the" in shown(run, [Probe("Who?", "A model.", "Lumen.", is_trained=True)], capsys)
+    assert "(in the training" in shown(run, [Probe("Who?", "A model.", "Lumen.", is_trained=True)], capsys)
 
 
 def test_the_parent_answers_beside_the_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
