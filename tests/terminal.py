@@ -58,9 +58,11 @@ class Person(threading.Thread):
                 except OSError:  # the last one who could write has gone
                     return
                 shown = self.shown()
-            if self.steps and self.steps[0][0] in shown[position:]:
-                position, since = len(shown), time.monotonic()
-                self.do(self.steps.pop(0)[1])
+            if self.steps and (found := shown.find(self.steps[0][0], position)) >= 0:
+                words, keys = self.steps.pop(0)
+                # Without keys it is only waited for: what the next step waits for may have come in the same piece.
+                position, since = len(shown) if keys else found + len(words), time.monotonic()
+                self.do(keys)
             elif time.monotonic() - (since if self.steps else heard) > PATIENCE:
                 self.gave_up = True
                 os.write(self.screen, (CTRL_C + CTRL_D).encode())  # ends a menu, or a chat, that waits for other keys

@@ -144,9 +144,12 @@ def test_a_result_for_people_and_as_json(tmp_path: Path, capsys: pytest.CaptureF
     ]
 
 
-def test_a_plan_for_people_and_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_for_people_and_as_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(REPOSITORY)
-    plan = Planner().plan(RunRequest(Path("recipes/quickstart.toml"), ("data.system=[red]",)))
+    request = RunRequest(Path("recipes/quickstart.toml"), ("data.system=[red]",), tmp_path)  # a clone may have runs
+    plan = Planner().plan(request)
     taken = estimate(plan, Path("no-runs"))
     command = "fasttune run recipes/quickstart.toml --set lora.r=4"
     tables.show_plan(plan, command, taken, "", as_json=False, show_all=False)
