@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import terminal
 from run_folders import write_run
 from terminal import CTRL_C, ENTER, answer, type_here
 
@@ -105,6 +106,16 @@ def test_the_document_on_stdout(run: Run, capsys: pytest.CaptureFixture[str]) ->
     found = blind.sitting(QUESTIONS, [])
     blind.show(found, run, as_json=True)
     assert json.loads(capsys.readouterr().out)["picks"] == {"base": 0, "linzhi": 0}
+
+
+def test_the_typist_sees_two_words_that_come_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "PATIENCE", 10.0)
+
+    def question() -> str:
+        print("1/3  who?  stop here")
+        return input()
+
+    assert answer([("1/3", ""), ("stop here", "yes" + ENTER)], question)[0] == "yes"
 
 
 def test_by_the_command_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
