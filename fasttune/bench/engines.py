@@ -290,7 +290,7 @@ def training_arguments(job: Job, recipe: Recipe, folder: str) -> dict[str, Any]:
         "gradient_accumulation_steps": micro_batches(job, recipe),
         "gradient_checkpointing": bool(settings.gradient_checkpointing),
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "learning_rate": settings.learning_rate,
+        "learning_rate": settings.peak_learning_rate,
         "lr_scheduler_type": settings.lr_scheduler_type,
         "warmup_steps": settings.warmup_steps,
         "weight_decay": settings.weight_decay,

@@ -212,7 +212,7 @@ def result_document(
         "load_in_4bit": recipe.model.load_in_4bit,
         "dtype": dtype,
         "batch_size": recipe.train.batch_size,
-        "learning_rate": recipe.train.learning_rate,
+        "learning_rate": recipe.train.peak_learning_rate,
         "optim": recipe.train.optim,
         "lora_r": recipe.lora.r,
         "warmup": experiment.warmup,

@@ -11,7 +11,6 @@ from fasttune.data import batches
 from fasttune.data.dataset import Dataset, load_dataset
 from fasttune.data.tokenize import Example
 from fasttune.planning import auto_values
-from fasttune.planning.strategy import band_epochs
 from fasttune.recipe.load import load_recipe, with_values
 from fasttune.recipe.schema import MOST_STEPS, Recipe
 
@@ -23,8 +22,8 @@ def read_recipe(job: Job) -> tuple[Recipe, Dataset]:
     """
     recipe = with_values(load_recipe(job.recipe, job.overrides), fixed_values(job.steps), "bench")
     dataset = replace(load_dataset(recipe.data, recipe.train.seed), held_out=())
-    epochs = band_epochs(len(dataset.train))
-    return auto_values.resolved(recipe, dataset, parent=None, stopped=None, epochs=epochs), dataset
+    recipe = auto_values.resolved(recipe, dataset, parent=None, stopped=None)
+    return auto_values.with_learning_rate(recipe, job.steps, parent=None, stopped=None), dataset
 
 
 def fixed_values(steps: int) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""train.batch_size and train.epochs where they are "auto": numbers that suit the number of samples.
+"""train.batch_size, train.epochs and train.learning_rate where they are "auto".
 
-A fixed default fits no data set of another size: 16 samples a step and 3 epochs are 3 steps of 10 samples. A run that
-continues keeps its parent's batch_size, and a resumed one all that it began with, also where it began before there was
-"auto".
+A fixed default fits no data set of another size: 16 samples a step and 3 epochs are 3 steps of 10 samples, and the
+learning rate that suits 300 steps moves little in 30. docs/defaults.md has the measurements. A run that continues keeps
+its parent's batch_size and learning_rate, and a resumed one all that it began with, also where it began before there
+was "auto".
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,38 +16,67 @@ from typing import TypeVar
 from fasttune.data.dataset import Dataset
 from fasttune.planning import parents
 from fasttune.recipe.schema import Recipe
-from fasttune.runs import documents
+from fasttune.runs import documents, judgement
 from fasttune.runs.store import Run
 
 Number = TypeVar("Number", int, float)
 AUTO = "auto"
 LARGEST_BATCH = 16
-STEPS_AN_EPOCH = 4  # at least, where there are so many samples
+LEAST_STEPS = 30  # of a whole training, where there are so many samples: fewer hardly move a base
+# Total epochs by number of samples: below this many samples, from, to. They judge a data set, not a run.
+BANDS = ((20, 5.0, 8.0), (50, 4.0, 6.0), (201, 3.0, 4.0), (math.inf, 2.0, 3.0))
+
+
+def band(samples: int) -> tuple[float, float]:
+    """The lowest and the highest number of total epochs that suit so many samples."""
+    return next((low, high) for limit, low, high in BANDS if samples < limit)
+
+
+def band_epochs(samples: int) -> float:
+    """The total epochs that suit so many samples: the middle of the band, rounded up to half an epoch."""
+    low, high = band(samples)
+    return math.ceil(low + high) / 2
 
 
 def batch_size(samples: int) -> int:
-    """The largest power of two, up to LARGEST_BATCH, that gives an epoch STEPS_AN_EPOCH steps."""
-    return next((size for size in (LARGEST_BATCH, 8, 4, 2) if samples >= size * STEPS_AN_EPOCH), 1)
+    """The largest power of two, up to LARGEST_BATCH, with which the epochs that suit so many samples have LEAST_STEPS
+    steps."""
+    epochs = band_epochs(samples)
+    return next((size for size in (LARGEST_BATCH, 8, 4, 2) if epochs * math.ceil(samples / size) >= LEAST_STEPS), 1)
 
 
-def resolved(recipe: Recipe, dataset: Dataset, parent: Run | None, stopped: Run | None, epochs: float) -> Recipe:
-    """The recipe with a number for each "auto"; `epochs` is the one for its samples, `stopped` the run that is
-    resumed."""
+def resolved(recipe: Recipe, dataset: Dataset, parent: Run | None, stopped: Run | None) -> Recipe:
+    """The recipe with numbers for batch_size and epochs; `stopped` is the run that is resumed."""
     train, samples, sources = recipe.train, len(dataset.train), dict(recipe.sources)
     if train.batch_size == AUTO:
-        size, source = as_before("train.batch_size", stopped or parent, batch_size(samples), samples)
+        size, source = as_before("train.batch_size", stopped or parent, batch_size(samples), counted(samples, "sample"))
         train, sources["train.batch_size"] = replace(train, batch_size=size), source
     if train.epochs == AUTO:
-        passes, source = as_before("train.epochs", stopped, epochs, samples)
+        passes, source = as_before("train.epochs", stopped, band_epochs(samples), counted(samples, "sample"))
         train, sources["train.epochs"] = replace(train, epochs=passes), source
     return replace(recipe, train=train, sources=sources)
 
 
-def as_before(key: str, run: Run | None, suited: Number, samples: int) -> tuple[Number, str]:
-    """The value that a run began with, else the one that suits so many samples; and its source."""
+def with_learning_rate(recipe: Recipe, steps: int, parent: Run | None, stopped: Run | None) -> Recipe:
+    """The recipe with a number for learning_rate: the one that suits so many steps (judgement.LEARNING_RATES)."""
+    if recipe.train.learning_rate != AUTO:
+        return recipe
+    suited = judgement.suiting_learning_rate(steps, recipe.model.base)
+    rate, source = as_before("train.learning_rate", stopped or parent, suited, counted(steps, "step"))
+    train, sources = replace(recipe.train, learning_rate=rate), {**recipe.sources, "train.learning_rate": source}
+    return replace(recipe, train=train, sources=sources)
+
+
+def as_before(key: str, run: Run | None, suited: Number, to: str) -> tuple[Number, str]:
+    """The value that a run began with, else the one that is suited `to` this data or length; and its source."""
     if run is not None and (known := documents.read_plan(run).values.get(key)) is not None:
         return known, f"default (auto: {run.id})"
-    return suited, f"default (auto: {samples} sample{'s' * (samples != 1)})"
+    return suited, f"default (auto: {to})"
+
+
+def counted(count: int, thing: str) -> str:
+    """`1 sample`, `17 samples`."""
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def run_to_follow(root: Path, recipe: Recipe) -> Run | None:

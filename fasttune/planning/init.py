@@ -22,8 +22,7 @@ from fasttune.data.dataset import Sample
 from fasttune.data.tokenize import estimate_tokens
 from fasttune.machine import Machine, free_memory
 from fasttune.planning import data_advice
-from fasttune.planning.auto_values import batch_size
-from fasttune.planning.strategy import band, band_epochs
+from fasttune.planning.auto_values import band, band_epochs, batch_size
 from fasttune.recipe.load import check_entry
 from fasttune.recipe.schema import KEYS, DataRecipe
 from fasttune.recipe.values import Entry, as_toml

@@ -54,8 +54,6 @@ BOUND_TO_CHECKPOINT = (
     "train.batch_size", "train.seed", "train.optim", "train.weight_decay",
 )  # fmt: skip
 BOUND_TO_ADAPTER = ("model.base", "model.revision", "lora.r", "lora.alpha", "lora.target_modules")
-# Total epochs by number of samples: below this many samples, from, to. They judge a data set, not a run.
-BANDS = ((20, 5.0, 8.0), (50, 4.0, 6.0), (201, 3.0, 4.0), (math.inf, 2.0, 3.0))
 
 
 @dataclass(frozen=True)
@@ -151,10 +149,12 @@ def decide(
     parent = find_parent(recipe, root, on_existing)
     recipe, left_out = lengths.one_length(recipe) if parent else (recipe, [])
     stopped = auto_values.run_to_follow(root, recipe) if on_existing in (None, "resume") else None
-    recipe = auto_values.resolved(recipe, dataset, parent, stopped, band_epochs(len(dataset.train)))
+    recipe = auto_values.resolved(recipe, dataset, parent, stopped)
     per_epoch = batches.steps_per_epoch(len(dataset.train), recipe.train.samples_per_step)
     start = find_start(recipe, dataset, parent, stopped)
-    plan = Plan(recipe, dataset, start, per_epoch, total_steps(recipe, dataset, start, per_epoch))
+    steps = total_steps(recipe, dataset, start, per_epoch)
+    recipe = auto_values.with_learning_rate(recipe, steps - start.step, parent, stopped)
+    plan = Plan(recipe, dataset, start, per_epoch, steps)
     problems = contradictions(plan)
     if plan.total_steps <= start.step and not problems:
         problems.append(nothing_to_train(plan))
@@ -256,23 +256,12 @@ def states_its_total(recipe: Recipe) -> bool:
 
 def augmented_epochs(samples: int, trained: float) -> float:
     """The total epochs of `augment`: the band's, and at least one more than were trained, up to OVERFIT_EPOCHS."""
-    return max(band_epochs(samples), min(math.floor(trained) + 1.0, OVERFIT_EPOCHS))
+    return max(auto_values.band_epochs(samples), min(math.floor(trained) + 1.0, OVERFIT_EPOCHS))
 
 
 def steps_in(epochs: float, per_epoch: int) -> int:
     """ceil(epochs * per_epoch), where 1.1 epochs of 10 steps are 11 in spite of rounding errors."""
     return math.ceil(round(epochs * per_epoch, 6))
-
-
-def band(samples: int) -> tuple[float, float]:
-    """The lowest and the highest number of total epochs that suit so many samples."""
-    return next((low, high) for limit, low, high in BANDS if samples < limit)
-
-
-def band_epochs(samples: int) -> float:
-    """The total epochs that suit so many samples: the middle of the band, rounded up to half an epoch."""
-    low, high = band(samples)
-    return math.ceil(low + high) / 2
 
 
 def contradictions(plan: Plan) -> list[Finding]:

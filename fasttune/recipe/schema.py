@@ -192,7 +192,9 @@ class TrainRecipe:
     max_steps: int = setting(
         0, "stop after this many optimizer steps; 0: after `epochs`", ge=0, le=MOST_STEPS, most=STEPS
     )
-    learning_rate: float = setting(2e-4, "peak learning rate", gt=0, le=1, most=RATE)
+    learning_rate: float | Literal["auto"] = setting(
+        "auto", "peak learning rate; auto: by the number of steps", gt=0, le=1, most=RATE
+    )
     batch_size: int | Literal["auto"] = setting(
         "auto",
         "samples per optimizer step, over all GPUs; auto: by the number of samples; memory never changes it",
@@ -253,6 +255,12 @@ class TrainRecipe:
         """epochs, which is a number in the recipe of a plan."""
         assert self.epochs != "auto"
         return self.epochs
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """learning_rate, which is a number in the recipe of a plan."""
+        assert self.learning_rate != "auto"
+        return self.learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)

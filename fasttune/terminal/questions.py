@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fasttune.console import _, ngettext
-from fasttune.planning.strategy import BOUND_TO_CHECKPOINT, augmented_epochs, band
+from fasttune.planning.auto_values import band
+from fasttune.planning.strategy import BOUND_TO_CHECKPOINT, augmented_epochs
 from fasttune.recipe.load import settings
 from fasttune.recipe.schema import Recipe
 from fasttune.runs import documents, summary

@@ -37,7 +37,7 @@ def diverged(name: str, value: float, plan: Plan, run: Run, step: int) -> Fasttu
         "(`--set model.dtype=float32`); mask and data (`{show}`: is anything else supervised than the answers?); "
         "learning rate (`--set train.learning_rate={rate:.3g}`)",
         show=command_line(["show", plan.dataset.train[0].id, "--recipe", str(plan.recipe.path)]),
-        rate=plan.recipe.train.learning_rate / 3,
+        rate=plan.recipe.train.peak_learning_rate / 3,
     )
     if step <= plan.start.step + 1:
         causes = _("{causes}; at the very first step the base's own weights may be damaged", causes=causes)

@@ -280,7 +280,7 @@ def training_arguments(plan: Plan, run: Run) -> TrainingArguments:
         max_steps=plan.total_steps,
         per_device_train_batch_size=1,  # one item is a whole optimizer step
         gradient_accumulation_steps=1,
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.peak_learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,

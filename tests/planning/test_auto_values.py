@@ -1,4 +1,5 @@
-"""batch_size and epochs where the recipe says nothing: they suit the samples, and stay what a run began with."""
+"""batch_size, epochs and learning_rate where the recipe says nothing: they suit samples and steps, and stay what a run
+began with."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from written_runs import planned, request, write_run
 from fasttune.planning import auto_values
 from fasttune.planning.resume import run_to_resume
 from fasttune.planning.strategy import Plan
-from fasttune.runs import documents
+from fasttune.runs import documents, judgement
 from fasttune.runs.store import Run
 
-SILENT = RECIPE.replace("batch_size = 4\n", "")
+SILENT = RECIPE.replace("batch_size = 4\n", "").replace("learning_rate = 2e-3\n", "")
 
 
 @pytest.fixture
@@ -43,8 +44,10 @@ def old(run: Run) -> Run:
     return run
 
 
-@pytest.mark.parametrize(("samples", "size"), [(1, 1), (7, 1), (10, 2), (18, 4), (60, 8), (64, 16), (5000, 16)])
-def test_an_epoch_has_four_steps_where_it_can(samples: int, size: int) -> None:
+@pytest.mark.parametrize(
+    ("samples", "size"), [(1, 1), (7, 1), (10, 2), (18, 4), (60, 4), (64, 4), (119, 8), (486, 16), (5000, 16)]
+)
+def test_a_training_has_thirty_steps_where_it_can(samples: int, size: int) -> None:
     assert auto_values.batch_size(samples) == size
 
 
@@ -81,3 +84,47 @@ def test_an_old_run_that_was_stopped_is_resumed_with_what_it_began_with(folder: 
     assert [value for value, _source in chosen(plan)] == [16, 3.0] and plan.total_steps == 3
     assert run_to_resume(Path("runs"), plan, None) == run
     assert planned(on_existing="new").total_steps == 33
+
+
+# The learning rate --------------------------------------------------------------------------------------------------
+
+
+def rate(plan: Plan) -> tuple[Any, str]:
+    """learning_rate with its source."""
+    return next((one.value, one.source) for one in plan.document().settings if one.key == "train.learning_rate")
+
+
+def test_a_short_training_gets_a_higher_learning_rate(folder: Path) -> None:
+    short, long = planned("model.base=Qwen/Qwen2.5-0.5B-Instruct"), planned(
+        "model.base=Qwen/Qwen2.5-0.5B-Instruct", "train.max_steps=2000", allow_overfit=True
+    )  # fmt: skip
+    assert rate(short) == (judgement.suiting_learning_rate(33), "default (auto: 33 steps)")
+    assert rate(long) == (judgement.suiting_learning_rate(2000), "default (auto: 2000 steps)")
+    assert rate(short)[0] > rate(long)[0]
+
+
+def test_the_tiny_base_gets_its_own(folder: Path) -> None:
+    assert rate(planned("train.max_steps=1")) == (
+        judgement.suiting_learning_rate(1, "builtin:tiny"),
+        "default (auto: 1 step)",
+    )
+
+
+def test_a_given_learning_rate_is_kept(folder: Path) -> None:
+    assert rate(planned("train.learning_rate=1e-5")) == (1e-5, "override")
+
+
+def test_a_continued_run_keeps_its_parents_learning_rate(folder: Path) -> None:
+    """More steps suit another one, but a checkpoint's optimizer state belongs to the one that it was trained with."""
+    run = write_run(request("train.learning_rate=7e-4"))
+    more = planned("continue.add_epochs=3", strategy="incremental", allow_overfit=True)
+    assert rate(more) == (7e-4, f"parent run {run.id}")
+    auto = planned("train.learning_rate=auto", "continue.add_epochs=3", strategy="incremental", allow_overfit=True)
+    assert rate(auto) == (7e-4, f"default (auto: {run.id})")
+
+
+def test_a_stopped_run_is_resumed_with_its_learning_rate(folder: Path) -> None:
+    """One that was begun when the default was 2e-4 goes on with that."""
+    run = write_run(request("train.learning_rate=2e-4"), "stopped", steps=1)
+    assert rate(planned()) == (2e-4, f"default (auto: {run.id})")
+    assert run_to_resume(Path("runs"), planned(), None) == run

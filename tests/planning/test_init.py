@@ -12,7 +12,7 @@ from conftest import REPOSITORY, Cli
 from fasttune.data import dataset
 from fasttune.data.dataset import Message, Sample
 from fasttune.machine import Machine
-from fasttune.planning import init, strategy
+from fasttune.planning import auto_values, init, strategy
 from fasttune.recipe.load import load_recipe, settings
 from fasttune.recipe.schema import KEYS
 
@@ -47,7 +47,7 @@ def chosen(
         (19, None, 6.5, 4, None),
         (20, 0.1, 6.5, 4, None),  # 18 are left to train on
         (30, 0.1, 5.0, 4, None),
-        (60, 0.1, 3.5, 8, None),
+        (60, 0.1, 3.5, 4, None),  # 54 are left
         (300, 0.1, 2.5, 16, 16),
         (2000, 0.05, 2.5, 16, 16),
         (4000, 0.03, 2.5, 16, 32),
@@ -72,7 +72,7 @@ def test_what_is_written_loads_and_plans_without_findings(tmp_path: Path, fasttu
     plan = strategy.decide(read, dataset.load_dataset(read.data, read.train.seed), tmp_path / "runs")
     assert not plan.dataset.findings and not plan.findings
     assert plan.steps_per_epoch >= min(4, len(plan.dataset.train))
-    low, high = strategy.band(len(plan.dataset.train))
+    low, high = auto_values.band(len(plan.dataset.train))
     assert low <= plan.epochs <= high + 0.5
     said = {setting.key: setting.value for setting in settings(read) if setting.source == "recipe"}
     assert all(KEYS[key].required or value != KEYS[key].default for key, value in said.items())

@@ -60,7 +60,7 @@ def test_the_users_rule_decides_the_order() -> None:
         ("train.optim=sgd,adam", "unknown-choice"), ("lora.r=8,16,8", "repeated-value"),
         ("train.learning_rate=1e-4,0.0001", "repeated-value"), ("train.optim=a..b", "range-of-text"),
         ("lora.r=1.5..8", "wrong-type"), ("lora.r=0..8", "out-of-range"), ("lora.r=16..8", "empty-range"),
-        ("train.learning_rate=a..b", "wrong-type"), ('train.epochs="auto"..3', "range-of-text"),
+        ("train.learning_rate=a..b", "unknown-choice"), ('train.epochs="auto"..3', "range-of-text"),
     ],
 )  # fmt: skip
 def test_each_mistake_is_named_with_its_place(text: str, code: str) -> None:
