@@ -23,7 +23,7 @@ def read_recipe(job: Job) -> tuple[Recipe, Dataset]:
     recipe = with_values(load_recipe(job.recipe, job.overrides), fixed_values(job.steps), "bench")
     dataset = replace(load_dataset(recipe.data, recipe.train.seed), held_out=())
     recipe = auto_values.resolved(recipe, dataset, parent=None, stopped=None)
-    return auto_values.with_learning_rate(recipe, job.steps, parent=None, stopped=None), dataset
+    return auto_values.with_learning_rate(recipe, recipe.train.passes, len(dataset.train)), dataset
 
 
 def fixed_values(steps: int) -> dict[str, Any]:

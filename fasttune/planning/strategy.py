@@ -153,7 +153,8 @@ def decide(
     per_epoch = batches.steps_per_epoch(len(dataset.train), recipe.train.samples_per_step)
     start = find_start(recipe, dataset, parent, stopped)
     steps = total_steps(recipe, dataset, start, per_epoch)
-    recipe = auto_values.with_learning_rate(recipe, steps - start.step, parent, stopped)
+    own_epochs = (steps - start.step) / per_epoch
+    recipe = auto_values.with_learning_rate(recipe, own_epochs, len(dataset.train), parent, stopped)
     plan = Plan(recipe, dataset, start, per_epoch, steps)
     problems = contradictions(plan)
     if plan.total_steps <= start.step and not problems:

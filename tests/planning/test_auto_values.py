@@ -14,7 +14,7 @@ from written_runs import planned, request, write_run
 from fasttune.planning import auto_values
 from fasttune.planning.resume import run_to_resume
 from fasttune.planning.strategy import Plan
-from fasttune.runs import documents, judgement
+from fasttune.runs import documents
 from fasttune.runs.store import Run
 
 SILENT = RECIPE.replace("batch_size = 4\n", "").replace("learning_rate = 2e-3\n", "")
@@ -94,20 +94,27 @@ def rate(plan: Plan) -> tuple[Any, str]:
     return next((one.value, one.source) for one in plan.document().settings if one.key == "train.learning_rate")
 
 
-def test_a_short_training_gets_a_higher_learning_rate(folder: Path) -> None:
-    short, long = planned("model.base=Qwen/Qwen2.5-0.5B-Instruct"), planned(
-        "model.base=Qwen/Qwen2.5-0.5B-Instruct", "train.max_steps=2000", allow_overfit=True
-    )  # fmt: skip
-    assert rate(short) == (judgement.suiting_learning_rate(33), "default (auto: 33 steps)")
-    assert rate(long) == (judgement.suiting_learning_rate(2000), "default (auto: 2000 steps)")
-    assert rate(short)[0] > rate(long)[0]
+@pytest.mark.parametrize(
+    ("epochs", "samples", "suited"),
+    [
+        (6.5, 17, 2e-4),
+        (3.0, 17, 4.3e-4),
+        (1.0, 17, 5e-4),
+        (10.0, 17, 1.3e-4),
+        (2.5, 486, 2e-4),
+        (1.0, 486, 5e-4),
+        (9.0, 486, 1e-4),
+    ],
+)
+def test_fewer_epochs_get_a_higher_learning_rate(epochs: float, samples: int, suited: float) -> None:
+    """Learning rate × epochs is the same within the bounds."""
+    assert auto_values.learning_rate(epochs, samples, "Qwen/Qwen2.5-0.5B-Instruct") == suited
+    assert auto_values.learning_rate(epochs, samples, "builtin:tiny") == pytest.approx(10 * suited)
 
 
-def test_the_tiny_base_gets_its_own(folder: Path) -> None:
-    assert rate(planned("train.max_steps=1")) == (
-        judgement.suiting_learning_rate(1, "builtin:tiny"),
-        "default (auto: 1 step)",
-    )
+def test_what_was_chosen_is_said_with_its_reason(folder: Path) -> None:
+    assert rate(planned()) == (2e-3, "default (auto: 6.6 epochs of 10 samples)")  # 6.5 epochs end within a step
+    assert rate(planned("train.max_steps=5")) == (5e-3, "default (auto: 1 epoch of 10 samples)")
 
 
 def test_a_given_learning_rate_is_kept(folder: Path) -> None:
