@@ -36,6 +36,7 @@ train = ["a.jsonl", "b.jsonl"]
 val = 0.1
 system = ""
 learn = "all"
+replay = 0.05
 [lora]
 r = 16
 alpha = 20

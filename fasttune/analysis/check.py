@@ -20,7 +20,7 @@ from fasttune.command import command_line
 from fasttune.console import FasttuneError, Finding, _, usage_error
 from fasttune.data import batches, mend, tokenize
 from fasttune.data.chat_template import ChatTemplate
-from fasttune.data.dataset import Sample, read_samples, split, with_system
+from fasttune.data.dataset import Sample, read_samples, replayed, split, with_system
 from fasttune.data.lint import lint
 from fasttune.data.lint_persona import QWEN_DEFAULT
 from fasttune.data.tokenize import Example, encode_all
@@ -40,18 +40,21 @@ ESTIMATED_LIMIT = 2_048  # the default of model.max_seq_length
 
 @dataclass(frozen=True)
 class Source:
-    """What is checked: its samples, the findings about its files, and the recipe that names them, if one does."""
+    """What is checked: its samples, the findings about its files, the recipe that names them, if one does, and the
+    general conversations that it mixes in. These are no part of what is checked, but must not be too long."""
 
     train: tuple[Sample, ...]
     held_out: tuple[Sample, ...]
     findings: tuple[Finding, ...]
     recipe: Recipe | None = None
+    general: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True)
 class Figures:
     """What the data come to. Tokens are exact where `exact`, else estimates; `prefix_tokens` are those of `steps` steps
-    of one epoch, `prefix_computed` what training computes of them with shared prefixes."""
+    of one epoch, `prefix_computed` what training computes of them with shared prefixes. `general` is the number of
+    general conversations that are mixed in; no other figure counts them."""
 
     samples: int
     held_out: int
@@ -63,12 +66,14 @@ class Figures:
     prefix_computed: int
     system_prompts: int
     repeated_system_prompts: int
+    general: int = 0
 
     def document(self) -> dict[str, Any]:
         """The figures as `--json` has them."""
         return {
             "samples": self.samples,
             "held_out": self.held_out,
+            "general": self.general,
             "tokens_exact": self.exact,
             "sample_tokens": spread(self.sample_tokens),
             "answer_characters": spread(self.answer_characters),
@@ -157,7 +162,8 @@ def of_recipe(recipe: Recipe) -> Source:
             train, held_out = split(train, recipe.data.val, recipe.train.seed)
         except FasttuneError as problem:
             findings += problem.findings
-    return Source(tuple(train), tuple(held_out), without_repeats(findings), recipe)
+    general, too_few = replayed(train, recipe.data.replay, recipe.train.seed)
+    return Source(tuple(train), tuple(held_out), without_repeats([*findings, *too_few]), recipe, general)
 
 
 def of_file(path: str) -> Source:
@@ -206,7 +212,7 @@ def too_long(source: Source, template: ChatTemplate | None) -> list[Finding]:
     No text has more tokens than bytes, so only samples of so many bytes are tokenized.
     """
     limit = source.recipe.model.max_seq_length if source.recipe else ESTIMATED_LIMIT
-    samples = [*source.train, *source.held_out]
+    samples = [*source.train, *source.held_out, *source.general]
     long = [one for one in samples if sum(len(m.content.encode()) + TEMPLATE_BYTES for m in one.messages) > limit]
     return [
         tokenize.too_long(sample.id, tokens, limit, estimated=template is None)
@@ -231,7 +237,7 @@ def few(source: Source) -> list[Finding]:
     epochs = band_epochs(samples) if recipe is None or recipe.train.epochs == "auto" else recipe.train.epochs
     low, high = band(samples)
     if recipe and recipe.strategy == "fresh" and not recipe.train.max_steps:
-        total = round(batches.steps_per_epoch(samples, size) * epochs)
+        total = round(batches.steps_per_epoch(samples + len(source.general), size) * epochs)
         found += data_advice.too_few_steps(total, f"{recipe.path}: train.batch_size")
         if epochs > high + 1 or epochs < low:
             what = _("{epochs:.1f} epochs over {samples} samples; {low:.0f} to {high:.0f} usually suit so many",
@@ -260,6 +266,7 @@ def measure(source: Source, template: ChatTemplate | None, most: int = MEASURED)
     return Figures(
         samples=len(source.train),
         held_out=len(source.held_out),
+        general=len(source.general),
         exact=template is not None,
         sample_tokens=tuple(tokens),
         answer_characters=tuple(len(m.content) for one in chosen for m in one.messages if m.role == "assistant"),

@@ -3,6 +3,7 @@
     answers       each question greedily and by fixed seeds
     held-out      loss, token accuracy and perplexity over the supervised tokens, by torch or llama.cpp; none for Ollama
     chrF          of the first answer to each held-out conversation against the one that stands there
+    general       loss over the general conversations that nobody trains on: what was forgotten
     length, repetition, openings     of all greedy answers (text_figures.py)
     facts         of the fact sheet, where it is asked for, with the system prompt
 
@@ -22,7 +23,9 @@ from fasttune.analysis.answers import Prompt, TorchSource, ask
 from fasttune.analysis.held_out import HeldOut
 from fasttune.analysis.sources import Named
 from fasttune.console import FasttuneError, Finding, _, language, usage_error
+from fasttune.data.dataset import general_samples
 from fasttune.data.fact_sheet import FactSheet, read_fact_sheet
+from fasttune.data.general import LANGUAGES
 from fasttune.export.llama import Sampling
 from fasttune.files import condition_as_error
 from fasttune.recipe.toml_file import read_text
@@ -56,7 +59,8 @@ class Request:
 @dataclass(frozen=True)
 class Figures:
     """The figures of one model; None for what can't be computed of it. Losses are in nats a supervised token, lengths
-    in characters, the others shares, but chrF, which is 0 to 100."""
+    in characters, the others shares, but chrF, which is 0 to 100. `general` is the loss of the general conversations by
+    language, empty for a model whose logits can't be had."""
 
     loss: float | None
     accuracy: float | None
@@ -67,6 +71,7 @@ class Figures:
     distinct_openings: float
     facts_kept: int | None = None
     facts: int | None = None
+    general: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class Seen:
 
     answers: list[list[str]] = field(default_factory=list)  # by sampling, then by question
     scores: tuple[SampleScore, ...] = ()
+    general: Mapping[str, float] = field(default_factory=dict)  # the loss of the general conversations, by language
     held_out: list[str] = field(default_factory=list)  # its answers to the held-out conversations
     facts: tuple[int, int] | None = None
 
@@ -111,7 +117,8 @@ def compare(request: Request) -> Comparison:
     samples, findings = held_out.load(run, request.held_out)
     findings += held_out.other_data(models)
     sheet = fact_sheet(request, run)
-    seen = look_at_all(models, questions, samples, sheet, request)
+    general = {language: HeldOut(tuple(general_samples("val", (language,)))) for language in LANGUAGES}
+    seen = look_at_all(models, questions, samples, general, sheet, request)
     keep_losses(models, seen)
     measure, differences = most_different(samples, seen)
     return Comparison(
@@ -130,7 +137,7 @@ def ask_only(request: Request) -> tuple[tuple[Answered, ...], Run | None]:
     models = find_models(request)
     run = first_run(models)
     questions = questions_for(request, run)
-    seen = look_at_all(models, questions, HeldOut(), None, request)
+    seen = look_at_all(models, questions, HeldOut(), {}, None, request)
     return answered(questions, seen), run
 
 
@@ -202,12 +209,18 @@ def fact_sheet(request: Request, run: Run | None) -> FactSheet | None:
 
 
 def look_at_all(
-    models: Sequence[Named], questions: Sequence[str], samples: HeldOut, sheet: FactSheet | None, request: Request
+    models: Sequence[Named],
+    questions: Sequence[str],
+    samples: HeldOut,
+    general: Mapping[str, HeldOut],
+    sheet: FactSheet | None,
+    request: Request,
 ) -> dict[str, Seen]:
     """What each model says and scores, by its name. One is in memory at a time: a base with its adapter is one."""
     seen: dict[str, Seen] = {}
     for at, model in enumerate(models):
         seen[model.source.name] = look(model, questions, samples, sheet, request)
+        seen[model.source.name].general = general_losses(model, general)
         following = [one.source.loaded for one in models[at + 1 :] if isinstance(one.source, TorchSource)]
         if isinstance(model.source, TorchSource) and model.source.loaded not in following:
             model.source.loaded.release()
@@ -229,6 +242,16 @@ def look(model: Named, questions: Sequence[str], samples: HeldOut, sheet: FactSh
         kept = facts.score(sheet, {facts.SERVED: answers}, facts.ANSWER_TOKENS).arms[facts.SERVED].kept
         seen.facts = kept, len(sheet.facts)
     return seen
+
+
+def general_losses(model: Named, general: Mapping[str, HeldOut]) -> dict[str, float]:
+    """The loss of the general conversations, by language, in nats a supervised token; empty where it can't be had."""
+    scored = {language: held_out.scores(model.source, one) for language, one in general.items()}
+    return {
+        language: sum(one.loss for one in scores) / sum(one.tokens for one in scores)
+        for language, scores in scored.items()
+        if scores
+    }
 
 
 def keep_losses(models: Sequence[Named], seen: Mapping[str, Seen]) -> None:
@@ -274,6 +297,7 @@ def figures(seen: Seen, samples: HeldOut) -> Figures:
         distinct_openings=text_figures.distinct_openings(greedy),
         facts_kept=kept,
         facts=total,
+        general=seen.general,
     )
 
 

@@ -256,6 +256,9 @@ def tiles(report: RunReport) -> list[tuple[str, str, str]]:
     tiles.append((_("epochs"), f"{found.epochs:.3g}", f"{steps}, {words.status_word(found.status)}"))
     if report.plan:
         held_out = _("{n} held out", n=report.plan.val_samples)
+        if report.plan.general_samples:
+            held_out = _("{n} held out, and {general} general ones trained on", n=report.plan.val_samples,
+                         general=report.plan.general_samples)  # fmt: skip
         tiles.append((_("samples"), f"{report.plan.train_samples:,}", held_out))
     return tiles
 

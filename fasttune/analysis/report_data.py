@@ -67,7 +67,7 @@ def picture(run: Run, dataset: Dataset | None, *, counts_tokens: bool) -> DataPi
     if dataset is None:
         return None
     recipe = run_recipe(run)
-    source = Source(dataset.train, dataset.held_out, (), recipe)
+    source = Source(dataset.train, dataset.held_out, (), recipe, dataset.general)
     found = check.measure(source, template_of(recipe.model) if counts_tokens else None, MOST_TOKENIZED)
     changed = dataset.fingerprint != documents.read_plan(run).data_fingerprint
     return DataPicture(found, changed)

@@ -9,7 +9,7 @@ from fasttune.console import _, ngettext
 from fasttune.recipe.values import as_toml
 from fasttune.runs import judgement
 from fasttune.runs.judgement import CANNOT_TELL, DIVERGED, FEW_HELD_OUT, NOT_ENOUGH, NOTHING_LEARNED, OVER_FITTING
-from fasttune.runs.outcomes import FactState
+from fasttune.runs.outcomes import FactState, GeneralLoss
 from fasttune.runs.summary import Change, Figures
 
 
@@ -67,6 +67,23 @@ def best_line(one: Figures) -> str:
         return ""
     return _("held-out loss {loss:.3f}, best {best:.3f} at step {step} of {total}",
              loss=one.eval_loss, best=one.best_eval_loss, step=one.best_step, total=one.steps)  # fmt: skip
+
+
+def general_heading(language: str) -> str:
+    """What the loss of the general conversations of a language ("zh", "en") is called."""
+    return {"zh": _("loss on general conversations in Chinese"), "en": _("loss on general conversations in English")}[
+        language
+    ]
+
+
+def general_line(one: GeneralLoss) -> str:
+    """`general conversations in English: loss 2.310 by the base, 2.405 trained (+4%)`"""
+    figures = {"base": one.base, "trained": one.trained, "change": one.trained / one.base - 1}
+    if one.language == "zh":
+        return _("general conversations in Chinese: loss {base:.3f} by the base, {trained:.3f} trained ({change:+.0%})",
+                 **figures)  # fmt: skip
+    return _("general conversations in English: loss {base:.3f} by the base, {trained:.3f} trained ({change:+.0%})",
+             **figures)  # fmt: skip
 
 
 def has_held_out_loss(one: Figures) -> bool:

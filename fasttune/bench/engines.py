@@ -72,7 +72,7 @@ def train_by_fasttune(job: Job, recipe: Recipe, dataset: Dataset, clock: Clock) 
     tokens = [after - before for before, after in itertools.pairwise(tokens_so_far)]
     computed = [line["computed_tokens"] for line in lines]
     tokenizer = models.load_tokenizer(Path(job.base))
-    examples = tokenize_samples(dataset.train, tokenizer, recipe.data, recipe.model.max_seq_length).examples
+    examples = tokenize_samples(dataset.trained, tokenizer, recipe.data, recipe.model.max_seq_length).examples
     return measured(
         job,
         clock,
@@ -142,7 +142,7 @@ class Feed:
 def train_by_trl(job: Job, recipe: Recipe, dataset: Dataset, clock: Clock) -> Measured:
     """Train by TRL's SFTTrainer as a user would write it, given token ids and labels: tokenizing is not compared."""
     tokenizer = models.load_tokenizer(Path(job.base))
-    examples = tokenize_samples(dataset.train, tokenizer, recipe.data, recipe.model.max_seq_length).examples
+    examples = tokenize_samples(dataset.trained, tokenizer, recipe.data, recipe.model.max_seq_length).examples
     steps = step_samples(examples, recipe, job.steps)
     rows = [labelled(examples[i]) for step in steps for i in step]
     feed = Feed(steps, micro_batches(job, recipe))

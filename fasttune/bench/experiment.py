@@ -86,7 +86,7 @@ def measure(experiment: Experiment, folder: Path, say: Say) -> dict[str, Any]:
             rates = higher(rates, run_limit(experiment, base, folder / f"round{number + 1}-limit", say))
     return result_document(experiment, recipe, base, list(outcomes.values()), rates) | {
         "order": order,
-        "samples": len(dataset.train),
+        "samples": len(dataset.trained),
         "data_fingerprint": dataset.fingerprint,
     }
 

@@ -16,8 +16,10 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fasttune.console import FasttuneError, Finding, _, error, ngettext
+from fasttune.data import general
 from fasttune.data.formats import conversation
 from fasttune.data.messages import Message, Notes, check_characters, listed
 from fasttune.data.reader import read_records
@@ -30,8 +32,10 @@ __all__ = [
     "Sample",
     "conversation_key",
     "fingerprint",
+    "general_samples",
     "load_dataset",
     "read_samples",
+    "replayed",
     "split",
 ]
 
@@ -61,7 +65,8 @@ class Reading:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples ready to be tokenized, those to train on and those held out.
+    """Samples ready to be tokenized: the user's to train on, those held out, and the general conversations of
+    data.replay, which are trained on too.
 
     `fingerprint` is the sha256 of their contents in order. None of `findings` is an error.
     """
@@ -70,10 +75,17 @@ class Dataset:
     held_out: tuple[Sample, ...]
     fingerprint: str
     findings: tuple[Finding, ...]
+    general: tuple[Sample, ...] = ()
+
+    @property
+    def trained(self) -> tuple[Sample, ...]:
+        """All samples that are trained on."""
+        return (*self.train, *self.general)
 
 
 def load_dataset(recipe: DataRecipe, seed: int) -> Dataset:
-    """The data set that a recipe's [data] table names; with a fraction in data.val, `seed` decides what is held out.
+    """The data set that a recipe's [data] table names; `seed` decides what a fraction in data.val holds out, and which
+    general conversations are mixed in.
 
     Raises FasttuneError with every finding of every file, warnings too, where at least one is an error.
     """
@@ -91,7 +103,9 @@ def load_dataset(recipe: DataRecipe, seed: int) -> Dataset:
         train, held_out = split(train, recipe.val, seed)
     else:
         findings += _leaks(train, held_out)
-    return Dataset(tuple(train), tuple(held_out), fingerprint(train, held_out), tuple(findings))
+    mixed_in, too_few = replayed(train, recipe.replay, seed)
+    digest = fingerprint([*train, *mixed_in], held_out)
+    return Dataset(tuple(train), tuple(held_out), digest, (*findings, *too_few), mixed_in)
 
 
 def read_samples(path: str) -> Reading:
@@ -143,6 +157,34 @@ def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[S
         chosen.update(sample.id for sample in min(ranked, key=len))
     train = [sample for sample in samples if sample.id not in chosen]
     return train, [sample for sample in samples if sample.id in chosen]
+
+
+def replayed(train: Sequence[Sample], share: float, seed: int) -> tuple[tuple[Sample, ...], list[Finding]]:
+    """The general conversations to train on beside these samples: `share` of their number, at least one, in their
+    languages; and the note that there are not so many. None for a share of 0.
+
+    They are ranked by a hash of seed and content, so that those of a smaller share are among those of a larger one.
+    """
+    if not share or not train:
+        return (), []
+    count = max(1, round(share * len(train)))
+    said = (" ".join(m.content for m in sample.messages if m.role == "assistant") for sample in train)
+    there = general_samples("train", general.languages(said))
+    ranked = sorted(there, key=lambda sample: _digest(f"{seed}:{conversation_key(sample)}"))
+    if count <= len(there):
+        return tuple(ranked[:count]), []
+    what = _("{share:.0%} of the samples are {count} general conversations; there are {n} in the language of the data, "
+             "and all are trained on", share=share, count=count, n=len(there))  # fmt: skip
+    return tuple(ranked), [Finding("replay-all", "info", "data.replay", what)]
+
+
+def general_samples(part: Literal["train", "val"], languages: Iterable[str] = general.LANGUAGES) -> list[Sample]:
+    """The general conversations to train on, or those to measure on, in these languages."""
+    return [
+        replace(sample, id=f"{general.SOURCE}{path.name}:{sample.id.rpartition(':')[2]}")
+        for path in general.files(part, languages)
+        for sample in read_samples(str(path)).samples
+    ]
 
 
 def conversation_key(sample: Sample) -> str:

@@ -23,6 +23,7 @@ from typing import Literal
 from fasttune.console import FasttuneError, Finding, _, ngettext
 from fasttune.data.chat_template import ChatTemplate, Segment, Tokenizer
 from fasttune.data.dataset import Message, Sample
+from fasttune.data.general import is_general
 from fasttune.data.rendering import FIX
 from fasttune.recipe.schema import DataRecipe
 
@@ -229,9 +230,10 @@ def _merged(problems: list[Finding]) -> list[Finding]:
 
 
 def _default_system(samples: Sequence[Sample], template: ChatTemplate) -> list[Finding]:
-    """The note about samples without a system message to which the template adds a system prompt of its own."""
+    """The note about samples without a system message to which the template adds a system prompt of its own; not about
+    general conversations, which are to have it."""
     texts = {roles: template.default_system(roles) for roles in {_roles(sample) for sample in samples}}
-    without = [sample for sample in samples if texts[_roles(sample)]]
+    without = [sample for sample in samples if texts[_roles(sample)] and not is_general(sample.id)]
     if not without:
         return []
     what = ngettext("{n} sample has no system message; the chat template gives it its own: '{text}'",

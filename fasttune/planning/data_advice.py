@@ -23,7 +23,8 @@ def advise(plan: Plan) -> list[Finding]:
     """All advice about a plan's samples and steps."""
     recipe, dataset = plan.recipe, plan.dataset
     held_out = one_held_out(str(recipe.path), len(dataset.held_out))
-    return [*about_samples(dataset.train, recipe.data.learn), *held_out, *few_steps(plan), *quick(dataset.train)]
+    found = [*about_samples(dataset.train, recipe.data.learn), *held_out, *few_steps(plan), *quick(dataset.train)]
+    return [*found, *replay_under_same_prompt(plan)]
 
 
 def about_samples(samples: Sequence[Sample], learn: str) -> list[Finding]:
@@ -91,6 +92,18 @@ def too_few_steps(steps: int, where: str) -> list[Finding]:
     why = _("fewer than {least} steps hardly move a base", least=FEW_STEPS)
     fix = _("a smaller train.batch_size or more train.epochs make more steps; `auto` chooses them by the samples")
     return [Finding("few-steps", "warning", where, what, why, fix)]
+
+
+def replay_under_same_prompt(plan: Plan) -> list[Finding]:
+    """General conversations that are mixed into samples which have no system prompt either."""
+    dataset = plan.dataset
+    without = next((sample.id for sample in dataset.train if sample.messages[0].role != "system"), None)
+    if not dataset.general or without is None:
+        return []
+    what = _("the general conversations of data.replay have no system prompt, and neither has this sample")
+    why = _("under one and the same prompt the model learns to be the persona and the base's assistant by turns")
+    fix = _("set data.system to the persona's prompt, or leave data.replay out")
+    return [Finding("replay-same-prompt", "warning", without, what, why, fix)]
 
 
 def median_answer(samples: Sequence[Sample]) -> float:

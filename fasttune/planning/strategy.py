@@ -50,7 +50,7 @@ from fasttune.runs.typed_json import as_json
 SAMPLES = "samples"  # stands among the keys for the data's contents, as data.train stands for the files
 # The settings that a checkpoint's optimizer and sample order depend on: a start from one must find them unchanged.
 BOUND_TO_CHECKPOINT = (
-    "model.", SAMPLES, "data.system", "data.learn", "lora.",
+    "model.", SAMPLES, "data.system", "data.learn", "data.replay", "lora.",
     "train.batch_size", "train.seed", "train.optim", "train.weight_decay",
 )  # fmt: skip
 BOUND_TO_ADAPTER = ("model.base", "model.revision", "lora.r", "lora.alpha", "lora.target_modules")
@@ -129,6 +129,7 @@ class Plan:
             data_fingerprint=self.dataset.fingerprint,
             train_samples=len(self.dataset.train),
             val_samples=len(self.dataset.held_out),
+            general_samples=len(self.dataset.general),
             steps_per_epoch=self.steps_per_epoch,
             total_steps=self.total_steps,
             epochs=self.epochs,
@@ -150,7 +151,7 @@ def decide(
     recipe, left_out = lengths.one_length(recipe) if parent else (recipe, [])
     stopped = auto_values.run_to_follow(root, recipe) if on_existing in (None, "resume") else None
     recipe = auto_values.resolved(recipe, dataset, parent, stopped)
-    per_epoch = batches.steps_per_epoch(len(dataset.train), recipe.train.samples_per_step)
+    per_epoch = batches.steps_per_epoch(len(dataset.trained), recipe.train.samples_per_step)
     start = find_start(recipe, dataset, parent, stopped)
     steps = total_steps(recipe, dataset, start, per_epoch)
     own_epochs = (steps - start.step) / per_epoch

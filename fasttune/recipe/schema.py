@@ -92,6 +92,7 @@ MOST_STEPS = 10_000_000
 CONTEXT = N_("no Qwen2.5 model reads more tokens")
 STEPS = N_("no training has so many steps")
 EPOCHS = N_("each epoch is a pass over all samples; from about 10 on they are learned by heart")
+REPLAY = N_("it is a share of the training samples, and with more of them the persona becomes an assistant")
 SHARE = N_("it is the share of the samples, and some must be left to train on")
 RANK = N_("the memory of an adapter grows with its rank, and a rank near the width of the layers adds nothing")
 SCALE = N_("so large a scale only makes the loss diverge; usual is 1 to 4 times lora.r")
@@ -158,6 +159,13 @@ class DataRecipe:
         prose=True,
     )
     learn: Literal["assistant", "all"] = setting("assistant", "train on the assistant's turns, or on every token")
+    replay: float = setting(
+        0.0,
+        "mix in general conversations, against forgetting: this share of the training samples, as 0.05; 0: none",
+        ge=0,
+        le=0.2,
+        most=REPLAY,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

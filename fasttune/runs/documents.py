@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar
 from fasttune.console import FasttuneError, _, error
 from fasttune.files import write_json
 from fasttune.recipe.schema import Setting
-from fasttune.runs.outcomes import EpochScores, ExportFigures, FactScores, HeldOutLosses, OllamaProof
+from fasttune.runs.outcomes import EpochScores, ExportFigures, FactScores, GeneralLoss, HeldOutLosses, OllamaProof
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json, fits_plain, from_json
 
@@ -45,7 +45,8 @@ Document = TypeVar("Document")
 @dataclass(frozen=True)
 class PlanDocument:
     """plan.json. `parent` is a run id, `start_step` the step of the checkpoint that the run starts from (0: none),
-    `start_epoch` the parent's kept epoch that was picked then (None: the parent's own adapter, its last checkpoint)."""
+    `start_epoch` the parent's kept epoch that was picked then (None: the parent's own adapter, its last checkpoint),
+    `general_samples` the general conversations of data.replay, which are trained on beside the `train_samples`."""
 
     name: str
     strategy: str
@@ -61,6 +62,7 @@ class PlanDocument:
     total_steps: int
     epochs: float
     start_epoch: float | None = None
+    general_samples: int = 0
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:  # from_json names the field
@@ -201,7 +203,8 @@ class Scores:
     """scores.json. `answered_by` is the name of the GGUF file, "adapter", None where the recipe has no probe questions,
     and NOT_ASKED before they were asked: the last thing that a run does. `facts` is None before `fasttune facts`;
     `epochs` are those whose adapters were kept, oldest first, also while the run trains; `exports` the figures of the
-    files that were exported; `held_out` is None before `fasttune compare`."""
+    files that were exported; `held_out` is None before `fasttune compare`; `general` what was forgotten, empty for
+    a run without data.replay."""
 
     probes: tuple[Probe, ...]
     answered_by: str | None = NOT_ASKED
@@ -209,6 +212,7 @@ class Scores:
     epochs: tuple[EpochScores, ...] = ()
     exports: tuple[ExportFigures, ...] = ()
     held_out: HeldOutLosses | None = None
+    general: tuple[GeneralLoss, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,16 @@ class HeldOutLosses:
 
 
 @dataclass(frozen=True)
+class GeneralLoss:
+    """The loss of the general conversations of a language ("zh", "en") that nobody trains on, by the base and by the
+    trained model, in nats a supervised token: what training with data.replay has forgotten."""
+
+    language: str
+    base: float
+    trained: float
+
+
+@dataclass(frozen=True)
 class Pick:
     """One `fasttune pick`, `created` in UTC in ISO 8601: from then on the adapter after `to` epochs, of `step`, is
     served in place of that after `from_`. None stands for the run's own adapter."""

@@ -83,9 +83,17 @@ def figure_lines(figures: Figures, encoding: str, columns: int) -> list[str]:
     block = "█" if can_show("█", encoding) else "#"
     tokens = _("tokens a sample") if figures.exact else _("tokens a sample, estimated")
     lines = [_("{samples} samples to train on, {val} held out", samples=figures.samples, val=figures.held_out)]
+    lines += [replay_line(figures.general)] if figures.general else []
     for title, values in ((tokens, figures.sample_tokens), (_("characters an answer"), figures.answer_characters)):
         lines += ["", title, *histogram(values, block, columns)] if values else []
     return [*lines, *prefix_lines(figures)]
+
+
+def replay_line(count: int) -> str:
+    """What data.replay adds to the samples, for `check` and `plan`."""
+    return ngettext("and {n} general conversation of replay, from fasttune/general/, which is trained on too",
+                    "and {n} general conversations of replay, from fasttune/general/, which are trained on too",
+                    count)  # fmt: skip
 
 
 def histogram(values: Sequence[int], block: str, columns: int) -> list[str]:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from fasttune.analysis.words import general_heading
 from fasttune.console import _, exit_code, print_json, show_findings, stdout_console
+from fasttune.data.general import LANGUAGES
 
 if TYPE_CHECKING:
     from fasttune.analysis.compare import Comparison, Figures
@@ -53,6 +55,7 @@ def figures_table(figures: Mapping[str, Figures]) -> Table:
         (_("held-out accuracy"), lambda one: shown(one.accuracy, ".1%")),
         (_("perplexity"), lambda one: shown(one.perplexity, ",.1f")),
         (_("chrF against held-out answers"), lambda one: shown(one.chrf, ".1f")),
+        *((general_heading(one), general_cell(one)) for one in LANGUAGES),
         (_("facts kept"), lambda one: "" if one.facts_kept is None else f"{one.facts_kept}/{one.facts}"),
         (_("length of an answer, in characters"), lambda one: shown(one.length, ".0f")),
         (_("repeated stretches of four"), lambda one: shown(one.repetition, ".1%")),
@@ -63,6 +66,11 @@ def figures_table(figures: Mapping[str, Figures]) -> Table:
         if any(cells):
             table.add_row(heading, *(text or "–" for text in cells))
     return table
+
+
+def general_cell(language: str) -> Callable[[Figures], str]:
+    """The cell of a model's loss on the general conversations of a language."""
+    return lambda one: shown(one.general.get(language), ".3f")
 
 
 def shown(value: float | None, form: str) -> str:

@@ -30,7 +30,7 @@ from fasttune.data.reader import read_records
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
 from fasttune.runs import epochs, summary, typed_json
-from fasttune.terminal import epoch_table, estimates, runs_tree
+from fasttune.terminal import check_report, epoch_table, estimates, runs_tree
 from fasttune.terminal.export_table import exports_table
 from fasttune.terminal.probe_table import probes_table
 from fasttune.terminal.verdicts import result_lines
@@ -80,6 +80,8 @@ def show_plan(
             epochs=plan.epochs,
         )
     )
+    if plan.dataset.general:
+        line(check_report.replay_line(len(plan.dataset.general)))
     for text in [*estimates.estimate_lines(estimate), *estimates.epochs_line(plan.kept_epochs, estimate)]:
         line(text)
     line(_("system prompt it is served with: {system}", system=plan.system if plan.system is not None else _("none")))

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fasttune.analysis.words import best_line, verdict_line
+from fasttune.analysis.words import best_line, general_line, verdict_line
 from fasttune.console import _, ngettext
-from fasttune.runs import judgement, summary
+from fasttune.runs import documents, judgement, summary
 from fasttune.runs.store import Run
 from fasttune.runs.summary import Figures
 
@@ -24,6 +24,7 @@ def result_lines(run: Run, one: Figures, seconds: float, width: int, encoding: s
         _("loss {first:.3f} -> {last:.3f}, accuracy {accuracy:.1%} (last epoch), {trained}", first=one.first_loss,
           last=one.epoch_loss, accuracy=one.mean_token_accuracy, trained=trained),
         best_line(one),
+        *map(general_line, documents.read_scores(run).general if run.scores.is_file() else ()),
         *(curves(summary.full_history(run), width) if can_show(BLOCKS, encoding) else []),
         verdict_line(one),
     ]  # fmt: skip

@@ -109,7 +109,7 @@ def estimate(plan: Plan, root: Path) -> Estimate:
     seconds, by = time_for(plan, root, kind, rows)
     drafted = Estimate(
         device=kind,
-        samples=len(plan.dataset.train),
+        samples=len(plan.dataset.trained),
         tokens=rows.tokens,
         computed_tokens=rows.computed_tokens,
         counted=len(examples) if was_counted else 0,
@@ -159,7 +159,7 @@ def read_size(model: ModelRecipe, base: Path | None) -> ModelSize | None:
 def examples_of(plan: Plan, base: Path | None) -> tuple[list[Example], float, bool]:
     """The training samples as examples, of many every n-th; the share of them that these are; and whether the tokens
     were counted by the base's tokenizer."""
-    samples = plan.dataset.train
+    samples = plan.dataset.trained
     every = -(-len(samples) // MOST_SAMPLES)
     chosen = samples[::every]
     share = len(chosen) / len(samples)
@@ -223,7 +223,7 @@ class Rows:
         return cls(
             tokens=round(all_tokens),
             computed_tokens=round(all_tokens * sum(step.computed_tokens for step in laid_out) / own),
-            held_out_tokens=round(all_tokens * len(plan.dataset.held_out) / max(1, len(plan.dataset.train))),
+            held_out_tokens=round(all_tokens * len(plan.dataset.held_out) / max(1, len(plan.dataset.trained))),
             longest=LongestRow(row.tokens, supervised_in(row, examples)),
             longest_sample=LongestRow(len(longest.tokens), batches.supervised_tokens(longest)),
             checkpointing=checkpointing,

@@ -28,7 +28,7 @@ def base_and_samples(plan: Plan) -> Sequence[Finding]:
     trained on. A tokenizer that only transformers can read is left to `fasttune run`.
     """
     recipe = plan.recipe
-    samples = (*plan.dataset.train, *plan.dataset.held_out)
+    samples = (*plan.dataset.trained, *plan.dataset.held_out)
     base = hub.find_offline(recipe.model)
     if base is None:
         limit = recipe.model.max_seq_length

@@ -26,7 +26,17 @@ from fasttune.runs.checkpoints import damage_findings
 from fasttune.runs.documents import RowRecord
 from fasttune.runs.history import last_epoch, read_log_history
 from fasttune.runs.store import Run
-from fasttune.training import device, distributed, finished_adapter, hub, oom, probe_answers, provenance, resume_check
+from fasttune.training import (
+    device,
+    distributed,
+    finished_adapter,
+    forgetting,
+    hub,
+    oom,
+    probe_answers,
+    provenance,
+    resume_check,
+)
 from fasttune.training import model as models
 from fasttune.training.callbacks import FirstStepCallback, WatchCallback
 from fasttune.training.gradient_checkpointing import pays_to_offload
@@ -104,6 +114,7 @@ def train(
             if trainer.complete:
                 with phases("probe", _("answering the probe questions")) as show:
                     probe_answers.record(trainer, data.tokenizer, show)
+                    forgetting.record(trainer, data.tokenizer)
             return finish(trainer, seconds)
 
 
@@ -178,9 +189,9 @@ def tokenize(plan: Plan, base: Path) -> TokenizedData:
     Raises FasttuneError for samples that cannot be trained on.
     """
     recipe, cache, tokenizer = plan.recipe, token_cache.Cache(), models.load_tokenizer(base)
-    samples = (*plan.dataset.train, *plan.dataset.held_out)
+    count, samples = len(plan.dataset.trained), (*plan.dataset.trained, *plan.dataset.held_out)
     tokenized = tokenize_samples(samples, tokenizer, recipe.data, recipe.model.max_seq_length, cache)
-    training, held_out = tokenized.examples[: len(plan.dataset.train)], tokenized.examples[len(plan.dataset.train) :]
+    training, held_out = tokenized.examples[:count], tokenized.examples[count:]
     findings = [*tokenized.findings, *hub.no_instruct_model(tokenizer, recipe.model.base)]
     return TokenizedData(tokenizer, training, held_out, findings, len(samples), cache.rendered)
 

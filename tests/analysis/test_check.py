@@ -60,6 +60,30 @@ def test_a_long_sample_is_an_error_by_the_base_and_a_warning_by_estimate(tmp_pat
     assert exact.level == "error" and exact.where == f"{path}:1"
 
 
+def test_general_conversations_are_counted_and_must_not_be_too_long(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are no part of what is checked otherwise: their answers say nothing of the persona."""
+    path = write(
+        tmp_path / "data.jsonl", *[pair(f"问题{n}", "好。") | {"system": "短。"} for n in "甲乙丙丁戊己庚辛壬癸"]
+    )
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'name = "r"\n[model]\nbase = "builtin:tiny"\nmax_seq_length = 32\n'
+        f"[data]\ntrain = {json.dumps(path)}\nreplay = 0.2\n",
+        encoding="utf-8",
+    )
+    report = check(recipe)
+    assert (report.figures.samples, report.figures.general) == (10, 2)
+    long = [one for one in report.findings if one.code == "too-long"]
+    assert long and all(one.where.startswith("fasttune/general/train-zh.jsonl:") for one in long)
+    assert not [one for one in report.findings if one.where.startswith("fasttune/") and one not in long]
+    check_report.show(report, as_json=False)
+    assert "and 2 general conversations of replay" in capsys.readouterr().out
+    check_report.show(report, as_json=True)
+    assert json.loads(capsys.readouterr().out)["figures"]["general"] == 2
+
+
 def test_a_missing_system_prompt_shows_what_the_template_writes(tmp_path: Path) -> None:
     path = write(tmp_path / "data.jsonl", *[pair(f"你叫什么{n}", f"我叫林小栀，第{n}回说了。") for n in "甲乙丙"])
     (found,) = [one for one in check(Path(path)).findings if one.code == "template-default-system"]

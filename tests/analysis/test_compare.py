@@ -58,6 +58,7 @@ def test_a_run_beside_its_base(cli: Callable[..., Done], quickstart: Quickstart)
     assert tuned["loss"] < base["loss"] and tuned["chrf"] > base["chrf"] and tuned["accuracy"] > base["accuracy"]
     assert tuned["perplexity"] == pytest.approx(math.exp(tuned["loss"]))
     assert tuned["length"] > 0 and 0 <= tuned["repetition"] <= 1 and 0 < tuned["distinct_openings"] <= 1
+    assert set(base["general"]) == {"zh", "en"} and tuned["general"]["en"] > base["general"]["en"], "it has forgotten"
     assert found["measure"] == "loss" and found["differences"][0]["sample"].startswith("data/quickstart/val.jsonl:")
     kept = documents.read_scores(Run(quickstart.folder.parent.parent, "quickstart/001-fresh")).held_out
     assert kept is not None
@@ -101,6 +102,7 @@ def test_tables_for_people_and_nothing_asked_twice(cli: Callable[..., Done], mon
     monkeypatch.setattr("fasttune.training.generation.load", None)
     done = cli("quickstart@290", "base", "--seeds", "0")
     assert done.returncode == 0, done.stderr
+    assert "loss on general conversations in English" in done.stdout
     assert "held-out loss" in done.stdout and "quickstart/001-fresh@290" in done.stdout
     assert "data/quickstart/val.jsonl:" in done.stdout
 

@@ -99,6 +99,13 @@ def test_a_page_says_all_that_is_known_of_a_run(tmp_path: Path) -> None:
         assert text in found.text, text
 
 
+def test_a_page_says_that_general_conversations_were_trained_on(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    assert "general ones" not in read(report.write([run], run.report).path).text
+    documents.write(run.plan, replace(documents.read_plan(run), general_samples=7))
+    assert "20 held out, and 7 general ones trained on" in read(report.write([run], run.report).path).text
+
+
 def test_the_order_is_that_of_the_questions_people_have(tmp_path: Path) -> None:
     run = whole_run(tmp_path)
     sections = [one[1]["id"] for one in read(report.write([run], run.report).path).elements if one[0] == "section"]

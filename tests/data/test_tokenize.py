@@ -200,6 +200,8 @@ def test_a_default_system_prompt_is_named_once() -> None:
     assert (finding.code, finding.level, finding.where) == ("template-default-system", "info", "t:1")
     assert finding.what.startswith("2 samples") and "'Be kind.'" in finding.what
     assert tokenize_samples(samples[1:2], small_tokenizer(), recipe, 999).findings == ()
+    general = chat("q", "a", id="fasttune/general/train-en.jsonl:1")  # is to have the template's own
+    assert tokenize_samples([general], small_tokenizer(), recipe, 999).findings == ()
     assert tokenize_samples([chat("q", "a", system="")], small_tokenizer(), recipe, 999).findings == ()
     assert tokenize_samples(samples, with_template(NO_DEFAULT), recipe, 999).findings == ()
     assert len(tokenize_samples([samples[0]], with_template(NO_SYSTEM_ROLE), recipe, 999).examples) == 1

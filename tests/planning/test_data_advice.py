@@ -67,6 +67,19 @@ def test_one_held_out_sample_tells_nothing(plan: Plan) -> None:
     assert [len(advised(count)) for count in (0, 1, 2)] == [0, 1, 0]
 
 
+def test_replay_beside_samples_without_a_system_prompt_is_warned_of(plan: Plan) -> None:
+    """Both would be learned under the base's own prompt."""
+    general = (sample(1, "好的。"),)
+
+    def warned(train: tuple[Sample, ...], mixed_in: tuple[Sample, ...]) -> list[str]:
+        found = data_advice.advise(replace(plan, dataset=replace(plan.dataset, train=train, general=mixed_in)))
+        return [finding.where for finding in found if finding.code == "replay-same-prompt"]
+
+    with_prompt = replace(general[0], messages=(Message("system", "你是小灯。"), *general[0].messages))
+    assert warned((with_prompt, sample(7, "没有。")), general) == ["my.jsonl:7"]
+    assert warned((with_prompt,), general) == [] and warned((sample(7, "没有。"),), ()) == []
+
+
 @pytest.mark.parametrize(("steps", "few"), [(3, True), (29, True), (30, False)])
 def test_few_steps_are_warned_of(plan: Plan, steps: int, few: bool) -> None:
     found = [one for one in data_advice.advise(replace(plan, total_steps=steps)) if one.code == "few-steps"]

@@ -77,6 +77,15 @@ def test_a_changed_recipe_does_not_resume_and_names_every_difference(tmp_path: P
         run_to_resume(root, planned(tmp_path, answers="abcdefghiX"), None)
 
 
+def test_other_general_conversations_are_other_data(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    begin(root, planned(tmp_path, "data.replay=0.1"))
+    assert run_to_resume(root, planned(tmp_path, "data.replay=0.1"), None) is not None
+    with pytest.raises(UsageError) as caught:
+        run_to_resume(root, planned(tmp_path, "data.replay=0.2"), None)
+    assert [one.where for one in caught.value.findings] == ["x/001-fresh: data.replay", "x/001-fresh: samples"]
+
+
 def test_settings_that_may_differ_are_settings() -> None:
     assert all(any(key.startswith(name) for key in KEYS) for name in resume.MAY_DIFFER)
 

@@ -64,6 +64,16 @@ def test_the_commonest_system_prompt_is_served(tmp_path: Path, systems: list[str
     assert plan.system == served and plan.document().system == served
 
 
+def test_general_conversations_make_steps_and_choose_nothing(tmp_path: Path) -> None:
+    """They are trained on; batch size, epochs and the system prompt are by the user's samples alone."""
+    plain, mixed = planned(tmp_path), planned(tmp_path, "data.replay=0.2")
+    assert (mixed.steps_per_epoch, plain.steps_per_epoch) == (6, 5) and mixed.total_steps == 39
+    assert mixed.recipe.train == plain.recipe.train and mixed.system == "S"
+    document = mixed.document()
+    assert (document.train_samples, document.general_samples) == (10, 2) and plain.document().general_samples == 0
+    assert document.data_fingerprint != plain.document().data_fingerprint
+
+
 def test_held_out_samples_do_not_choose_the_system_prompt(tmp_path: Path) -> None:
     (tmp_path / "val.jsonl").write_text(
         "".join(f'{{"system": "V", "instruction": "v{n}", "output": "a"}}\n' for n in range(3))

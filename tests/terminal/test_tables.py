@@ -144,6 +144,21 @@ def test_a_result_for_people_and_as_json(tmp_path: Path, capsys: pytest.CaptureF
     ]
 
 
+def test_a_plan_says_how_many_general_conversations_are_mixed_in(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    shown = []
+    for share in ("0", "0.1"):
+        request = RunRequest(Path("recipes/quickstart.toml"), (f"data.replay={share}",), tmp_path)
+        plan = Planner().plan(request)
+        tables.show_plan(plan, "", estimate(plan, tmp_path), "", as_json=False, show_all=False)
+        shown.append(capsys.readouterr().out)
+        tables.show_plan(plan, "", estimate(plan, tmp_path), "", as_json=True, show_all=False)
+        assert json.loads(capsys.readouterr().out)["general_samples"] == len(plan.dataset.general)
+    assert "replay, from" not in shown[0] and "and 6 general conversations of replay, from fasttune/general/" in shown[1]
+
+
 def test_a_plan_for_people_and_as_json(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
