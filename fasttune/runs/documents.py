@@ -45,7 +45,9 @@ Document = TypeVar("Document")
 @dataclass(frozen=True)
 class PlanDocument:
     """plan.json. `parent` is a run id, `start_step` the step of the checkpoint that the run starts from (0: none),
-    `start_epoch` the parent's kept epoch that was picked then (None: the parent's own adapter, its last checkpoint)."""
+    `start_epoch` the parent's kept epoch that was picked then (None: the parent's own adapter, its last checkpoint).
+    `system` is the trained system prompt, `with_facts` that and the facts of the sheet where export.prompt asks for it
+    (None: `system` is served)."""
 
     name: str
     strategy: str
@@ -61,10 +63,16 @@ class PlanDocument:
     total_steps: int
     epochs: float
     start_epoch: float | None = None
+    with_facts: str | None = None
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:  # from_json names the field
             raise ValueError("steps_per_epoch")
+
+    @property
+    def served_system(self) -> str | None:
+        """The system prompt the run is served with; None for none."""
+        return self.system if self.with_facts is None else self.with_facts
 
     @property
     def values(self) -> dict[str, Any]:
