@@ -124,12 +124,13 @@ def directly(entry: Fact | Rule, templates: Templates, chance: random.Random) ->
 def specially(fact: Fact, facts: Sequence[Fact], templates: Templates, chance: random.Random) -> Iterator[FactSample]:
     """The samples of a fact that are not direct pairs, one of each sort after the other, again and again.
 
-    A fact that is asked by statements (somebody who says that he wants to die) has none: what stands around a question
-    would be out of place around them.
+    A fact that is answered to statements (somebody who says that he wants to die) has none and is in none of another
+    fact: what stands around a question would be out of place there.
     """
-    if not any(asks(ask, templates) for ask in fact.ask):
+    asked = [one for one in facts if any(asks(ask, templates) for ask in one.ask)]
+    if fact not in asked:
         return
-    one = Specials(fact, [other for other in facts if other.id != fact.id], templates, chance)
+    one = Specials(fact, [other for other in asked if other.id != fact.id], templates, chance)
     sorts = [one.right, one.doubted, one.together, one.in_turn, *[one.wrong] * bool(fact.forbid)]
     sorts += [one.told] * bool(one.alone(fact))
     chance.shuffle(sorts)
@@ -145,7 +146,10 @@ def asks(text: str, templates: Templates) -> bool:
 
 @dataclass(frozen=True)
 class Specials:
-    """The samples of a fact around its questions; each method makes one, or none where the sheet has nothing for it."""
+    """The samples of a fact around its questions; each method makes one, or none where the sheet has nothing for it.
+
+    `others` are the other facts that have questions.
+    """
 
     fact: Fact
     others: Sequence[Fact]
@@ -194,9 +198,8 @@ class Specials:
             yield FactSample((self.fact.id, other.id), turns)
 
     def another(self) -> list[Fact]:
-        """Another fact that is asked by questions; nothing where there is none."""
-        known = [one for one in self.others if any(asks(ask, self.templates) for ask in one.ask)]
-        return [self.chance.choice(known)] if known else []
+        """One of the other facts; nothing where there is none."""
+        return [self.chance.choice(self.others)] if self.others else []
 
     def told(self) -> Iterator[FactSample]:
         """What the persona tells of herself: this fact and others, in sentences that need no question."""
