@@ -17,7 +17,7 @@ from fasttune.data.dataset import Dataset, load_dataset
 from fasttune.data.fact_sheet import read_fact_sheet
 from fasttune.files import require_writable
 from fasttune.planning import advice, parents, strategy
-from fasttune.planning.resume import require_same, run_to_resume
+from fasttune.planning.resume import other_prompt, require_same, run_to_resume
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.load import RecipeFile, read_recipe_file, resolve
 from fasttune.recipe.schema import DataRecipe, Recipe
@@ -155,7 +155,8 @@ def foreseen(plan: Plan, base: Path | None, root: Path, resume: Run | None) -> l
         lambda: runs_folder(root / plan.recipe.name),
         lambda: length_beyond_base(plan.recipe, base),
         lambda: questions_beyond_length(plan, base),
-        lambda: check_before_training(plan.recipe, plan.system, base, root, resume),
+        lambda: other_prompt(resume, plan),
+        lambda: check_before_training(plan.recipe, plan.served_system, base, root, resume),
     )
 
 

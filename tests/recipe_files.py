@@ -72,6 +72,7 @@ add_epochs = 1.5
 gguf = []
 ollama = "linzhi"
 num_ctx = 2048
+prompt = "facts"
 temperature = 0.3
 top_k = 40
 top_p = 0.9

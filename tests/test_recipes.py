@@ -17,7 +17,7 @@ from fasttune.runs import checkpoints, documents, store
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.toml"))
 EXPECTED = {
     "quickstart", "linzhi", "linzhi_incremental", "linzhi_retune", "linzhi_augment", "linzhi_custom", "qwen2.5-1.5b",
-    "qwen2.5-3b",
+    "qwen2.5-3b", "linzhi_facts", "qin_facts", "nell_facts",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@
     base+system    base       the run's
     tuned          adapter    none
     tuned+system   adapter    the run's: what is served
+    tuned+facts    adapter    the run's and the facts of the sheet: what is served with export.prompt = "facts"
 
 Every wording is answered greedily, and phrases are looked for in the answers; nobody judges. A fact is *contradicted*
 where one of its answers holds a forbidden phrase, *kept* where more than half of them hold an accepted one, and *lost*
@@ -20,6 +21,7 @@ from pathlib import Path
 from fasttune.analysis import sources
 from fasttune.analysis.answers import LoadedModel, Prompt, Source, TorchSource, ask
 from fasttune.console import Finding, _, ngettext, usage_error
+from fasttune.data.fact_prompt import with_facts
 from fasttune.data.fact_sheet import Fact, FactSheet, Rule, read_fact_sheet
 from fasttune.data.matching import holds, normalised
 from fasttune.export.llama import Sampling
@@ -30,14 +32,16 @@ from fasttune.runs.documents import Scores
 from fasttune.runs.outcomes import ArmFacts, FactResult, FactScores, FactState, RuleResult
 from fasttune.runs.store import Run
 
-SERVED = "tuned+system"
+SERVED, WITH_FACTS = "tuned+system", "tuned+facts"
 ANSWER_TOKENS = 64  # by default: a fact is said early or not at all
 Answers = Mapping[str, Mapping[str, str]]  # {arm: {question: answer}}
 
 
-def facts(run: Run, file: Path | None, max_new_tokens: int, other: NamedAdapter | None = None) -> FactScores:
+def facts(
+    run: Run, file: Path | None, max_new_tokens: int, other: NamedAdapter | None = None, prompt: str | None = None
+) -> FactScores:
     """Ask the facts of a sheet, by default the recipe's, keep what came of it in scores.json and return it; of an
-    adapter `other` than the one that the run serves nothing is kept.
+    adapter `other` than the one that the run serves, or with another `prompt` ("facts") than its own, nothing is kept.
 
     Raises FasttuneError where run, base or sheet can't be used, or another process uses the run before anything is
     asked.
@@ -46,11 +50,13 @@ def facts(run: Run, file: Path | None, max_new_tokens: int, other: NamedAdapter 
     store.require_unused(run)
     adapter = other.folder if other else sources.finished_adapter(run)
     loaded = sources.loaded_model(run, adapter)
-    system = documents.read_plan(run).system
-    answers = ask_arms(loaded, system, sheet, Sampling(max_new_tokens), other.name if other else run.id)
+    plan = documents.read_plan(run)
+    is_tried = prompt == "facts" and plan.with_facts is None
+    served = with_facts(plan.system, sheet) if is_tried else plan.with_facts
+    answers = ask_arms(loaded, (plan.system, served), sheet, Sampling(max_new_tokens), other.name if other else run.id)
     loaded.release()
     scores = replace(score(sheet, answers, max_new_tokens), adapter=epochs.weights_digest(adapter))
-    if other:
+    if other or is_tried:
         return scores
     store.keep(run, lambda: write_scores(run, scores))
     return scores
@@ -71,14 +77,21 @@ def recipe_sheet(run: Run) -> Path:
     raise usage_error("no-facts", _("the recipe of this run names no fact sheet"), where=run.id, fix=fix)
 
 
-def ask_arms(loaded: LoadedModel, system: str | None, sheet: FactSheet, sampling: Sampling, name: str) -> Answers:
-    """Every question of a sheet, answered by each arm."""
+def ask_arms(
+    loaded: LoadedModel, prompts: tuple[str | None, str | None], sheet: FactSheet, sampling: Sampling, name: str
+) -> Answers:
+    """Every question of a sheet, answered by each arm; `prompts` are the trained system prompt and the one with facts,
+    None for none."""
+    system, served = prompts
     found: dict[str, Mapping[str, str]] = {}
     for arm, model, adapter in (("base", _("base"), False), ("tuned", name, True)):
         found[arm] = ask_sheet(TorchSource(model, loaded, adapter), None, sheet, sampling)
         if system is not None:
             source = TorchSource(_("{model} + system prompt", model=model), loaded, adapter)
             found[f"{arm}+system"] = ask_sheet(source, system, sheet, sampling)
+    if served is not None:
+        source = TorchSource(_("{model} + facts in the prompt", model=name), loaded, adapter=True)
+        found[WITH_FACTS] = ask_sheet(source, served, sheet, sampling)
     return found
 
 
@@ -147,8 +160,8 @@ def arm_facts(arm: str, sheet: Sequence[Fact], known: Sequence[FactResult], rule
 
 
 def served_arm(scores: FactScores) -> str:
-    """The arm of what is served: the trained model, with its system prompt where it has one."""
-    return SERVED if SERVED in scores.arms else "tuned"
+    """The arm of what is served: the trained model, with the system prompt that it is served with where it has one."""
+    return next((arm for arm in (WITH_FACTS, SERVED) if arm in scores.arms), "tuned")
 
 
 def findings(run: Run, scores: FactScores, at_least: float | None = None) -> list[Finding]:

@@ -31,7 +31,7 @@ def probe(
     scores = documents.read_scores(run)
     probes, served = scores.probes, to_serve(artifacts)
     if served and probes:
-        tokenizer, system = load_tokenizer(base), documents.read_plan(run).system
+        tokenizer, system = load_tokenizer(base), documents.read_plan(run).served_system
         prompts = [prompt_tokens(probe.question, system, tokenizer) for probe in probes]
         context, answers = max(map(len, prompts)) + max_new_tokens, []
         asking = phases("probe_gguf", _("answering the probe questions with the GGUF file"))

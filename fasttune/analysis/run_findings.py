@@ -69,12 +69,13 @@ def read_data(run: Run, plan: PlanDocument) -> tuple[Dataset | None, list[Findin
 
 def prompts(run: Run, plan: PlanDocument, dataset: Dataset | None) -> list[Finding]:
     """System prompts that differ between data, run and export."""
-    found = [("exports/" + name, system) for name, system in exported_systems(run)]
+    served = plan.served_system
+    found = [("exports/" + name, system, served) for name, system in exported_systems(run)]
     if dataset is not None:
         texts = Counter(m.content for sample in dataset.train for m in sample.messages if m.role == "system")
-        found.append((_("its data"), texts.most_common(1)[0][0] if texts else None))
-    mismatched = [name for name, system in found if (system or "").strip() != (plan.system or "").strip()
-                  and not (plan.system is None and name.startswith("exports/"))]  # fmt: skip
+        found.append((_("its data"), texts.most_common(1)[0][0] if texts else None, plan.system))
+    mismatched = [name for name, system, right in found if (system or "").strip() != (right or "").strip()
+                  and not (served is None and name.startswith("exports/"))]  # fmt: skip
     if not mismatched:
         return []
     what = _("the system prompt of {places} is not the one it was trained with", places=", ".join(mismatched))

@@ -69,10 +69,10 @@ def find(name: str, root: Path) -> Named:
     other = adapters.named(name, root)
     if other:
         source = TorchSource(other.name, loaded_model(other.run, other.folder), adapter=True)
-        return Named(source, other.run, documents.read_plan(other.run).system)
+        return Named(source, other.run, documents.read_plan(other.run).served_system)
     run = store.find(root, name)
     source = TorchSource(run.id, loaded_model(run, finished_adapter(run)), adapter=True)
-    return Named(source, run, documents.read_plan(run).system)
+    return Named(source, run, documents.read_plan(run).served_system)
 
 
 def base_of(other: Named) -> Named:
@@ -113,4 +113,4 @@ def gguf(path: Path, root: Path) -> Named:
         base: Path | None = provenance.locate_base(run, run_recipe(run).model)
     except FasttuneError:  # the base is gone; the file holds its own tokenizer
         base = None
-    return Named(GgufSource(path.name, path, base), run, documents.read_plan(run).system)
+    return Named(GgufSource(path.name, path, base), run, documents.read_plan(run).served_system)

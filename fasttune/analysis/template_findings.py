@@ -56,7 +56,7 @@ def in_files(run: Run, plan: PlanDocument) -> list[Finding]:
 
     for path in files:
         template = chat_template(path)
-        if template is None or renders_as_trained(template, plan.system, str(path)):
+        if template is None or renders_as_trained(template, plan.served_system, str(path)):
             continue
         what = _("the chat template inside exports/{file} is not the one that it was trained with", file=path.name)
         why = _("llama.cpp sends it prompts of a form that it has never seen; nothing else can be judged before this "

@@ -128,6 +128,7 @@ def arm_heading(arm: str) -> str:
         "base+system": _("base + system prompt"),
         "tuned": _("trained"),
         "tuned+system": _("trained + system prompt"),
+        "tuned+facts": _("trained + facts in the prompt"),
     }[arm]
 
 

@@ -67,7 +67,7 @@ def commands() -> None:
 
 
 VERBS = (
-    train.init, train.plan, train.run, train.sweep, train.menu,
+    train.init, train.augment, train.plan, train.run, train.sweep, train.menu,
     look.show_sample, look.list_runs, look.report, look.board,
     understand.check, understand.diagnose, understand.facts, understand.compare,
     use.chat, use.pick, use.export,

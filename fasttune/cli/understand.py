@@ -48,6 +48,10 @@ def diagnose(name: str, with_checklist: bool, root: Path, as_json: bool) -> int:
 )
 @click.option("--max-new-tokens", default=64, show_default=True, type=LONGEST_ANSWER, help=_("Longest answer."))
 @click.option(
+    "--prompt", type=click.Choice(["facts"]),
+    help=_("Ask with the facts in the system prompt too, as export.prompt = \"facts\" would serve it."),
+)  # fmt: skip
+@click.option(
     "--at-least",
     metavar="SHARE",
     type=FiniteRange(0, 1),
@@ -55,14 +59,22 @@ def diagnose(name: str, with_checklist: bool, root: Path, as_json: bool) -> int:
 )
 @runs_option
 @json_option
-def facts(name: str, file: Path | None, max_new_tokens: int, at_least: float | None, root: Path, as_json: bool) -> int:
+def facts(
+    name: str,
+    file: Path | None,
+    max_new_tokens: int,
+    prompt: str | None,
+    at_least: float | None,
+    root: Path,
+    as_json: bool,
+) -> int:
     from fasttune.analysis.facts import facts, findings
     from fasttune.runs import adapters, store
     from fasttune.terminal import fact_table
 
     other = adapters.named(name, root)
     run = other.run if other else store.find(root, name)
-    scores = facts(run, file, max_new_tokens, other)
+    scores = facts(run, file, max_new_tokens, other, prompt)
     return fact_table.show_facts(run, scores, findings(run, scores, at_least), as_json=as_json)
 
 

@@ -20,7 +20,7 @@ from typing import Literal
 
 from fasttune.console import FasttuneError, Finding, _, error, ngettext
 from fasttune.data import general
-from fasttune.data.formats import conversation
+from fasttune.data.formats import conversation, made_from
 from fasttune.data.messages import Message, Notes, check_characters, listed
 from fasttune.data.reader import read_records
 from fasttune.recipe.schema import DataRecipe
@@ -49,10 +49,12 @@ class Sample:
     """One conversation. `id` is "file:line": the file as the user named it, the line its record starts on.
 
     Where several elements of a JSON array start on one line, "file:line#n" is the n-th element of the array.
+    `made_from` names the fact sheet and the facts that `fasttune augment` made it of; "" for any other sample.
     """
 
     id: str
     messages: tuple[Message, ...]
+    made_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def read_samples(path: str) -> Reading:
         if name is not None:
             first_lines.setdefault(name, record.line)
         if messages is not None:
-            samples.append(Sample(notes.where, messages))
+            samples.append(Sample(notes.where, messages, made_from(record.value)))
     _file_findings(path, notes, first_lines)
     if not records and not notes.findings:
         notes.findings.append(Finding("no-samples", "error", path, _("the file holds no sample")))
@@ -134,12 +136,14 @@ def read_samples(path: str) -> Reading:
 def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     """(train, held out) with about `fraction` of the samples held out, each in the given order and not empty.
 
+    Samples made of a fact sheet are never held out, nor counted: other samples of the sheet hold their sentences too.
     Samples of the same conversation stay on one side, and so do those that are beginnings of others. They are ranked by
     a hash of seed and content, so that the choice does not depend on their order in the file and changes little when
     samples are added. Raises FasttuneError where there are fewer than two different samples.
     """
+    written = [sample for sample in samples if not sample.made_from]
     groups: dict[str, list[Sample]] = defaultdict(list)
-    for sample, key in zip(samples, _beginnings(samples), strict=True):
+    for sample, key in zip(written, _beginnings(written), strict=True):
         groups[key].append(sample)
     if len(groups) < 2:
         what = ngettext("a fraction of {fraction} needs at least two different samples; there is {n}",
@@ -148,7 +152,7 @@ def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[S
         why = _("with copies or beginnings of one sample on both sides, the held-out loss would measure memorizing")
         raise error("cannot-split", what, where="data.val", why=why, fix=_("add samples, or set data.val to a file"))
     ranked = [groups[key] for key in sorted(groups, key=lambda key: _digest(f"{seed}:{key}"))]
-    most = max(1, round(fraction * len(samples)))
+    most = max(1, round(fraction * len(written)))
     chosen: set[str] = set()
     for group in ranked[:-1]:
         if len(chosen) + len(group) <= most:

@@ -7,6 +7,8 @@
     questions = ["你的猫叫什么？", …]     # three wordings or more
     accept = ["定影"]                    # one of these in the answer: it is right
     forbid = ["定型"]                    # one of these in the answer: it says the opposite
+    ask = ["那只猫的大名是？", …]        # wordings to train on, `fasttune augment`; never those that are measured
+    say = ["我家猫叫定影，不让抱。", …]  # what the persona answers to them, in the first person
 
     [[never]]
     id = "never-assistant"
@@ -27,13 +29,15 @@ from typing import Any, Literal
 
 from fasttune.console import Finding, UsageError, _, ngettext, usage_error
 from fasttune.data.matching import holds, normalised
+from fasttune.data.measured import Measured
 from fasttune.recipe.toml_file import key_lines, read_text, read_toml
 from fasttune.recipe.values import as_toml, near_name
 
 WORDINGS = 3  # of each fact's question: one wording alone says more about the wording than about the fact
-LISTS = ("questions", "accept", "forbid")
-KEYS = {"fact": ("id", "text", "source", *LISTS), "never": ("id", "text", "questions", "forbid")}
-OPTIONAL = {("fact", "source"), ("fact", "forbid")}
+TRAINED = ("ask", "say")  # keys that `fasttune augment` makes training samples of
+LISTS = ("questions", "accept", "forbid", *TRAINED)
+KEYS = {"fact": ("id", "text", "source", *LISTS), "never": ("id", "text", "questions", "forbid", *TRAINED)}
+OPTIONAL = {("fact", "source"), ("fact", "forbid"), *((kind, key) for kind in KEYS for key in TRAINED)}
 SOURCES = ("data", "system")
 
 Source = Literal["data", "system"]
@@ -41,7 +45,10 @@ Source = Literal["data", "system"]
 
 @dataclass(frozen=True)
 class Fact:
-    """A fact: `accept` and `forbid` are phrases as they are written; `where` is its `file:line`."""
+    """A fact: `accept` and `forbid` are phrases as they are written; `where` is its `file:line`.
+
+    `questions` are what is measured; `ask` and `say` are what is trained on, and empty where the sheet has none.
+    """
 
     id: str
     text: str
@@ -50,17 +57,24 @@ class Fact:
     accept: tuple[str, ...]
     forbid: tuple[str, ...]
     where: str
+    ask: tuple[str, ...] = ()
+    say: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Phrases that no answer may hold, and questions that tempt to say them; `where` is its `file:line`."""
+    """Phrases that no answer may hold, and questions that tempt to say them; `where` is its `file:line`.
+
+    `ask` are other temptations, to train on, and `say` how the persona answers them.
+    """
 
     id: str
     text: str
     questions: tuple[str, ...]
     forbid: tuple[str, ...]
     where: str
+    ask: tuple[str, ...] = ()
+    say: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,10 +86,14 @@ class FactSheet:
     rules: tuple[Rule, ...]
 
     @property
+    def entries(self) -> tuple[Fact | Rule, ...]:
+        """Its facts, then its rules."""
+        return (*self.facts, *self.rules)
+
+    @property
     def questions(self) -> tuple[str, ...]:
         """Every question once, in order."""
-        asked = [entry.questions for entry in self.facts] + [entry.questions for entry in self.rules]
-        return tuple(dict.fromkeys(question for questions in asked for question in questions))
+        return tuple(dict.fromkeys(question for entry in self.entries for question in entry.questions))
 
 
 @dataclass(frozen=True)
@@ -98,6 +116,7 @@ def read_fact_sheet(path: Path) -> FactSheet:
     entries, findings = read_entries(path)
     findings += [finding for entry in entries for finding in problems(entry)]
     findings += repeated_ids(entries)
+    findings += [] if findings else wording_problems(entries)
     if not entries and not findings:
         what = _("the fact sheet holds neither a [[fact]] nor a [[never]]")
         findings.append(Finding("facts-empty", "error", str(path), what, fix=_("docs/facts.md shows one")))
@@ -187,6 +206,8 @@ def example(key: str) -> str:
         "questions": 'questions = ["你的猫叫什么？", "猫咪什么名字？", "怎么叫你家的猫？"]',
         "accept": 'accept = ["定影"]',
         "forbid": 'forbid = ["语言模型"]',
+        "ask": 'ask = ["那只猫的大名是？", "喂猫的时候你叫它什么？"]',
+        "say": 'say = ["我家猫叫定影，往哪一坐就不动了。"]',
     }
     return _("for example {line}", line=lines[key])
 
@@ -227,6 +248,45 @@ def phrase_problems(entry: Entry, key: str, questions: Sequence[str]) -> Iterato
             yield entry.refuse("facts-in-question", what, _("ask it in other words"), key, why)
 
 
+def wording_problems(entries: Sequence[Entry]) -> list[Finding]:
+    """The findings about what is trained on, of a sheet without other problems: a question that is measured, or that
+    gives the answer away; an answer that does not hold its fact, or that breaks a rule."""
+    measured = Measured(question for entry in entries for question in entry.values["questions"])
+    never = [phrase for entry in entries if entry.kind == "never" for phrase in entry.values["forbid"]]
+    found: list[Finding] = []
+    for entry in entries:
+        for question in entry.values.get("ask", []):
+            found += asked_problems(entry, question, measured)
+        for answer in entry.values.get("say", []):
+            found += said_problems(entry, answer, [*never, *entry.values.get("forbid", [])])
+    return found
+
+
+def asked_problems(entry: Entry, question: str, measured: Measured) -> Iterator[Finding]:
+    """The finding about a wording for training that is one of the measured ones, or that holds what is accepted."""
+    if other := measured.like(question):
+        what = _("{question} is nearly {other}, which `fasttune facts` asks", question=as_toml(question),
+                 other=as_toml(other))  # fmt: skip
+        why = _("trained on, what is measured would be repetition and not recall")
+        yield entry.refuse("facts-measured-wording", what, _("ask it in other words"), "ask", why)
+    elif held := [one for one in entry.values.get("accept", []) if holds(normalised(question), normalised(one))]:
+        what = _("{phrase} stands in the question {question}", phrase=as_toml(held[0]), question=as_toml(question))
+        why = _("the model would learn to repeat the question")
+        yield entry.refuse("facts-in-question", what, _("ask it in other words"), "ask", why)
+
+
+def said_problems(entry: Entry, answer: str, forbidden: Sequence[str]) -> Iterator[Finding]:
+    """The finding about an answer that does not hold an accepted phrase, or that holds a forbidden one."""
+    text, accept = normalised(answer), entry.values.get("accept", [])
+    if accept and not any(holds(text, normalised(phrase)) for phrase in accept):
+        what = _("{answer} holds none of the phrases in accept", answer=as_toml(answer))
+        why = _("trained on, the fact would count as lost")
+        yield entry.refuse("facts-not-said", what, _("say the fact, or accept another phrase"), "say", why)
+    if held := [phrase for phrase in forbidden if holds(text, normalised(phrase))]:
+        what = _("{answer} holds {phrase}, which this sheet forbids", answer=as_toml(answer), phrase=as_toml(held[0]))
+        yield entry.refuse("facts-forbidden-said", what, _("say it in other words"), "say")
+
+
 def repeated_ids(entries: Sequence[Entry]) -> list[Finding]:
     """The finding about each id that more than one table has, at the later ones."""
     seen: Counter[str] = Counter()
@@ -245,7 +305,8 @@ def as_entry(entry: Entry) -> Fact | Rule:
     """The fact or the rule of a table without problems."""
     values, where = entry.values, f"{entry.path}:{entry.line}"
     questions, forbid = tuple(dict.fromkeys(values["questions"])), tuple(values.get("forbid", []))
+    ask, say = (tuple(dict.fromkeys(values.get(key, []))) for key in TRAINED)
     if entry.kind == "never":
-        return Rule(values["id"], values["text"], questions, forbid, where)
+        return Rule(values["id"], values["text"], questions, forbid, where, ask, say)
     source: Source = "system" if values.get("source") == "system" else "data"
-    return Fact(values["id"], values["text"], source, questions, tuple(values["accept"]), forbid, where)
+    return Fact(values["id"], values["text"], source, questions, tuple(values["accept"]), forbid, where, ask, say)

@@ -47,6 +47,7 @@ TEXT_BESIDE = (
 )  # beside Alpaca, prompt/completion
 MESSAGE_CONTENT = (*REASONING, *MEDIA)
 PLAIN = {"role", "content"}  # the keys of a message without anything to look into
+MARK = "made_from"  # key of a record that `fasttune augment` wrote: {"sheet": file, "facts": [id, …]}
 RECORD_CONTENT = ("tools", "functions", *REASONING, *MEDIA, *SYSTEM_NAMES)
 
 
@@ -79,11 +80,22 @@ def _format(value: Any, notes: Notes) -> str | None:
         notes.add(problem.code, problem.what, why=problem.why, fix=problem.fix)
         return None
     needed, optional = FORMATS[found[0]]
-    unknown = value.keys() - needed - optional - {"system"}
+    unknown = value.keys() - needed - optional - {"system"} - ({MARK} if made_from(value) else set())
     texts = TEXT_BESIDE if found[0] in ("Alpaca", "prompt/completion") else ()
     _check_keys("", value, unknown, (*RECORD_CONTENT, *texts), notes)
     check_record(value, notes)
     return found[0]
+
+
+def made_from(value: Any) -> str:
+    """The mark of a record that was made of a fact sheet, as "facts.toml#cat-name+price"; "" for any other record.
+
+    It is no part of what is trained on.
+    """
+    mark = value.get(MARK) if isinstance(value, dict) else None
+    if not isinstance(mark, dict) or not isinstance(mark.get("sheet"), str) or not isinstance(mark.get("facts"), list):
+        return ""
+    return f"{mark['sheet']}#{'+'.join(map(str, mark['facts']))}"
 
 
 def _check_keys(

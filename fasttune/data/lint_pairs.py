@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from fasttune.console import Finding, _
 from fasttune.data.dataset import Message, Sample, conversation_key
-from fasttune.data.near_duplicates import SIMILAR, Said, jaccard, near_pairs, trigrams
+from fasttune.data.near_duplicates import SIMILAR, Pair, Said, jaccard, near_pairs, trigrams
 
 NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
 PARTICLES = re.compile("[吗呢呀啊吧哦嘛了]+$")
@@ -72,14 +72,19 @@ def duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], list[Finding]]:
 def near_duplicates(train: Sequence[Sample], held_out: Sequence[Sample]) -> tuple[set[str], list[Finding]]:
     """The ids of held-out samples that are nearly the same as a training sample, and a finding for each pair.
 
-    Samples with equal conversations are findings of other rules and belong in neither list.
+    Samples with equal conversations are findings of other rules and belong in neither list. Those that were made of a
+    fact sheet say the same several times on purpose: they are compared with all others and not with each other.
     """
-    samples = [*train, *held_out]
+    written = [sample for sample in train if not sample.made_from]
+    made = [sample for sample in train if sample.made_from]
+    out = {sample.id for sample in held_out}
     leaks: set[str] = set()
     found = []
-    for pair in near_pairs([said_in(sample) for sample in samples], len(held_out)):
-        one, other = samples[pair.later], samples[pair.earlier]
-        if pair.later >= len(train):
+    from_sheet = [pair for pair in close_pairs(made, held_out) if pair[0].id in out]
+    for one, other, pair in [*close_pairs(written, [*made, *held_out]), *from_sheet]:
+        if one.id in out:
+            if one.id in leaks:
+                continue
             leaks.add(one.id)
             what = _("held out, and nearly the same as {other} in training: {share:.0%} of the trigrams are in both",
                      other=other.id, share=pair.similarity)  # fmt: skip
@@ -91,6 +96,14 @@ def near_duplicates(train: Sequence[Sample], held_out: Sequence[Sample]) -> tupl
             why, fix = _("the model learns the words they share by heart"), _("keep one of them, or reword it")
             found.append(Finding("near-duplicate-sample", "warning", one.id, what, why, fix))
     return leaks, found
+
+
+def close_pairs(samples: Sequence[Sample], others: Sequence[Sample]) -> Iterator[tuple[Sample, Sample, Pair]]:
+    """(later, earlier, pair) of samples that are nearly the same: of `samples` with each other, and of each of `others`
+    with them."""
+    both = [*samples, *others]
+    for pair in near_pairs([said_in(sample) for sample in both], len(others)):
+        yield both[pair.later], both[pair.earlier], pair
 
 
 def said_in(sample: Sample) -> Said:
@@ -163,15 +176,16 @@ def questions_of(sample: Sample) -> Iterator[Asked]:
 def contradictions(samples: Sequence[Sample], close: AbstractSet[str] = frozenset()) -> Iterator[Finding]:
     """The same question after the same turns, answered otherwise.
 
-    Of the samples whose ids are in `close`, which are nearly the same as others, only contradictions are named.
+    Of the samples whose ids are in `close`, which are nearly the same as others, only contradictions are named. Two
+    that were made of a fact sheet can't contradict each other: all that it says holds what it accepts.
     """
-    first: dict[bytes, tuple[str, Asked]] = {}
+    first: dict[bytes, tuple[Sample, Asked]] = {}
     for sample in samples:
         for asked in questions_of(sample):
-            other, before = first.setdefault(asked.key, (sample.id, asked))
-            if before is asked or alike(before.answer, asked.answer):
+            other, before = first.setdefault(asked.key, (sample, asked))
+            if before is asked or (other.made_from and sample.made_from) or alike(before.answer, asked.answer):
                 continue
-            found = judged(sample.id, asked, other, before)
+            found = judged(sample.id, asked, other.id, before)
             if found.level == "warning" or sample.id not in close:
                 yield found
 

@@ -22,8 +22,9 @@ TOPICS = {
 
 
 def thin(samples: Sequence[Sample]) -> Iterator[Finding]:
-    """The topics of TOPICS that fewer than FEW samples ask about."""
-    if len(samples) < LEAST_SAMPLES:
+    """The topics of TOPICS that fewer than FEW samples ask about. Samples made of a fact sheet don't make a small data
+    set a large one."""
+    if sum(not sample.made_from for sample in samples) < LEAST_SAMPLES:
         return
     counts = count(samples)
     few = [f"{_(name)} ({counts[name]})" for name in TOPICS if counts[name] < FEW]

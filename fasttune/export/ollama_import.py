@@ -47,7 +47,7 @@ def import_run(run: Run, base: Path, artifact: Artifact, recipe: ExportRecipe, r
     kept = import_into_ollama(artifact, model, num_ctx=recipe.num_ctx, serving=serving, report=report)
     report(_("asking {model} one question, as a proof", model=model))
     try:
-        proof = prove(artifact, model, question(run), documents.read_plan(run).system, base)
+        proof = prove(artifact, model, question(run), documents.read_plan(run).served_system, base)
     except FasttuneError as problem:
         return OllamaImport(model, kept, None, unproven(model, problem))
     findings = tuple(proof_findings(proof, artifact.path))

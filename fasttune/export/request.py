@@ -93,8 +93,9 @@ def request_for_run(run: Run, base: Path, recipe: ExportRecipe) -> ExportRequest
     Raises FasttuneError where a document of the run can't be read, or its picked epoch is gone.
     """
     plan, picked = documents.read_plan(run), epochs.picked_epoch(run)
+    system = plan.served_system
     return ExportRequest(
-        base, epochs.served_adapter(run), run.exports, run.series, recipe.gguf, run.id, plan.system, recipe.num_ctx,
+        base, epochs.served_adapter(run), run.exports, run.series, recipe.gguf, run.id, system, recipe.num_ctx,
         recipe.keep_merged, conversations.of_run(run) if recipe.gguf else conversations.NONE, recipe.imatrix,
         recipe.keep, run.root, serving_of_run(run, base, recipe),
         epoch=epochs.epoch_word(picked.epoch) if picked else "", is_qlora=plan.values.get("model.load_in_4bit") is True,

@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fasttune.console import Finding, _, ngettext
+from fasttune.console import Finding, Level, _, ngettext
 from fasttune.data.tokenize import estimate_tokens
 from fasttune.planning import data_advice
 from fasttune.planning.auto_values import BANDS, band, band_epochs
@@ -34,6 +34,7 @@ FEW_SAMPLES = BANDS[1][0]  # with fewer samples than this, `augment` is tried be
 SMALL_BASE = 1.0  # billions of parameters: a base with fewer is small
 # From about this many tokens on, a system prompt or an average answer asks more than a small base can hold.
 LONG_SYSTEM, LONG_ANSWER = 300, 120
+MUCH_OF_CONTEXT = 0.25  # of it, for a system prompt
 CANNOT_TELL = Judgement(judgement.CANNOT_TELL, "not-evaluated")  # of a run without a logged step
 
 
@@ -55,6 +56,7 @@ def advise(plan: Plan, root: Path) -> list[Finding]:
     """All advice about a plan; `root` is the folder of the runs."""
     parent = plan.start.parent
     findings = [*epochs_for_data(plan), *long_warmup(plan), *larger_base(plan), *not_shared(plan)]
+    findings += facts_in_prompt(plan)
     findings += data_advice.advise(plan)
     if parent is None:
         return findings + begins_again(plan, root)
@@ -193,6 +195,21 @@ def larger_base(plan: Plan) -> list[Finding]:
     why = _("a small model forgets parts of a complex persona, however long it trains")
     fix = _('base = "Qwen/Qwen2.5-1.5B-Instruct", or the 3B one; with load_in_4bit they fit smaller GPUs')
     return [Finding("larger-base", "info", f"{plan.recipe.path}: model.base", what, why, fix)]
+
+
+def facts_in_prompt(plan: Plan) -> list[Finding]:
+    """What the facts in the served system prompt take of the context; a warning where little is left for talk."""
+    recipe = plan.recipe
+    if recipe.export.prompt != "facts":
+        return []
+    trained, served = (estimate_tokens(text or "") for text in (plan.system, plan.served_system))
+    share = served / recipe.export.num_ctx
+    what = _("with the facts the served system prompt has about {served:.0f} tokens, without them {trained:.0f}: "
+             "{share:.0%} of the context", served=served, trained=trained, share=share)  # fmt: skip
+    why = _("a conversation has what is left of it, and the oldest turns are dropped sooner")
+    fix = _("raise export.num_ctx = {num_ctx}", num_ctx=recipe.export.num_ctx) if share > MUCH_OF_CONTEXT else ""
+    level: Level = "warning" if fix else "info"
+    return [Finding("facts-in-prompt", level, f"{recipe.path}: export.prompt", what, why, fix)]
 
 
 def not_shared(plan: Plan) -> list[Finding]:

@@ -44,6 +44,18 @@ def run_to_resume(root: Path, plan: Plan, on_existing: OnExisting | None) -> Run
     raise series_exists(root, plan, earlier)
 
 
+def other_prompt(run: Run | None, plan: Plan) -> list[Finding]:
+    """The warning about a run that is resumed, or whose files are made, and that is served with another system prompt
+    than the recipe asks for by now: that is recorded with a run, so that every file and every answer has the same."""
+    if run is None or documents.read_plan(run).served_system == plan.served_system:
+        return []
+    what = _("{run} is served with the system prompt that was recorded when it began, not with the recipe's of now",
+             run=run.id)  # fmt: skip
+    command = run_command(plan.recipe, run.root, on_existing="new")
+    fix = _("for the new one train another run: `{command}`", command=command)
+    return [Finding("other-served-prompt", "warning", f"{plan.recipe.path}: export.prompt", what, fix=fix)]
+
+
 def require_same(run: Run, plan: Plan) -> Run:
     """The run, if the plan is what it began with. Raises UsageError with each difference."""
     changes = [entry for entry in differences(run, plan) if not entry[0].startswith(MAY_DIFFER)]

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from fasttune.command import OnExisting
 from fasttune.console import Finding, UsageError, _, ngettext, usage_error
 from fasttune.data import batches
 from fasttune.data.dataset import Dataset
+from fasttune.data.fact_prompt import with_facts
+from fasttune.data.fact_sheet import read_fact_sheet
 from fasttune.planning import auto_values, lengths
 from fasttune.planning.parents import (
     OVERFIT_EPOCHS,
@@ -111,10 +114,18 @@ class Plan:
 
     @property
     def system(self) -> str | None:
-        """The system prompt the trained model is served with: the most frequent one of the training samples, of equally
-        frequent ones the first; None where no sample has one."""
+        """The system prompt that is trained: the most frequent one of the training samples, of equally frequent ones
+        the first; None where no sample has one."""
         prompts = Counter(m.content for sample in self.dataset.train for m in sample.messages if m.role == "system")
         return prompts.most_common(1)[0][0] if prompts else None
+
+    @cached_property
+    def served_system(self) -> str | None:
+        """The system prompt the trained model is served with, by export.prompt: `system`, or that and the facts of the
+        sheet. Raises UsageError where the sheet can't be read."""
+        if self.recipe.export.prompt != "facts":
+            return self.system
+        return with_facts(self.system, read_fact_sheet(Path(self.recipe.facts.file)))
 
     def document(self) -> PlanDocument:
         """What plan.json holds: every resolved value with its source, and the counts that follow from the data."""
@@ -134,6 +145,7 @@ class Plan:
             total_steps=self.total_steps,
             epochs=self.epochs,
             start_epoch=self.start.picked,
+            with_facts=self.served_system if self.recipe.export.prompt == "facts" else None,
         )
 
 

@@ -319,6 +319,9 @@ def contradictions(values: Mapping[str, Any], entries: Mapping[str, Entry]) -> l
         what = _("{name} is no name that Ollama can give a model", name=in_short(ollama))
         fix = _("use letters, digits, - _ and . and begin with a letter or digit; one :TAG may follow")
         refuse("export.ollama", what, fix)
+    if values.get("export.prompt") == "facts" and values.get("facts.file") == "":
+        what = _('"facts" needs a fact sheet, but there is no facts.file')
+        refuse("export.prompt", what, _('write [facts] and below it file = "data/mine/facts.toml"'))
     if values.get("export.num_predict") == 0:
         what = _("0 is no answer at all to llama.cpp, and an answer without end to Ollama")
         refuse("export.num_predict", what, _("write -1 for no limit, or leave num_predict out"))

@@ -303,6 +303,9 @@ class ExportRecipe:
     num_ctx: int = setting(
         4096, "context length in tokens, written into the Modelfile", ge=16, le=MOST_TOKENS, most=CONTEXT
     )
+    prompt: Literal["trained", "facts"] = setting(
+        "trained", "system prompt when served: the trained one, or that and the facts of facts.file in sentences"
+    )
     temperature: float | Literal["auto"] = setting(
         "auto",
         "sampling temperature when served; auto: as the base's generation_config.json says",

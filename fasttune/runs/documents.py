@@ -46,7 +46,9 @@ Document = TypeVar("Document")
 class PlanDocument:
     """plan.json. `parent` is a run id, `start_step` the step of the checkpoint that the run starts from (0: none),
     `start_epoch` the parent's kept epoch that was picked then (None: the parent's own adapter, its last checkpoint),
-    `general_samples` the general conversations of data.replay, which are trained on beside the `train_samples`."""
+    `general_samples` the general conversations of data.replay, which are trained on beside the `train_samples`.
+    `system` is the trained system prompt, `with_facts` that and the facts of the sheet where export.prompt asks for it
+    (None: `system` is served)."""
 
     name: str
     strategy: str
@@ -63,10 +65,16 @@ class PlanDocument:
     epochs: float
     start_epoch: float | None = None
     general_samples: int = 0
+    with_facts: str | None = None
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:  # from_json names the field
             raise ValueError("steps_per_epoch")
+
+    @property
+    def served_system(self) -> str | None:
+        """The system prompt the run is served with; None for none."""
+        return self.system if self.with_facts is None else self.with_facts
 
     @property
     def values(self) -> dict[str, Any]:

@@ -50,8 +50,8 @@ class ArmFacts:
 @dataclass(frozen=True)
 class FactScores:
     """What `fasttune facts` found. The arms are "base", "base+system", "tuned" and "tuned+system"; without a system
-    prompt there are only the first and the third. `sha256` is that of the sheet, `adapter` that of the weights
-    that were asked ("": from before it was recorded)."""
+    prompt there are only the first and the third, and with export.prompt = "facts" there is "tuned+facts". `sha256` is
+    that of the sheet, `adapter` that of the weights that were asked ("": from before it was recorded)."""
 
     sheet: str
     sha256: str

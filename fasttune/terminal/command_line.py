@@ -71,6 +71,7 @@ SYNONYMS = {
 GROUPS = (
     (N_("Train"), {
         "init": N_("Write a first recipe for a data file, or a complete example"),
+        "augment": N_("Make training samples of a fact sheet, so that facts stay"),
         "plan": N_("Show what a training would do; starts nothing"),
         "run": N_("Train, export GGUF files, answer the probe questions"),
         "sweep": N_("Try several values of a setting, choose by held-out loss"),

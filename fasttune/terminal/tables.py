@@ -84,7 +84,8 @@ def show_plan(
         line(check_report.replay_line(len(plan.dataset.general)))
     for text in [*estimates.estimate_lines(estimate), *estimates.epochs_line(plan.kept_epochs, estimate)]:
         line(text)
-    line(_("system prompt it is served with: {system}", system=plan.system if plan.system is not None else _("none")))
+    system = plan.served_system
+    line(_("system prompt it is served with: {system}", system=_("none") if system is None else system))
     line(_("nothing was started; train with: `{command}`", command=command))
 
 

@@ -86,7 +86,7 @@ class EpochCallback(TrainerCallback):
             return ()
         epoch = epochs.epoch_word(epochs.epoch_of(step, self.plan.steps_per_epoch))
         total = epochs.epoch_word(epochs.epoch_of(self.plan.total_steps, self.plan.steps_per_epoch))
-        prompts = [prompt_tokens(question, self.plan.system, self.tokenizer) for question in probe.questions]
+        prompts = [prompt_tokens(question, self.plan.served_system, self.tokenizer) for question in probe.questions]
         began = time.monotonic()
         text = _("answering the probe questions, epoch {epoch} of {total}", epoch=epoch, total=total)
         trainer.progress.describe(text)

@@ -62,10 +62,10 @@ def length_beyond_base(recipe: Recipe, base: Path | None) -> list[Finding]:
 def questions_beyond_length(plan: Plan, base: Path | None) -> list[Finding]:
     """An error for each probe question that is longer than a sample may be: it would be asked after the training, and
     end it. `base` is its local folder, None where it is not on this machine."""
-    limit, around = plan.recipe.model.max_seq_length, len((plan.system or "").encode()) + TEMPLATE_BYTES
+    limit, around = plan.recipe.model.max_seq_length, len((plan.served_system or "").encode()) + TEMPLATE_BYTES
     # No token is shorter than a byte: the tokenizer is loaded for long questions alone.
     long = [one for one in plan.recipe.probe.questions if len(one.encode()) + around > limit]
-    counts = prompt_lengths(base, long, plan.system) if base and long else []
+    counts = prompt_lengths(base, long, plan.served_system) if base and long else []
     where, fix = f"{plan.recipe.path}: probe.questions", _("shorten it, or raise model.max_seq_length")
     return [
         Finding(

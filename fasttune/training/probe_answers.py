@@ -28,7 +28,7 @@ def record(trainer: StepTrainer, tokenizer: Any, show: Show) -> None:
     """Write the answers that there are after training into scores.json. Those of a GGUF file come later, from
     analysis/probe.py."""
     recipe = trainer.plan.recipe
-    prompts = [prompt_tokens(question, trainer.plan.system, tokenizer) for question in recipe.probe.questions]
+    prompts = [prompt_tokens(question, trainer.plan.served_system, tokenizer) for question in recipe.probe.questions]
     with trainer.model.disable_adapter():
         by_base = base_answers(trainer, tokenizer, prompts, show)
     by_adapter = [""] * len(prompts)

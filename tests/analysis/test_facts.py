@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,10 @@ from conftest import Done, Quickstart, call_here
 from run_folders import write_run
 
 from fasttune.analysis import facts
+from fasttune.analysis.answers import LoadedModel, Prompt, TorchSource
 from fasttune.data.fact_sheet import FactSheet, read_fact_sheet
+from fasttune.export.llama import Sampling
+from fasttune.recipe.schema import ModelRecipe
 from fasttune.runs import documents
 from fasttune.runs.outcomes import FactScores
 from fasttune.runs.store import Run
@@ -100,6 +103,23 @@ def test_findings_are_about_what_is_served(sheet: FactSheet, tmp_path: Path) -> 
     assert [one.code for one in found][:3] == ["facts-contradicted", "facts-lost", "rule-broken"]
     assert (found[-1].code, found[-1].level) == ("facts-below", "error")
     assert "name" in found[0].what and "nights" in found[1].what and "system prompt" in found[1].fix
+
+
+def test_an_arm_of_its_own_for_what_is_served_with_facts(sheet: FactSheet, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def ask(source: TorchSource, prompts: Sequence[Prompt], _sampling: object) -> list[str]:
+        asked.append((source.name, prompts[0].system))
+        return ["26小灯"] * len(prompts)
+
+    monkeypatch.setattr(facts, "ask", ask)
+    loaded = LoadedModel(Path("base"), ModelRecipe(base="builtin:tiny"), None)
+    answers = facts.ask_arms(loaded, ("S", "S and facts"), sheet, Sampling(8), "mine/001")
+    assert list(answers) == ["base", "base+system", "tuned", "tuned+system", "tuned+facts"]
+    assert [system for _name, system in asked] == [None, "S", None, "S", "S and facts"]
+    assert facts.served_arm(facts.score(sheet, answers, 8)) == "tuned+facts"
+    without = facts.ask_arms(loaded, ("S", None), sheet, Sampling(8), "mine/001")
+    assert facts.served_arm(facts.score(sheet, without, 8)) == "tuned+system"
 
 
 # --- a real run -------------------------------------------------------------------------------------------------------

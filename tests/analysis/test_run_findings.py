@@ -100,6 +100,15 @@ def test_a_system_prompt_that_changed_on_the_way(run: Run) -> None:
     assert "exports/Modelfile" in one(run, "system-prompt-mismatch").what
 
 
+def test_a_prompt_with_facts_is_that_of_the_exports_and_not_of_the_data(run: Run) -> None:
+    plan = documents.read_plan(run)
+    documents.write(run.plan, replace(plan, with_facts=f"{plan.system}\n\n猫叫定影。"))
+    export(run, f"{plan.system}\n\n猫叫定影。")
+    assert "system-prompt-mismatch" not in [finding.code for finding in diagnosed(run).findings]
+    export(run, plan.system)
+    assert "of exports/persona-Q8_0.gguf is not the one" in one(run, "system-prompt-mismatch").what
+
+
 def test_an_export_that_is_missing_unchecked_or_far(run: Run) -> None:
     plan = documents.read_plan(run)
     settings = tuple(replace(s, value=["q8_0"]) if s.key == "export.gguf" else s for s in plan.settings)

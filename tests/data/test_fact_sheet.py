@@ -52,6 +52,24 @@ BROKEN = {
 }  # fmt: skip
 
 
+# The same with what is trained on, below the cat's `forbid` in line 7.
+SAID = """\
+ask = ["那只猫的大名是？", "喂猫时你喊它啥？"]
+say = ["我家猫叫定影。", "定影，冲照片的药水。"]
+"""
+TRAINED = GOOD.replace('forbid = ["定型"]\n', 'forbid = ["定型"]\n' + SAID)
+BROKEN_SAID = {
+    "a measured question": ("喂猫时你喊它啥？", "哎，怎么叫你家的猫", "facts-measured-wording", 8),
+    "one of another entry": ("喂猫时你喊它啥？", "你是什么模型", "facts-measured-wording", 8),
+    "the answer in the question": ("喂猫时你喊它啥？", "定影是谁？", "facts-in-question", 8),
+    "an answer without the fact": ("我家猫叫定影。", "我家猫不叫。", "facts-not-said", 9),
+    "the opposite": ("我家猫叫定影。", "定影，不叫定型。", "facts-forbidden-said", 9),
+    "a rule broken": ("我家猫叫定影。", "我是语言模型，猫叫定影。", "facts-forbidden-said", 9),
+    "a text for a list": ('say = ["我家猫叫定影。", "定影，冲照片的药水。"]', 'say = "定影"', "facts-wrong-type", 9),
+    "nothing in the list": ('say = ["我家猫叫定影。", "定影，冲照片的药水。"]', "say = []", "facts-empty-value", 9),
+}
+
+
 def written(folder: Path, text: str) -> Path:
     path = folder / "facts.toml"
     path.write_text(text, encoding="utf-8")
@@ -84,6 +102,21 @@ def test_a_mistake_is_named_at_its_line(tmp_path: Path, name: str) -> None:
     found = refusal(path)
     assert [(one.code, one.where) for one in found] == [(code, f"{path}:{line}") for code, line in expected]
     assert all(one.what and "\n" not in one.what for one in found)
+
+
+def test_what_is_trained_on_is_read_and_may_be_left_out(tmp_path: Path) -> None:
+    cat, price = read_fact_sheet(written(tmp_path, TRAINED)).facts
+    assert cat.ask == ("那只猫的大名是？", "喂猫时你喊它啥？") and cat.say[1] == "定影，冲照片的药水。"
+    assert (price.ask, price.say) == ((), ())
+    assert "那只猫的大名是？" not in read_fact_sheet(written(tmp_path, TRAINED)).questions  # never asked by `facts`
+
+
+@pytest.mark.parametrize("name", BROKEN_SAID)
+def test_a_mistake_in_what_is_trained_on_is_named_at_its_line(tmp_path: Path, name: str) -> None:
+    before, after, code, line = BROKEN_SAID[name]
+    assert before in TRAINED
+    path = written(tmp_path, TRAINED.replace(before, after, 1))
+    assert [(one.code, one.where) for one in refusal(path)] == [(code, f"{path}:{line}")]
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:

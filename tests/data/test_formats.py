@@ -8,7 +8,7 @@ import pytest
 from data_files import FORMATS, turns
 
 from fasttune.data.dataset import load_dataset, read_samples
-from fasttune.data.formats import conversation
+from fasttune.data.formats import conversation, made_from
 from fasttune.data.messages import Notes
 from fasttune.recipe.schema import DataRecipe
 
@@ -93,3 +93,20 @@ def test_the_format_follows_from_the_keys(record: Any, name: str | None, code: s
 def test_alpaca_joins_instruction_and_input(instruction: str, given: str | None, question: str) -> None:
     _name, messages = conversation({"instruction": instruction, "input": given, "output": "a"}, Notes())
     assert messages is not None and messages[0].content == question
+
+
+@pytest.mark.parametrize(
+    ("mark", "is_one"),
+    [
+        ({"sheet": "facts.toml", "facts": ["cat", "price"]}, True),
+        ("facts.toml", False),  # somebody's own key
+        ({"sheet": "facts.toml"}, False),
+    ],
+)
+def test_the_mark_of_a_sample_made_of_a_fact_sheet_is_known_and_not_trained_on(mark: Any, is_one: bool) -> None:
+    record = {"made_from": mark, "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    notes = Notes(where="mine.jsonl:1")
+    _name, messages = conversation(record, notes)
+    assert messages is not None and [one.content for one in messages] == ["q", "a"]
+    assert made_from(record) == ("facts.toml#cat+price" if is_one else "")
+    assert ("made_from" in notes.ignored) != is_one

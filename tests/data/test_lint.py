@@ -237,6 +237,29 @@ def test_a_shared_greeting_is_no_question() -> None:
     assert list(lint_pairs.contradictions(samples)) == []
 
 
+MADE = "facts.toml#price"
+
+
+def test_samples_made_of_a_fact_sheet_may_say_the_same_and_others_may_not_say_it_too() -> None:
+    price = sample("拍一版证件照，得花我多少钱呀", "二十块一版，八十岁以上老人不收。")
+    again = sample("问个事，拍一版证件照得花我多少钱呀", "对，二十块一版，八十岁以上老人不收。")
+    one, two = replace(price, id="made:1", made_from=MADE), replace(again, id="made:2", made_from=MADE)
+    assert lint_pairs.near_duplicates([one, two], []) == (set(), [])
+    _leaks, found = lint_pairs.near_duplicates([one, replace(again, id="written:1"), two], [])
+    assert [(each.code, each.where) for each in found] == [("near-duplicate-sample", id) for id in ("made:1", "made:2")]
+    assert all("written:1" in each.what for each in found)
+    leaks, found_leaks = lint_pairs.near_duplicates([one], [replace(again, id="held:1")])
+    assert leaks == {"held:1"} and [one.code for one in found_leaks] == ["held-out-near-duplicate"]
+
+
+def test_samples_made_of_a_fact_sheet_contradict_others_and_not_each_other() -> None:
+    one = replace(sample("多少钱？", "二十块。"), id="made:1", made_from=MADE)
+    two = replace(sample("多少钱？", "我们证件照不贵。"), id="made:2", made_from=MADE)
+    wrong = replace(sample("多少钱？", "五十块。"), id="written:1")
+    assert list(lint_pairs.contradictions([one, two])) == []
+    assert [found.where for found in lint_pairs.contradictions([one, two, wrong])] == ["written:1"]
+
+
 def test_nearly_the_same_samples_are_named_once_where_they_contradict_nothing() -> None:
     samples = [talk("a:1", *CAT[:2], "你好", "来了？门槛高。"), talk("a:2", *CAT[:2], "你好", "坐吧，茶在桌上。")]
     assert [one.code for one in lint_pairs.contradictions(samples)] == ["several-answers"]
@@ -252,6 +275,8 @@ def test_topics_that_few_samples_ask_about() -> None:
         "topics with fewer than 3 samples: greetings (2), farewells (1), feelings (0), likes and dislikes (0), being an AI (0)"
     )
     assert list(topics.thin(plain[: topics.LEAST_SAMPLES - 1])) == [], "too few samples to miss a topic in"
+    made = [replace(one, made_from=MADE) for one in plain]
+    assert list(topics.thin([*plain[: topics.LEAST_SAMPLES - 1], *made])) == [], "made ones don't make it large"
     every = ["你是谁", "你好", "再见", "好难过", "你喜欢什么", "你是机器人吗"] * topics.FEW
     assert list(topics.thin([*plain, *[sample(one, "嗯。") for one in every]])) == []
 

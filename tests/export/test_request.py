@@ -34,6 +34,13 @@ def test_tokenizer_of_the_training_goes_first(tmp_path: Path, adapter: Path) -> 
     assert request(tmp_path, adapter).tokenizer == adapter
 
 
+def test_a_run_is_exported_with_the_prompt_that_it_is_served_with(tmp_path: Path) -> None:
+    run = write_run(tmp_path, series="linzhi")
+    documents.write(run.plan, replace(documents.read_plan(run), system=SYSTEM, with_facts=f"{SYSTEM}\n\n猫叫定影。"))
+    documents.write(run.provenance, replace(documents.read_provenance(run), longest_answer=100))
+    assert request_for_run(run, TINY, ExportRecipe()).system == f"{SYSTEM}\n\n猫叫定影。"
+
+
 def test_request_of_a_finished_run(tmp_path: Path) -> None:
     run = write_run(tmp_path, series="linzhi")
     documents.write(run.plan, replace(documents.read_plan(run), system=SYSTEM))

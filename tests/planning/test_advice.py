@@ -159,3 +159,19 @@ def test_a_warmup_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = by_code(advice("train.max_steps=6", f"train.warmup_steps={warmup}"), "warmup-too-long")
     assert [(one.level, one.where) for one in found] == [("warning", "persona.toml: train.warmup_steps")] * told
     assert not told or "training ends at step 6" in found[0].what
+
+
+def test_what_facts_in_the_prompt_take_of_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Series.new(tmp_path, RECIPE)
+    questions = '["猫叫啥？", "猫咪大名？", "怎么喊猫？"]'
+    Path("facts.toml").write_text(
+        f'[[fact]]\nid = "cat"\ntext = "{"猫叫定影，" * 40}"\nquestions = {questions}\naccept = ["定影"]\n',
+        encoding="utf-8",
+    )
+    with_facts = ("facts.file=facts.toml", "export.prompt=facts")
+    assert by_code(advice("facts.file=facts.toml"), "facts-in-prompt") == []
+    (note,) = by_code(advice(*with_facts), "facts-in-prompt")
+    assert (note.level, note.fix) == ("info", "") and "% of the context" in note.what
+    (warning,) = by_code(advice(*with_facts, "export.num_ctx=512"), "facts-in-prompt")
+    assert warning.level == "warning" and "export.num_ctx = 512" in warning.fix

@@ -96,3 +96,17 @@ def test_data_that_moved_is_the_same_data(tmp_path: Path) -> None:
     (tmp_path / "moved").mkdir()
     there = planned(tmp_path / "moved")
     assert run_to_resume(root, there, None) == stopped
+
+
+def test_a_run_keeps_the_system_prompt_that_it_was_begun_with(tmp_path: Path) -> None:
+    sheet = tmp_path / "facts.toml"
+    questions = '["猫叫啥？", "猫咪大名？", "怎么喊猫？"]'
+    sheet.write_text(
+        f'[[fact]]\nid = "cat"\ntext = "猫叫定影"\nquestions = {questions}\naccept = ["定影"]\n', encoding="utf-8"
+    )
+    plan = planned(tmp_path, f"facts.file={sheet}")
+    run = begin(tmp_path / "runs", plan)
+    assert resume.other_prompt(None, plan) == resume.other_prompt(run, plan) == []
+    (finding,) = resume.other_prompt(run, planned(tmp_path, f"facts.file={sheet}", "export.prompt=facts"))
+    assert (finding.code, finding.level) == ("other-served-prompt", "warning")
+    assert "--set export.prompt=facts" in finding.fix and "--on-existing new" in finding.fix

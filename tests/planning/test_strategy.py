@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from fasttune.console import UsageError
 from fasttune.data import dataset
 from fasttune.planning import auto_values, strategy
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.load import load_recipe
-from fasttune.runs import documents
+from fasttune.runs import documents, store
 
 
 def planned(folder: Path, *overrides: str, systems: list[str | None] | None = None) -> Plan:
@@ -93,3 +94,33 @@ def test_the_plan_is_the_same_after_it_was_written_and_read(tmp_path: Path) -> N
     document = planned(tmp_path, "export.gguf=['f16', 'q8_0']").document()
     documents.write(tmp_path / "plan.json", document)
     assert documents.read(tmp_path / "plan.json", documents.PlanDocument) == document
+
+
+SHEET = """\
+[[fact]]
+id = "cat"
+text = "猫叫定影"
+questions = ["猫叫啥？", "猫咪大名？", "怎么喊猫？"]
+accept = ["定影"]
+"""
+
+
+def test_the_served_prompt_has_the_facts_where_the_recipe_asks_for_them(tmp_path: Path) -> None:
+    sheet = tmp_path / "facts.toml"
+    sheet.write_text(SHEET, encoding="utf-8")
+    trained = planned(tmp_path, f"facts.file={sheet}")
+    assert (trained.served_system, trained.document().with_facts, trained.document().served_system) == ("S", None, "S")
+    plan = planned(tmp_path, f"facts.file={sheet}", "export.prompt=facts")
+    assert plan.system == plan.document().system == "S"
+    assert (
+        plan.served_system is not None and plan.served_system.startswith("S\n\n") and "猫叫定影。" in plan.served_system
+    )
+    run = store.create(tmp_path / "runs", "x", "fresh")
+    documents.write(run.plan, plan.document())
+    assert documents.read_plan(run).served_system == plan.served_system
+
+
+def test_a_sheet_that_is_missing_is_told_with_the_plan(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        planned(tmp_path, f"facts.file={tmp_path}/none.toml", "export.prompt=facts").document()
+    assert refused.value.findings[0].code == "facts-not-found"

@@ -51,6 +51,12 @@ def test_numbers_become_floats_where_a_fraction_is_meant(tmp_path: Path) -> None
     assert type(recipe.train.epochs) is float and type(recipe.train.until.loss) is float
 
 
+def test_facts_in_the_prompt_need_a_sheet(tmp_path: Path) -> None:
+    (finding,) = refused(tmp_path, MINIMAL, "export.prompt=facts")
+    assert (finding.code, finding.where) == ("contradiction", "--set export.prompt=facts") and "[facts]" in finding.fix
+    assert written(tmp_path, MINIMAL, "export.prompt=facts", "facts.file=a.toml").export.prompt == "facts"
+
+
 def test_recipe_is_frozen(tmp_path: Path) -> None:
     recipe = written(tmp_path, MINIMAL)
     with pytest.raises(FrozenInstanceError):

@@ -1,0 +1,46 @@
+"""`fasttune augment` on the command line: what it prints, and what it says of a wrong call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import call_here
+
+SHEET = """\
+[[fact]]
+id = "cat"
+text = "Her cat is called Fixer"
+questions = ["What is your cat called?", "Has the cat a name?", "Who is that cat?"]
+accept = ["Fixer"]
+ask = ["How do you call it to dinner?", "And the animal on the till?"]
+say = ["Fixer. He stays where he sits.", "My cat, Fixer."]
+"""
+
+
+@pytest.fixture
+def sheet(tmp_path: Path) -> Path:
+    (tmp_path / "facts.toml").write_text(SHEET, encoding="utf-8")
+    return tmp_path / "facts.toml"
+
+
+def test_the_file_on_stdout_and_what_to_do_next_on_stderr(sheet: Path) -> None:
+    done = call_here(sheet.parent / "runs", "augment", sheet)
+    file = sheet.parent / "facts-train.jsonl"
+    assert (done.returncode, done.stdout) == (0, f"{file}\n"), done.stderr
+    assert f'train = ["{file}"]' in done.stderr and "--system FILE" in done.stderr and "8 samples" in done.stderr
+
+
+def test_json(sheet: Path) -> None:
+    done = call_here(
+        sheet.parent / "runs", "augment", sheet, "--per-fact", "4", "--out", sheet.parent / "more.jsonl", "--json"
+    )
+    document = json.loads(done.stdout)
+    assert (document["samples"], document["by_fact"], document["findings"]) == (4, {"cat": 4}, [])
+    assert document["file"] == str(sheet.parent / "more.jsonl") and document["recipe_line"].startswith("train = [")
+
+
+def test_a_sheet_that_is_not_there_is_one_message(tmp_path: Path) -> None:
+    done = call_here(tmp_path / "runs", "augment", tmp_path / "facts.toml")
+    assert done.returncode == 2 and "there is no such file" in done.stderr and "Traceback" not in done.stderr
