@@ -13,6 +13,8 @@ asks again what failed or was not reached, and the benchmark goes on where it en
   step         one optimizer step's loss and gradients: shared and packed rows against one sample a row
   row          milliseconds of a row until the host has launched all and until the GPU has done all; memory a token;
                how often the host waited for the GPU; kernels launched
+  graphs       rows as CUDA graphs (train.cuda_graphs), in 16 bit and over NF4: exactness before and after the weights
+               change, milliseconds with and without, memory; what is left after a recording that fails
   bench        benchmarks/run.py --cuda: persona samples on 0.5B, 1.5B and 3B shapes, stock Unsloth and fasttune
 """
 
@@ -31,6 +33,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gpu_graphs
 import shapes
 import torch
 
@@ -79,6 +82,8 @@ def main() -> int:
     base = shapes.make("tiny" if options.cpu else "0.5b", options.out / "base")
     answers.ask("imports", imports)
     for question, work in [*attention_questions(), *step_questions(base)]:
+        answers.ask(question, work)
+    for question, work in [] if options.cpu else graph_questions(base):
         answers.ask(question, work)
     if not options.cpu:
         left = options.minutes - (time.monotonic() - answers.begun) / 60
@@ -202,9 +207,9 @@ def step_error(base: Path, checkpointing: bool) -> dict[str, Any]:
     return {"loss": loss, "errors": errors}
 
 
-def loaded(base: Path, checkpointing: bool) -> Any:
+def loaded(base: Path, checkpointing: bool, load_in_4bit: bool = False) -> Any:
     """The base with an adapter whose second factors are not zero, so that every gradient is there."""
-    recipe = ModelRecipe(base=str(base))
+    recipe = ModelRecipe(base=str(base), load_in_4bit=load_in_4bit)
     model = models.add_lora(
         models.load_base(base, recipe), LoraRecipe(r=16, alpha=32), 3407, checkpointing=checkpointing
     )
@@ -216,9 +221,9 @@ def loaded(base: Path, checkpointing: bool) -> Any:
     return model
 
 
-def persona_samples(count: int, vocabulary: int) -> list[Example]:
+def persona_samples(count: int, vocabulary: int, seed: int = 1) -> list[Example]:
     """Samples behind one prompt, of random tokens; half of each answer is supervised."""
-    chosen = torch.Generator().manual_seed(1)
+    chosen = torch.Generator().manual_seed(seed)
 
     def draw(length: int) -> list[int]:
         return torch.randint(0, vocabulary, (length,), generator=chosen).tolist()
@@ -311,6 +316,36 @@ def waits_and_launches(work: Callable[[], None]) -> dict[str, Any]:
         "waits": places, "kernels": len(kernels), "kernel_ms": round(sum(spent.values()), 2),
         "longest": {name: round(spent_ms, 2) for name, spent_ms in longest},
     }  # fmt: skip
+
+
+# Graphs ---------------------------------------------------------------------------------------------------------------
+
+
+def graph_questions(base: Path) -> list[Question]:
+    """Rows of two lengths in 16 bit, one over NF4; the recording that fails comes last: it may leave CUDA broken."""
+    rows = [(16, False), (50, False), (16, True)]
+    made: list[Question] = [
+        (f"graphs: {count} samples, NF4 {four_bits}", functools.partial(graph_row, base, count, four_bits))
+        for count, four_bits in rows
+    ]
+    return [*made, ("graphs: a recording that fails", functools.partial(failed_recording, base))]
+
+
+def graph_row(base: Path, count: int, load_in_4bit: bool = False) -> dict[str, Any]:
+    """A row of so many samples as a graph."""
+    model = loaded(base, checkpointing=False, load_in_4bit=load_in_4bit)
+    return gpu_graphs.graph_row(model, sample_sets(count, model), times)
+
+
+def failed_recording(base: Path) -> dict[str, Any]:
+    """What is left after a recording that fails."""
+    model = loaded(base, checkpointing=False)
+    return gpu_graphs.failed_recording(model, sample_sets(16, model))
+
+
+def sample_sets(count: int, model: Any) -> list[list[Example]]:
+    """Samples of two steps, whose rows are of the same lengths."""
+    return [persona_samples(count, model.config.vocab_size, seed) for seed in (1, 2)]
 
 
 def bench(folder: Path, minutes: float) -> dict[str, Any]:

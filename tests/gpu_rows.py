@@ -12,7 +12,9 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gpu_model  # noqa: F401, first: it sets what Unsloth reads
@@ -21,11 +23,20 @@ import gpu_model  # noqa: F401, first: it sets what Unsloth reads
 import gpu_attention
 import gpu_stand_ins
 import gpu_triton
+import graph_stand_in
 import torch
 
 from fasttune.data.tokenize import Example
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
-from fasttune.training import attention_kernels, engine, gradient_checkpointing, hub, packing
+from fasttune.training import (
+    attention_kernels,
+    cuda_graphs,
+    engine,
+    gradient_checkpointing,
+    hub,
+    packing,
+    prefix_check,
+)  # fmt: skip
 from fasttune.training import model as models
 
 FOLDER = Path(sys.argv[1])
@@ -281,6 +292,76 @@ def update() -> None:
     }  # fmt: skip
 
 
-for stage in (exactness, count_launches, update):
+class Recorded:
+    """torch's attention operators, each one call of a recording."""
+
+    def __getattr__(self, name: str) -> Any:
+        return graph_stand_in.as_one(getattr(OPERATORS, name))
+
+
+def like_them() -> list[Example]:
+    """Other samples of about the same lengths: their row falls into the same bucket, and its segments lie elsewhere."""
+    chance, made = torch.Generator().manual_seed(5), []
+    prefixes = {n: torch.randint(5, 5000, (n,), generator=chance).tolist() for n in (39, 21, 0)}
+    for prefix, suffixes in ((39, (13, 21, 6, 40, 17)), (21, (8, 14)), (0, (27, 12))):
+        for count in suffixes:
+            whole = (*prefixes[prefix], *torch.randint(5, 5000, (count,), generator=chance).tolist())
+            made.append(Example(f"y:{len(made)}", whole, ((prefix + 2, len(whole)),)))
+    return made
+
+
+def replayed(base: Path, kernel: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Rows as CUDA graphs: how far a replayed row, and one after the weights were changed, are from the row itself."""
+    model: Any = load(base, dtype=str(dtype).removeprefix("torch."), checkpointing=False)
+    attention_kernels.kernel_for, attention_kernels.aten = lambda query: getattr(attention_kernels, kernel), Recorded()
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def autocast(_handler: Any = None) -> Any:
+        return torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
+
+    def batch_loss(batch: engine.Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        with autocast():
+            return engine.loss(models.hidden_states(model, batch), models.lm_head_weight(model), batch)
+
+    trainer: Any = SimpleNamespace(
+        model=model, trained_parameters=weights, batch_loss=batch_loss, examples=like_them(), gradient_checkpointing=False,
+        plan=SimpleNamespace(recipe=SimpleNamespace(train=SimpleNamespace(cuda_graphs=True), lora=LORA)),
+        accelerator=SimpleNamespace(autocast=autocast, backward=lambda loss: loss.backward()),
+        args=SimpleNamespace(device=torch.device("cpu")), step_watch=None,
+    )  # fmt: skip
+
+    def step(train_row: Callable[..., Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        (row,) = packing.plan_step(trainer.examples, range(9), 4096).rows
+        models.drop_gradients(model)
+        loss, _hits = train_row(row, 200)
+        return loss, [weight.grad.clone() for weight in weights if weight.grad is not None]
+
+    def eagerly(row: packing.Row, supervised: int) -> Any:
+        return cuda_graphs.compute_eagerly(trainer, engine.collate(row, trainer.examples), supervised)
+
+    differences = []
+    with graph_stand_in.cuda_graphs_here() as made:
+        graphs = cuda_graphs.RowGraphs(trainer)
+        for number in range(1, 8):  # the first two make no graph, the next two and the sixth are compared
+            if number == 5:
+                trainer.examples = examples()
+            if number == 7:
+                torch.optim.SGD(weights, lr=1.0).step()
+            found = step(graphs.train_row)
+            graphs.end_step()
+            if number in (5, 7):
+                differences.append(asdict(prefix_check.relative_difference(found, step(eagerly))))
+    return {"state": graphs.state, "rows": made.replays, "graphs": len(made.made), "differences": differences}
+
+
+def cuda_graph_rows() -> None:
+    for name, folder, kernel, dtype in (
+        ("flash", "base", "FLASH", torch.float32), ("efficient", "base", "EFFICIENT", torch.float32),
+        ("bfloat16", "2", "FLASH", torch.bfloat16),
+    ):  # fmt: skip
+        FOUND[f"graphs: {name}"] = replayed(FOLDER / folder, kernel, dtype)
+
+
+for stage in (exactness, count_launches, update, cuda_graph_rows):
     stage()
     (FOLDER / "found.json").write_text(json.dumps(FOUND))

@@ -235,6 +235,11 @@ class TrainRecipe:
     gradient_checkpointing: bool | Literal["auto"] = setting(
         "auto", "drop activations and compute them again: less memory, more time"
     )
+    cuda_graphs: bool | Literal["auto"] = setting(
+        False,
+        "replay rows as CUDA graphs, for GPUs that wait for the computer; auto: where the first rows' times say so; "
+        "without a GPU, never",
+    )
     logging_steps: int = setting(1, "steps between two lines of history.jsonl", ge=1, le=MOST_STEPS, most=STEPS)
     eval_steps: int = setting(
         0, "steps between two evaluations on data.val; 0: once an epoch", ge=0, le=MOST_STEPS, most=STEPS

@@ -108,8 +108,15 @@ def layout_arguments(layout: Layout) -> dict[str, Any]:
     `packed_seq_lengths` lies on the host and is used by rows of one sample alone; for the others it keeps Unsloth from
     reading the boundaries out of position_ids, for which it would wait for the GPU seven times a row.
     """
-    lengths = {"packed_seq_lengths": torch.tensor([layout.own.queries], dtype=torch.int32)}
+    lengths = {"packed_seq_lengths": host_lengths(layout.own.queries)}
     return lengths if layout.is_single else lengths | {"prefix_seg_info": layout}
+
+
+@functools.lru_cache(maxsize=64)
+def host_lengths(tokens: int) -> torch.Tensor:
+    """The length of a row, always the same tensor for the same length: Unsloth copies each new one to the GPU, which a
+    CUDA graph may not (cuda_graphs.py)."""
+    return torch.tensor([tokens], dtype=torch.int32)
 
 
 # Linears with LoRA ----------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ import hashlib
 import os
 import random
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from fasttune.console import _, error, usage_error
 from fasttune.machine import GIB, is_wsl, visible_gpu
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 Device = Literal["cpu", "cuda"]
+Result = TypeVar("Result")
 
 SPARE = int(0.3 * GIB)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -197,6 +199,22 @@ def is_out_of_memory(problem: BaseException) -> bool:
     if isinstance(problem, OSError) and problem.errno == errno.ENOMEM:
         return True
     return isinstance(problem, RuntimeError) and any(text in str(problem) for text in OOM_MESSAGES)
+
+
+def timed(work: Callable[[], Result]) -> tuple[Result, float, float]:
+    """For work on a GPU: what it returns, the seconds until all of it was launched, and those until the GPU has done
+    it."""
+    import torch
+
+    begin, end = (torch.cuda.Event(enable_timing=True) for _which in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    began = time.perf_counter()
+    result = work()
+    launched = time.perf_counter() - began
+    end.record()
+    end.synchronize()
+    return result, launched, begin.elapsed_time(end) / 1e3
 
 
 def release_memory() -> None:

@@ -268,6 +268,18 @@ def collect_gradients(model: Any) -> None:
         model.adapter_copies.collect()
 
 
+def row_leaves(model: Any, trained: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """The tensors that the gradient of a row is of, up to date, and the `trained` parameters that they belong to: on a
+    GPU the copies of LoRA weights that Unsloth's functions take."""
+    if device.device_type() == "cpu":
+        return [*trained], [*trained]
+    model.adapter_copies.refresh()
+    weights = [linear.weight for linear in model.adapter_copies.linears]
+    copied = set(map(id, weights))
+    others = [parameter for parameter in trained if id(parameter) not in copied]
+    return [*model.adapter_copies.copies, *others], [*weights, *others]
+
+
 def drop_gradients(model: Any) -> None:
     """Forget all gradients, those of a row that was not completed too."""
     model.zero_grad(set_to_none=True)

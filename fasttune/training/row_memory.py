@@ -50,7 +50,10 @@ def set_measured_budget(trainer: StepTrainer, tokens: int, free: int, taken: int
 
 def reduce_memory(trainer: StepTrainer, moment: float, failed: FailedRow) -> None:
     """After a row ran out of memory: smaller rows or gradient checkpointing for the rest of the run, recorded for a
-    resume. Raises FasttuneError where neither is left."""
+    resume. Raises FasttuneError where neither is left. The memory of CUDA graphs goes first; with several processes,
+    which decide alike, rows get smaller all the same."""
+    if trainer.graphs.give_way() and distributed.world_size() == 1:
+        return
     row, auto = failed.row, trainer.plan.recipe.train.gradient_checkpointing == "auto"
     # Scoring keeps no activations, so gradient checkpointing would save nothing there.
     remedy = row_budget.choose_remedy(

@@ -38,7 +38,7 @@ models.import_unsloth()  # before transformers' Trainer, which it patches
 import torch
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
 
-from fasttune.training import engine, loss_scale, prefix_check, row_memory
+from fasttune.training import cuda_graphs, engine, loss_scale, prefix_check, row_memory
 from fasttune.training.callbacks import RunCallback
 from fasttune.training.checkpoint_state import require_trainer_state, unloadable_as_error
 
@@ -73,7 +73,7 @@ class StepTrainer(Trainer):
         self.metrics = MetricsSinceLog.zero(args.device)
         self.tokens_seen = 0
         self.step_began = 0.0  # time.monotonic() when the step before this one ended
-        self.step_watch = StepWatch()
+        self.step_watch, self.graphs = StepWatch(), cuda_graphs.RowGraphs(self)
         loss_scale.set_first_scale(self.accelerator.scaler)
         self.progress = ProgressLine(steps.tokens_of_steps(plan.total_steps))
         self.remove_callback(PrinterCallback)
@@ -117,7 +117,7 @@ class StepTrainer(Trainer):
             row_memory.set_measured_budget(self, longest, free, device.peak_memory() - before)
         seconds = time.monotonic() - self.step_began
         self.metrics.add(step, loss, hits, seconds)
-        if device.device_type() == "cuda":
+        if self.graphs.end_step() and device.device_type() == "cuda":
             show_findings(self.step_watch.add(self.state.global_step + 1, step.computed_tokens, seconds))
         self.tokens_seen += step.tokens
         self.step_began, self.last_step = self.step_began + seconds, step
@@ -146,11 +146,8 @@ class StepTrainer(Trainer):
         total, hits = self.metrics.loss.new_zeros(()), self.metrics.hits.new_zeros(())
         for row in step.rows:
             with raise_on_oom(row, self.examples):
-                loss, right = self.row_loss(self.examples, row)
-                self.accelerator.backward(loss / step.supervised)
-                models.collect_gradients(self.model)
-            total += loss.detach()
-            hits += right
+                loss, right = self.graphs.train_row(row, step.supervised)
+            total, hits = total + loss, hits + right
         return total, hits
 
     def check_shared_prefixes(self) -> None:
@@ -184,10 +181,13 @@ class StepTrainer(Trainer):
 
     def row_loss(self, examples: Sequence[Example], row: Row) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed loss (nats) and top-1 hits of one row's supervised tokens, as scalars on the device."""
-        batch = engine.collate(row, examples).to(self.args.device)
+        return self.batch_loss(engine.collate(row, examples))
+
+    def batch_loss(self, batch: engine.Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of a row as tensors of the host."""
+        batch = batch.to(self.args.device)
         with self.accelerator.autocast():
-            hidden = models.hidden_states(self.model, batch)
-            return engine.loss(hidden, models.lm_head_weight(self.model), batch)
+            return engine.loss(models.hidden_states(self.model, batch), models.lm_head_weight(self.model), batch)
 
     def score(
         self, examples: Sequence[Example], plan: Callable[[int], Step], *, all_ranks: bool = False

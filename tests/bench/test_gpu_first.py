@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import one_layer
 import pytest
 from bench_matrix import script
 from conftest import REPOSITORY
+from graph_stand_in import cuda_graphs_here
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -47,6 +49,23 @@ def test_attention_that_is_off_by_one_token_is_an_answer(monkeypatch: pytest.Mon
     monkeypatch.setattr(attention, "dense_mask", lambda _layout: mask.roll(1, 3) | mask)
     with pytest.raises(ArithmeticError, match="is not dense attention"):
         kit.attention_error((4, 2, 16), right)
+
+
+def test_the_questions_of_graphs() -> None:
+    """On a CPU, where graphs are stood in for: replayed rows are exact, and a recording that waits is refused."""
+    kit, base = script("gpu_first"), one_layer.FOLDER
+    with cuda_graphs_here() as graphs:
+        found = kit.graph_row(base, 4)
+        assert len(graphs.made) == 2 and graphs.replays > 8
+        assert all(0 <= one["gradient"] < 1e-5 for one in found["differences"]) and len(found["differences"]) == 2
+        assert "not permitted when stream is capturing" in kit.failed_recording(base)["said"]
+        assert len(graphs.made) == 2
+
+
+def test_a_wrong_graph_is_an_answer() -> None:
+    kit = script("gpu_first")
+    with cuda_graphs_here(leave_out="sin"), pytest.raises(ArithmeticError, match="graphs: off"):
+        kit.graph_row(one_layer.FOLDER, 4)
 
 
 @pytest.mark.slow

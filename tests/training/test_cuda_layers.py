@@ -15,4 +15,6 @@ def test_how_a_row_is_described_to_unsloth() -> None:
         arguments = cuda_layers.layout_arguments(layout)
         assert arguments["packed_seq_lengths"].tolist() == [row.tokens]
         assert arguments["packed_seq_lengths"].device.type == "cpu"  # on a GPU Unsloth would wait for it
+        again = cuda_layers.layout_arguments(engine.collate(row, examples).layout)
+        assert again["packed_seq_lengths"] is arguments["packed_seq_lengths"]  # a new one is copied, in a graph too
         assert ("prefix_seg_info" in arguments) == packed and arguments.get("prefix_seg_info", layout) is layout

@@ -94,3 +94,13 @@ def test_copies_follow_the_weights(found: dict[str, Any]) -> None:
     one = found["update"]
     assert one["with a gradient"] == one["weights"] == 2 * 2 * 7
     assert one["twice"] and one["fresh"] and one["left"] == 0
+
+
+@pytest.mark.parametrize(("kind", "rounding"), [("flash", 1e-6), ("efficient", 1e-6), ("bfloat16", 5e-2)])
+def test_rows_as_cuda_graphs_are_the_rows(found: dict[str, Any], kind: str, rounding: float) -> None:
+    """Unsloth's model recorded on a row of padding, with nothing in it that waits for the GPU, and replayed for rows
+    that are packed otherwise; the second one of these after the weights were changed."""
+    one = found[f"graphs: {kind}"]
+    assert (one["state"], one["graphs"], one["rows"]) == ("on", 2, 5)
+    for difference in one["differences"]:
+        assert difference["loss"] < rounding and difference["gradient"] < rounding
