@@ -11,6 +11,7 @@ PEFT.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ from torch.nn import functional as F
 LoraWeights = Sequence[Any]
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available()  # asked at every product: 2 % of a small model's training
+IS_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2" and torch.backends.mkl.is_available()
+NEVER = sys.maxsize
+MKL_FROM = 65 if IS_AVX2 else NEVER  # the smallest dimension of a product that is left to MKL
 CACHED_ROWS = 128  # 2.5 MB of the feed-forward's width of Qwen2.5 0.5B in float32
 
 
@@ -32,10 +36,12 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [T, K] times weight [N, K] transposed, plus bias [N]; each matrix dense or the transpose of a dense one.
 
-    In float32 on a CPU by oneDNN instead of MKL, which is torch's own choice: MKL has no AVX-512 for processors that
-    are not Intel's (measured on a Zen 5 with 2 cores: 210 GFLOP/s, oneDNN 480).
+    In float32 on a CPU by whichever of torch's two libraries is faster. MKL has no AVX-512 for processors that are not
+    Intel's (measured on a Zen 5 with 2 cores: 210 GFLOP/s, oneDNN 480). With AVX2 alone it is the faster one, most of
+    all for x times a matrix that is not transposed, as every backward pass has it (one core of a Zen 3: 87 GFLOP/s,
+    oneDNN 57), except where one side is as thin as LoRA's rank or a head (43, oneDNN 74).
     """
-    if x.device.type == "cpu" and x.dtype == torch.float32 and HAS_ONEDNN:
+    if x.device.type == "cpu" and x.dtype == torch.float32 and HAS_ONEDNN and min(*x.shape, len(weight)) < MKL_FROM:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fasttune.training import cpu_layers
 
@@ -95,3 +96,33 @@ def test_the_norm(dtype: torch.dtype, tolerance: float, size: float) -> None:
         [x, torch.randn(32, dtype=dtype)],
         tolerance,
     )
+
+
+@pytest.mark.parametrize(("mkl_from", "by_onednn"), [(65, [True, False]), (cpu_layers.NEVER, [True, True])])
+def test_products_are_left_to_mkl_where_no_side_is_thin(
+    mkl_from: int, by_onednn: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With AVX2 alone; with AVX-512 oneDNN computes all of them."""
+    if not cpu_layers.HAS_ONEDNN:
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(cpu_layers, "MKL_FROM", mkl_from)
+    x, thin, wide, bias = torch.randn(72, 80), torch.randn(16, 80), torch.randn(96, 80), torch.randn(96)
+    found = []
+    for weight, of_weight in ((thin, bias[:16]), (wide, bias)):
+        with Operators() as operators:
+            product = cpu_layers.matmul(x, weight, of_weight)
+        assert torch.allclose(product, F.linear(x, weight, of_weight), atol=1e-4)
+        found.append("mkldnn._linear_pointwise.default" in operators.names)
+    assert found == by_onednn
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators that torch calls in the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(operator))
+        return operator(*args, **(kwargs or {}))
