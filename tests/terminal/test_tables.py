@@ -156,7 +156,9 @@ def test_a_plan_says_how_many_general_conversations_are_mixed_in(
         shown.append(capsys.readouterr().out)
         tables.show_plan(plan, "", estimate(plan, tmp_path), "", as_json=True, show_all=False)
         assert json.loads(capsys.readouterr().out)["general_samples"] == len(plan.dataset.general)
-    assert "replay, from" not in shown[0] and "and 6 general conversations of replay, from fasttune/general/" in shown[1]
+    assert (
+        "replay, from" not in shown[0] and "and 6 general conversations of replay, from fasttune/general/" in shown[1]
+    )
 
 
 def test_a_plan_for_people_and_as_json(
