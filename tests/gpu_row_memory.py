@@ -2,7 +2,7 @@
 
     python tests/gpu_row_memory.py TINY FOLDER     prints JSON: bytes a token of one more layer, and of the peak
 
-Nothing is computed: matrix products, Unsloth's Triton kernels and the attention give empty tensors of the right kind.
+The tests call `measure` in a fork of the child process that gpu_rows.py is. Nothing is computed: matrix products, Unsloth's Triton kernels and the attention give empty tensors of the right kind.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def row_bytes(model: Any, tokens: int) -> tuple[int, int]:
     return kept, live.peak
 
 
-def main(tiny: Path, folder: Path) -> None:
+def measure(tiny: Path, folder: Path) -> dict[str, dict[str, float]]:
+    """Bytes a token that a layer keeps, and at the peak, without and with gradient checkpointing; patches Unsloth."""
     from fasttune.training import cuda_layers, device
 
     device.device_type = lambda: "cuda"
@@ -124,8 +125,8 @@ def main(tiny: Path, folder: Path) -> None:
         short, long = row_bytes(model, SHORT), row_bytes(model, LONG)
         kept, peak = ((b - a) / (LONG - SHORT) for a, b in zip(short, long, strict=True))
         found["checkpointed" if checkpointing else "plain"] = {"kept": kept / LAYERS, "peak": peak}
-    print(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    print(json.dumps(measure(Path(sys.argv[1]), Path(sys.argv[2]))))

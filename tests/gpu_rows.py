@@ -1,13 +1,15 @@
 """The child process of test_gpu_rows.py: rows through fasttune's own GPU path, against plain transformers and PEFT.
 
 python gpu_rows.py FOLDER       writes FOLDER/found.json: for each way of computing the step its relative errors of
-                                 loss and gradient, and what was called; for a layer the launches by their kind
+                                 loss and gradient, and what was called; for a layer the launches by their kind; and
+                                 FOLDER/memory.json, of gpu_row_memory.py
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import shutil
 import sys
 from collections import Counter
@@ -17,10 +19,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gpu_model  # noqa: F401, first: it sets what Unsloth reads
+import gpu_model  # first: it sets what Unsloth reads
 
 # isort: split
 import gpu_attention
+import gpu_row_memory
 import gpu_stand_ins
 import gpu_triton
 import graph_stand_in
@@ -115,7 +118,22 @@ def reference(base: Path) -> tuple[float, dict[str, torch.Tensor]]:
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def write_memory() -> None:
+    (FOLDER / "memory.json").write_text(json.dumps(gpu_row_memory.measure(hub.TINY, FOLDER / "memory")))
+
+
+def fork_memory() -> None:
+    """Measure the memory of rows in a fork of this process: its stand-ins are others, and importing Unsloth once more takes
+    longer than measuring."""
+    child = multiprocessing.get_context("fork").Process(target=write_memory)
+    child.start()
+    child.join()
+    assert child.exitcode == 0, "gpu_row_memory.py failed"
+
+
 EXPECTED_LOSS, EXPECTED = reference(write_base(FOLDER / "base", torch.float32))
+gpu_model.import_unsloth()
+fork_memory()
 gpu_stand_ins.install()
 FOUND: dict[str, Any] = {"kernels": gpu_triton.errors()}  # before they are stood in for
 gpu_stand_ins.use_kernels(lambda _name, kernel: kernel)
@@ -231,9 +249,15 @@ class Counted:
         return self.count.as_one(name, getattr(OPERATORS, name), BACKWARD_LAUNCHES if "backward" in name else 1)
 
 
+@functools.cache
+def half_precision(layers: int) -> Any:
+    """A model in bfloat16, loaded once for all that is counted and measured on it."""
+    return load(write_base(FOLDER / f"{layers}", torch.bfloat16, layers), dtype="bfloat16", checkpointing=False)
+
+
 def launches(layers: int) -> dict[str, Counter[str]]:
     """What a row of one group launches in the second step, by part: the first one warms caches."""
-    model = load(write_base(FOLDER / f"{layers}", torch.bfloat16, layers), dtype="bfloat16", checkpointing=False)
+    model = half_precision(layers)
     attention_kernels.kernel_for = lambda query: attention_kernels.FLASH
     (row,) = packing.plan_step(examples()[:5], range(5), 4096).rows
     batch, found = engine.collate(row, examples()), {}
@@ -270,7 +294,8 @@ def count_launches() -> None:
 
 def update() -> None:
     """After a step of the optimizer the copies are those of the new weights, and a second row adds its gradient."""
-    model = load(FOLDER / "2", dtype="bfloat16", checkpointing=False)
+    model = half_precision(2)
+    models.drop_gradients(model)
     weights = [p for p in model.parameters() if p.requires_grad]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden(model).square().mean().backward()

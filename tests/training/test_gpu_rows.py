@@ -4,37 +4,21 @@ transformers and PEFT with one sample a row, and what a layer launches. Its kern
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Shared
 
-TESTS = Path(__file__).parent.parent
+pytest_plugins = ["gpu_child"]
 ROUNDING = 1e-6  # of float32; a mask that is off by one token changes the gradient by more than 1e-2
 
 pytest.importorskip("triton", reason="Unsloth's GPU model imports triton")
 
 
 @pytest.fixture(scope="module")
-def found(shared: Shared) -> dict[str, Any]:
+def found(gpu_model_found: Path) -> dict[str, Any]:
     """What the child process found."""
-
-    def run(folder: Path) -> None:
-        done = subprocess.run(
-            [sys.executable, str(TESTS / "gpu_rows.py"), str(folder)], cwd=TESTS, capture_output=True, text=True,
-            env=os.environ | {
-                "PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1",
-                "UNSLOTH_COMPILE_LOCATION": str(folder / "compiled"),
-            },
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
-
-    return json.loads((shared("gpu-model", run) / "found.json").read_text(encoding="utf-8"))
+    return json.loads((gpu_model_found / "found.json").read_text(encoding="utf-8"))
 
 
 WAYS = {

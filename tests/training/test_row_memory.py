@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from conftest import REPOSITORY
+import pytest
 
-from fasttune.training import hub, memory
+from fasttune.training import memory
 
-SCRIPT = REPOSITORY / "tests" / "gpu_row_memory.py"
+pytest_plugins = ["gpu_child"]
+pytest.importorskip("triton", reason="Unsloth's GPU model imports triton")
 
 
-def test_a_row_takes_what_it_is_planned_with(tmp_path: Path) -> None:
+def test_a_row_takes_what_it_is_planned_with(gpu_model_found: Path) -> None:
     """Two layers in the widths of 0.5B. A tenth is spare in what a layer keeps, and some more at the peak, where what is
     there once counts for more than with 24 layers. An update of Unsloth that keeps more fails here."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "UNSLOTH_COMPILE_LOCATION": str(tmp_path / "compiled")}
-    command = [sys.executable, str(SCRIPT), str(hub.TINY), str(tmp_path / "base")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads((gpu_model_found / "memory.json").read_text(encoding="utf-8"))
     half = memory.public_size("Qwen2.5-0.5B")
     assert half is not None
     shape = replace(memory.activation_shape("cuda", half.hidden, half.intermediate, half.layers), layers=2)
