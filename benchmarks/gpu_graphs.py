@@ -26,17 +26,21 @@ class Steps:
     """Steps of one row each, as trainer.py computes them; what graphs say of themselves is kept in `said`."""
 
     def __init__(self, model: Any, samples: Sequence[Sequence[Example]]) -> None:
-        name = device.device_type()
         self.model, self.samples, self.said = model, samples, list[str]()
         self.weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.trainer: Any = SimpleNamespace(
-            model=model, trained_parameters=self.weights, batch_loss=self.batch_loss, examples=samples[0],
-            gradient_checkpointing=False, args=SimpleNamespace(device=torch.device(name)), step_watch=StepWatch(),
+        self.trainer = self.stand_in()
+        self.graphs = cuda_graphs.RowGraphs(self.trainer)
+
+    def stand_in(self) -> Any:
+        """What graphs need of a trainer."""
+        return SimpleNamespace(
+            model=self.model, trained_parameters=self.weights, batch_loss=self.batch_loss, examples=self.samples[0],
+            gradient_checkpointing=False, step_watch=StepWatch(),
+            args=SimpleNamespace(device=torch.device(device.device_type())),
             plan=SimpleNamespace(recipe=SimpleNamespace(
                 train=SimpleNamespace(cuda_graphs=True), lora=SimpleNamespace(dropout=0.0))),
             accelerator=SimpleNamespace(autocast=self.autocast, backward=lambda loss: loss.backward()),
         )  # fmt: skip
-        self.graphs = cuda_graphs.RowGraphs(self.trainer)
 
     def autocast(self, handler: Any = None) -> Any:
         """bfloat16 on a GPU."""

@@ -326,7 +326,7 @@ class Recorded:
 
 def like_them() -> list[Example]:
     """Other samples of about the same lengths: their row falls into the same bucket, and its segments lie elsewhere."""
-    chance, made = torch.Generator().manual_seed(5), []
+    chance, made = torch.Generator().manual_seed(5), list[Example]()
     prefixes = {n: torch.randint(5, 5000, (n,), generator=chance).tolist() for n in (39, 21, 0)}
     for prefix, suffixes in ((39, (13, 21, 6, 40, 17)), (21, (8, 14)), (0, (27, 12))):
         for count in suffixes:

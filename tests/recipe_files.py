@@ -56,6 +56,7 @@ seed = 0
 tokens_per_row = 4096
 shared_prefix = false
 gradient_checkpointing = true
+cuda_graphs = "auto"
 logging_steps = 5
 eval_steps = 7
 save_steps = 8
