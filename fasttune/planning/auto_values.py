@@ -1,8 +1,9 @@
-"""train.batch_size and train.epochs where they are "auto": numbers that suit the number of samples.
+"""model.dtype, train.batch_size and train.epochs where they are "auto": what suits the processor, and the number of
+samples.
 
 A fixed default fits no data set of another size: 16 samples a step and 3 epochs are 3 steps of 10 samples. A run that
-continues keeps its parent's batch_size, and a resumed one all that it began with, also where it began before there was
-"auto".
+continues keeps its parent's batch_size and number type, and a resumed one all that it began with, also where it began
+before there was "auto", or on another machine.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from fasttune.data.dataset import Dataset
-from fasttune.planning import parents
-from fasttune.recipe.schema import Recipe
+from fasttune.planning import number_type, parents
+from fasttune.recipe.schema import ModelRecipe, Recipe
 from fasttune.runs import documents
 from fasttune.runs.store import Run
 
-Number = TypeVar("Number", int, float)
+Value = TypeVar("Value", int, float, str)
 AUTO = "auto"
 LARGEST_BATCH = 16
 STEPS_AN_EPOCH = 4  # at least, where there are so many samples
@@ -29,23 +30,35 @@ def batch_size(samples: int) -> int:
 
 
 def resolved(recipe: Recipe, dataset: Dataset, parent: Run | None, stopped: Run | None, epochs: float) -> Recipe:
-    """The recipe with a number for each "auto"; `epochs` is the one for its samples, `stopped` the run that is
+    """The recipe with a value for each "auto"; `epochs` is the one for its samples, `stopped` the run that is
     resumed."""
-    train, samples, sources = recipe.train, len(dataset.train), dict(recipe.sources)
+    model, train, samples, sources = recipe.model, recipe.train, len(dataset.train), dict(recipe.sources)
+    reason = f"{samples} sample{'s' * (samples != 1)}"
+    if model.dtype == AUTO:
+        model, sources["model.dtype"] = with_number_type(
+            model, stopped or parent, sources.get("model.dtype", "default")
+        )
     if train.batch_size == AUTO:
-        size, source = as_before("train.batch_size", stopped or parent, batch_size(samples), samples)
+        size, source = as_before("train.batch_size", stopped or parent, batch_size(samples), reason)
         train, sources["train.batch_size"] = replace(train, batch_size=size), source
     if train.epochs == AUTO:
-        passes, source = as_before("train.epochs", stopped, epochs, samples)
+        passes, source = as_before("train.epochs", stopped, epochs, reason)
         train, sources["train.epochs"] = replace(train, epochs=passes), source
-    return replace(recipe, train=train, sources=sources)
+    return replace(recipe, model=model, train=train, sources=sources)
 
 
-def as_before(key: str, run: Run | None, suited: Number, samples: int) -> tuple[Number, str]:
-    """The value that a run began with, else the one that suits so many samples; and its source."""
+def with_number_type(model: ModelRecipe, run: Run | None, source: str) -> tuple[ModelRecipe, str]:
+    """The model with the number type that a run began with, else the one that suits this machine; and its source, which
+    is the given one where "auto" stays: 16 bits on a GPU, float32 on a CPU."""
+    dtype, found = number_type.suited(model) if run is None else as_before("model.dtype", run, AUTO, "")
+    return replace(model, dtype=dtype), source if dtype == AUTO else found
+
+
+def as_before(key: str, run: Run | None, suited: Value, reason: str) -> tuple[Value, str]:
+    """The value that a run began with, else the one that suits for this reason; and its source."""
     if run is not None and (known := documents.read_plan(run).values.get(key)) is not None:
         return known, f"default (auto: {run.id})"
-    return suited, f"default (auto: {samples} sample{'s' * (samples != 1)})"
+    return suited, f"default (auto: {reason})"
 
 
 def run_to_follow(root: Path, recipe: Recipe) -> Run | None:

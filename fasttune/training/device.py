@@ -73,7 +73,7 @@ def needs_prefix_check() -> bool:
 
 def compute_dtype(recipe: ModelRecipe) -> torch.dtype:
     """The number type the model computes in: model.dtype, or for "auto" bfloat16 where the GPU has it, else float16;
-    float32 on a CPU.
+    float32 on a CPU. A plan says "bfloat16" where "auto" is that on a CPU (planning/number_type.py).
 
     Raises UsageError for bfloat16 on a GPU that has none: Unsloth would compute in float16 without a word.
     """
