@@ -18,7 +18,7 @@ from fasttune.recipe.schema import ModelRecipe, Recipe
 from fasttune.runs import documents
 from fasttune.runs.store import Run
 
-Value = TypeVar("Value", int, float, str)
+Value = TypeVar("Value")
 AUTO = "auto"
 LARGEST_BATCH = 16
 STEPS_AN_EPOCH = 4  # at least, where there are so many samples
@@ -50,7 +50,7 @@ def resolved(recipe: Recipe, dataset: Dataset, parent: Run | None, stopped: Run 
 def with_number_type(model: ModelRecipe, run: Run | None, source: str) -> tuple[ModelRecipe, str]:
     """The model with the number type that a run began with, else the one that suits this machine; and its source, which
     is the given one where "auto" stays: 16 bits on a GPU, float32 on a CPU."""
-    dtype, found = number_type.suited(model) if run is None else as_before("model.dtype", run, AUTO, "")
+    dtype, found = number_type.suited(model) if run is None else as_before("model.dtype", run, model.dtype, "")
     return replace(model, dtype=dtype), source if dtype == AUTO else found
 
 

@@ -11,7 +11,7 @@ import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fasttune.machine import bfloat16_instructions, visible_gpu
 from fasttune.recipe.schema import ModelRecipe
@@ -22,7 +22,7 @@ WIDE = 512
 TINY = "builtin:tiny"
 
 
-def suited(model: ModelRecipe) -> tuple[str, str]:
+def suited(model: ModelRecipe) -> tuple[Literal["auto", "bfloat16"], str]:
     """The value for model.dtype = "auto" and its source: `("bfloat16", "default (auto: …)")`, or "auto" as it is.
 
     In NF4 the base is multiplied in float32 on a CPU: what bfloat16 would change there was not measured.
