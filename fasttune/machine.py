@@ -26,7 +26,8 @@ WSL_NVIDIA_SMI = "/usr/lib/wsl/lib/nvidia-smi"  # where the driver for Windows p
 DRIVER_SECONDS = 10.0  # within which nvidia-smi answers a question
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 PROC_VERSION, PROC_MOUNTS = Path("/proc/version"), Path("/proc/mounts")
-PROC_ROUTE = Path("/proc/net/route")
+PROC_ROUTE, PROC_CPUINFO = Path("/proc/net/route"), Path("/proc/cpuinfo")
+BFLOAT16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # as the kernel names them, and as people do
 # What decides which numbers a training computes.
 TRAINING_PACKAGES = (
     "torch", "transformers", "peft", "trl", "accelerate", "datasets", "unsloth", "unsloth_zoo", "bitsandbytes",
@@ -78,6 +79,19 @@ def free_gpu_gib() -> float | None:
 def free_ram_gib() -> float:
     """GiB of RAM that programs can get without swapping; MemAvailable in Linux' /proc/meminfo."""
     return float(psutil.virtual_memory().available) / GIB
+
+
+def bfloat16_instructions(cpuinfo: Path = PROC_CPUINFO) -> str:
+    """What the processor multiplies bfloat16 by, "AMX" or "AVX512-BF16"; "" where it has neither, or is not Linux'.
+
+    FASTTUNE_CPU_FLAGS stands for the processor's flags where it is set: the tests say there which they are to see.
+    """
+    flags = os.environ.get("FASTTUNE_CPU_FLAGS")
+    if flags is None:
+        with contextlib.suppress(OSError):
+            flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
+    known = set((flags or "").split())
+    return next((name for flag, name in BFLOAT16_FLAGS.items() if flag in known), "")
 
 
 def package_versions(names: Iterable[str] = TRAINING_PACKAGES) -> dict[str, str]:

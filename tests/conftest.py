@@ -28,6 +28,9 @@ os.environ["FASTTUNE_LANG"] = "en"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as cli.main does, before torch is loaded here
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a tiny model gains nothing from more; the tests run side by side
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The processor's flags: none, so that model.dtype = "auto" is float32 on every machine (machine.bfloat16_instructions).
+# FASTTUNE_CPU_FLAGS=amx_bf16 before pytest shows the tests as a processor with AMX has them.
+os.environ.setdefault("FASTTUNE_CPU_FLAGS", "")
 # Each call has a token cache of its own; what Unsloth compiles may stay.
 caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(caches / "fasttune" / "unsloth"))

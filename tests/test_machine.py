@@ -152,3 +152,23 @@ def test_a_path_as_windows_names_it(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert machine.windows_path(page) == r"W:\home\me\report.html"
     monkeypatch.setattr(machine, "is_wsl", lambda: False)
     assert machine.windows_path(page) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [("fpu avx2", ""), ("fpu avx512f avx512_bf16", "AVX512-BF16"), ("avx512_bf16 amx_bf16 amx_tile", "AMX"),
+     ("avx512_bf16x", "")],
+)  # fmt: skip
+def test_what_the_processor_multiplies_bfloat16_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, found: str
+) -> None:
+    """The flags of /proc/cpuinfo, or those that FASTTUNE_CPU_FLAGS names in their place; none where it is no Linux."""
+    monkeypatch.delenv("FASTTUNE_CPU_FLAGS")
+    cpuinfo = tmp_path / "cpuinfo"
+    assert machine.bfloat16_instructions(cpuinfo) == ""
+    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: a CPU\nflags\t\t: {flags}\nbugs\t\t: amx_bf16\n")
+    assert machine.bfloat16_instructions(cpuinfo) == found
+    monkeypatch.setenv("FASTTUNE_CPU_FLAGS", "")
+    assert machine.bfloat16_instructions(cpuinfo) == ""
+    monkeypatch.setenv("FASTTUNE_CPU_FLAGS", "amx_bf16")
+    assert machine.bfloat16_instructions(cpuinfo) == "AMX"

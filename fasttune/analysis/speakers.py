@@ -28,6 +28,7 @@ from fasttune.export.artifact import is_of_served_adapter, require_unchanged
 from fasttune.export.llama import Sampling
 from fasttune.export.served import served_gguf
 from fasttune.export.serving import DEFAULT, Serving, serving_of_run
+from fasttune.planning import number_type
 from fasttune.recipe.schema import ModelRecipe
 from fasttune.runs import adapters, documents, epochs, store
 from fasttune.runs.store import Run
@@ -141,7 +142,8 @@ def speaks_for(name: str, root: Path, *, adapter: bool) -> Named:
         folder = local_base(name)
         if folder is None:
             raise
-        return Named(TorchSource(name, LoadedModel(folder, ModelRecipe(base=name), None), adapter=False), None, None)
+        model = number_type.chosen(ModelRecipe(base=name))
+        return Named(TorchSource(name, LoadedModel(folder, model, None), adapter=False), None, None)
     file = None if adapter else served_gguf(run)
     if file is None:
         return sources.find(name, root)

@@ -19,6 +19,7 @@ from fasttune import machine
 from fasttune.console import FasttuneError, _
 from fasttune.doctor import services
 from fasttune.doctor.outcome import Check, crashed, from_error, ok
+from fasttune.machine import bfloat16_instructions
 
 GIB = 2**30
 EXACT = 256  # rows and columns of the product that is compared; its integers stay below 2^11, which 16 bits hold
@@ -36,7 +37,8 @@ def matrix_product() -> Check:
     from fasttune.training import device
 
     kind = device.device_type()
-    dtype = torch.float32
+    instructions = bfloat16_instructions()
+    dtype = torch.bfloat16 if instructions else torch.float32
     if kind == "cuda":
         dtype = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
     generator = torch.Generator().manual_seed(0)
@@ -52,7 +54,16 @@ def matrix_product() -> Check:
     number_type = str(dtype).removeprefix("torch.")
     rate = products_per_second(kind, number_type)
     what = _("{device}: {rate:,.0f} GFLOP/s in {dtype}", device=where, rate=rate, dtype=number_type)
+    if kind == "cpu":
+        what += "; " + auto_type(instructions)
     return ok("matrix-product", what)
+
+
+def auto_type(instructions: str) -> str:
+    """What model.dtype = "auto" is on a processor that multiplies bfloat16 by these instructions ("": by none)."""
+    if not instructions:
+        return _('model.dtype = "auto" trains in float32: it has neither AMX nor AVX512-BF16')
+    return _('model.dtype = "auto" trains in bfloat16: it has {instructions}', instructions=instructions)
 
 
 def products_per_second(kind: str, dtype: str) -> float:

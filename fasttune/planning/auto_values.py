@@ -1,9 +1,10 @@
-"""train.batch_size, train.epochs and train.learning_rate where they are "auto".
+"""model.dtype, train.batch_size, train.epochs and train.learning_rate where they are "auto": what suits the processor,
+the number of samples, and the epochs.
 
 A fixed default fits no data set of another size: 16 samples a step and 3 epochs are 3 steps of 10 samples, and 2e-4
-moves little in one epoch. docs/defaults.md has the measurements. A run that continues keeps
-its parent's batch_size and learning_rate, and a resumed one all that it began with, also where it began before there
-was "auto".
+moves little in one epoch. docs/defaults.md has the measurements. A run that continues keeps its parent's number type,
+batch_size and learning_rate, and a resumed one all that it began with, also where it began before there was "auto", or
+on another machine.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from fasttune.data.dataset import Dataset
-from fasttune.planning import parents
-from fasttune.recipe.schema import Recipe
+from fasttune.planning import number_type, parents
+from fasttune.planning.number_type import TINY
+from fasttune.recipe.schema import ModelRecipe, Recipe
 from fasttune.runs import documents, judgement
 from fasttune.runs.store import Run
 
-Number = TypeVar("Number", int, float)
-AUTO, TINY = "auto", "builtin:tiny"
+Value = TypeVar("Value")
+AUTO = "auto"
 LARGEST_BATCH = 16
 LEAST_STEPS = 30  # of a whole training, where there are so many samples: fewer hardly move a base
 # Total epochs by number of samples: below this many samples, from, to. They judge a data set, not a run.
@@ -49,15 +51,19 @@ def batch_size(samples: int) -> int:
 
 
 def resolved(recipe: Recipe, dataset: Dataset, parent: Run | None, stopped: Run | None) -> Recipe:
-    """The recipe with numbers for batch_size and epochs; `stopped` is the run that is resumed."""
-    train, samples, sources = recipe.train, len(dataset.train), dict(recipe.sources)
+    """The recipe with values for number type, batch_size and epochs; `stopped` is the run that is resumed."""
+    model, train, samples, sources = recipe.model, recipe.train, len(dataset.train), dict(recipe.sources)
+    if model.dtype == AUTO:
+        model, sources["model.dtype"] = with_number_type(
+            model, stopped or parent, sources.get("model.dtype", "default")
+        )
     if train.batch_size == AUTO:
         size, source = as_before("train.batch_size", stopped or parent, batch_size(samples), counted(samples))
         train, sources["train.batch_size"] = replace(train, batch_size=size), source
     if train.epochs == AUTO:
         passes, source = as_before("train.epochs", stopped, band_epochs(samples), counted(samples))
         train, sources["train.epochs"] = replace(train, epochs=passes), source
-    return replace(recipe, train=train, sources=sources)
+    return replace(recipe, model=model, train=train, sources=sources)
 
 
 def learning_rate(epochs: float, samples: int, base: str) -> float:
@@ -78,17 +84,24 @@ def with_learning_rate(
     if recipe.train.learning_rate != AUTO:
         return recipe
     suited = learning_rate(epochs, samples, recipe.model.base) if epochs > 0 else RATE_IN_BAND
-    to = f"{epochs:.3g} epoch{'s' * (epochs != 1)} of {counted(samples)}"
-    rate, source = as_before("train.learning_rate", stopped or parent, suited, to)
+    reason = f"{epochs:.3g} epoch{'s' * (epochs != 1)} of {counted(samples)}"
+    rate, source = as_before("train.learning_rate", stopped or parent, suited, reason)
     train, sources = replace(recipe.train, learning_rate=rate), {**recipe.sources, "train.learning_rate": source}
     return replace(recipe, train=train, sources=sources)
 
 
-def as_before(key: str, run: Run | None, suited: Number, to: str) -> tuple[Number, str]:
-    """The value that a run began with, else the one that is suited `to` this data or length; and its source."""
+def with_number_type(model: ModelRecipe, run: Run | None, source: str) -> tuple[ModelRecipe, str]:
+    """The model with the number type that a run began with, else the one that suits this machine; and its source, which
+    is the given one where "auto" stays: 16 bits on a GPU, float32 on a CPU."""
+    dtype, found = number_type.suited(model) if run is None else as_before("model.dtype", run, model.dtype, "")
+    return replace(model, dtype=dtype), source if dtype == AUTO else found
+
+
+def as_before(key: str, run: Run | None, suited: Value, reason: str) -> tuple[Value, str]:
+    """The value that a run began with, else the one that suits for this reason; and its source."""
     if run is not None and (known := documents.read_plan(run).values.get(key)) is not None:
         return known, f"default (auto: {run.id})"
-    return suited, f"default (auto: {to})"
+    return suited, f"default (auto: {reason})"
 
 
 def counted(samples: int) -> str:

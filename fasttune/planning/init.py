@@ -8,7 +8,6 @@ Only what differs from the defaults is written, each line with its reason. An ex
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from fasttune.data.tokenize import estimate_tokens
 from fasttune.machine import Machine, free_memory
 from fasttune.planning import data_advice
 from fasttune.planning.auto_values import band, band_epochs, batch_size
+from fasttune.planning.number_type import TINY, read_config
 from fasttune.recipe.load import check_entry
 from fasttune.recipe.schema import KEYS, DataRecipe
 from fasttune.recipe.values import Entry, as_toml
@@ -39,7 +39,7 @@ HELD_OUT_ENOUGH = 100  # samples that tell the held-out loss well
 # Rank by number of samples: from this many, this rank.
 RANKS = ((2000, 32), (200, 16), (0, 8))
 CONTEXT = 32768  # of Qwen2.5, in tokens
-TINY, TINY_LEARNING_RATE = "builtin:tiny", 2e-3
+TINY_LEARNING_RATE = 2e-3
 WITH_K_QUANTS = ("1.5b", "3b", "7b")  # in the names of bases whose rows 256 divides
 PROBES, PROBE_CHARACTERS = 3, 200
 STANDARD = Path(__file__).parent.parent / "questions"  # those of `fasttune compare`, by language
@@ -217,11 +217,7 @@ def context(base: str | None) -> int:
     """The context length of a base in tokens: as its config.json says where it is a folder, else that of Qwen2.5."""
     if base is None:
         return CONTEXT
-    folder = Path(__file__).parent.parent / "tiny" if base == TINY else Path(base).expanduser()
-    try:
-        length = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a name on a hub; or a base that `plan` refuses
-        return CONTEXT
+    length = read_config(base).get("max_position_embeddings")
     return length if isinstance(length, int) and length > 0 else CONTEXT
 
 

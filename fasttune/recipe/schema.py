@@ -138,7 +138,9 @@ class ModelRecipe:
         most=CONTEXT,
     )
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "number type to compute in; auto: 16 bits on a GPU, float32 on a CPU; on a CPU, bfloat16 needs AMX"
+        "auto",
+        "number type to compute in; auto: 16 bits on a GPU, on a CPU bfloat16 where it has AMX or AVX512-BF16, "
+        "else float32; a run keeps the one it began with",
     )
     revision: str = setting("", "branch, tag or commit of the hub repository; empty: its main branch")
     mirror: Literal["hf", "modelscope"] = setting("hf", "hub that the base is fetched from")

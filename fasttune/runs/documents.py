@@ -226,7 +226,8 @@ class Scores:
 @dataclass(frozen=True)
 class CheckBatch:
     """proof.json. `loss` is the mean over the supervised tokens of `samples` in nats, `tokens` the sha256 of their
-    token ids, `random_state` the sha256 of the random generators' states."""
+    token ids, `random_state` the sha256 of the random generators' states, `dtype` the number type, empty where none was
+    recorded yet."""
 
     step: int
     optimizer_step: int
@@ -237,6 +238,7 @@ class CheckBatch:
     random_state: str
     device: str
     packages: Mapping[str, str]
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -365,12 +367,13 @@ def add_start(run: Run, start: StartRecord) -> None:
 
 def recorded_overrides(run: Run) -> list[str]:
     """The overrides with which the copy of a run's recipe resolves to the run's settings: KEY=JSON of each value that
-    came from --set or from the parent."""
+    came from --set or from the parent, or that was chosen for "auto" on the machine and the data of then."""
     given = [
         setting
         for setting in read_plan(run).settings
-        if setting.source != "recipe" and not setting.source.startswith("default") and setting.value is not None
-    ]
+        if setting.value is not None and setting.source != "recipe"
+        and (not setting.source.startswith("default") or setting.source.startswith("default (auto"))
+    ]  # fmt: skip
     return [f"{one.key}={json.dumps(one.value, ensure_ascii=False)}" for one in given]
 
 

@@ -75,7 +75,7 @@ def needs_prefix_check() -> bool:
 
 def compute_dtype(recipe: ModelRecipe) -> torch.dtype:
     """The number type the model computes in: model.dtype, or for "auto" bfloat16 where the GPU has it, else float16;
-    float32 on a CPU.
+    float32 on a CPU. A plan says "bfloat16" where "auto" is that on a CPU (planning/number_type.py).
 
     Raises UsageError for bfloat16 on a GPU that has none: Unsloth would compute in float16 without a word.
     """
@@ -89,7 +89,7 @@ def compute_dtype(recipe: ModelRecipe) -> torch.dtype:
     if not has_bfloat16:
         what = _("this GPU has no bfloat16 (compute capability {capability}, it takes 8.0)",
                  capability=".".join(map(str, torch.cuda.get_device_capability())))  # fmt: skip
-        fix = _('write dtype = "auto", which is float16 here')
+        fix = _('write dtype = "auto", which is float16 here; "float32" where it continues a run in bfloat16')
         raise usage_error("bfloat16-not-available", what, where="model.dtype", fix=fix)
     return torch.bfloat16
 

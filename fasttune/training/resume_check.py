@@ -26,8 +26,9 @@ from fasttune.training import device, divergence, packing
 from fasttune.training.packing import Step
 
 SAMPLES = 4
-# Relative difference of the loss that rounding can make: float32 on a CPU, 16 bit on a GPU.
-TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
+# Relative difference of the loss that rounding can make: in float32 on a CPU, else in 16 bit, where another processor
+# or GPU adds in another order.
+FLOAT32_TOLERANCE, SHORT_TOLERANCE = 1e-4, 2e-2
 
 
 class Scorer(Protocol):
@@ -59,6 +60,7 @@ def record(trainer: Scorer, folder: Path) -> None:
         tokens=tokens_digest(trainer),
         random_state=device.random_state_digest(),
         device=device.device_type(),
+        dtype=number_type(trainer),
         packages=machine.package_versions(),
     )
     documents.write(folder / documents.CHECK_BATCH, check_batch)
@@ -128,10 +130,22 @@ def check_adapter(trainer: Scorer, adapter: Path) -> Continuation:
 def require_same_loss(trainer: Scorer, saved: CheckBatch, where: Path) -> float:
     """The check batch's loss now; raises FasttuneError where it is not the saved one."""
     loss = check_batch_loss(trainer)
-    tolerance = max(TOLERANCE[device.device_type()], TOLERANCE[saved.device])
-    if not abs(loss - saved.loss) <= tolerance * max(saved.loss, 0.1):
+    now = tolerance(device.device_type(), number_type(trainer))
+    allowed = max(now, tolerance(saved.device, saved.dtype))
+    if not abs(loss - saved.loss) <= allowed * max(saved.loss, 0.1):
         raise mismatch(where, _("check batch loss {now:.4f} (saved: {saved:.4f})", now=loss, saved=saved.loss))
     return loss
+
+
+def tolerance(device_type: str, dtype: str) -> float:
+    """The relative difference of two losses that is rounding, where one of them was computed on such a device in such a
+    type; "" is that of a file from before the type was recorded: float32 on a CPU."""
+    return FLOAT32_TOLERANCE if device_type == "cpu" and dtype in ("", "float32") else SHORT_TOLERANCE
+
+
+def number_type(trainer: Scorer) -> str:
+    """The type that the model computes in, as torch names it."""
+    return str(device.compute_dtype(trainer.plan.recipe.model)).removeprefix("torch.")
 
 
 def mismatch(where: Path, what: str) -> FasttuneError:

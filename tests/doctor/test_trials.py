@@ -20,6 +20,16 @@ def test_a_product_is_right_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(trials.TIMED, "cpu", 256)
     found = trials.matrix_product()
     assert found.state == "ok" and "GFLOP/s in float32" in found.measured
+    assert 'model.dtype = "auto" trains in float32: it has neither AMX nor AVX512-BF16' in found.measured
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is asked instead")
+def test_a_product_in_the_type_that_a_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(trials.TIMED, "cpu", 64)
+    monkeypatch.setenv("FASTTUNE_CPU_FLAGS", "avx512_bf16")
+    found = trials.matrix_product()
+    assert found.state == "ok" and "GFLOP/s in bfloat16" in found.measured
+    assert found.measured.endswith('; model.dtype = "auto" trains in bfloat16: it has AVX512-BF16')
 
 
 def test_a_product_that_is_wrong_in_one_place_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,9 @@ from fasttune.recipe.schema import KEYS
 
 def test_reference_in_docs_is_fresh() -> None:
     page = (REPOSITORY / "docs" / "recipe.md").read_text(encoding="utf-8")
-    assert page.partition("## All settings\n\n")[2] == reference(), "run: python -m fasttune.recipe docs/recipe.md"
+    assert page.partition("## All settings\n\n")[2] == reference(), (
+        "run: python -m fasttune.recipe.reference docs/recipe.md"
+    )
     assert all(f"| `{key.leaf}` |" in page for key in KEYS.values())
 
 
