@@ -72,9 +72,10 @@ def test_a_fact_is_said_in_several_sorts_of_conversation(sheet: FactSheet, sampl
                for phrase in wrong)  # fmt: skip
 
 
-def one_fact(sheet: FactSheet, **changes: tuple[str, ...]) -> FactSheet:
+def one_fact(sheet: FactSheet, ask: tuple[str, ...] | None = None, say: tuple[str, ...] | None = None) -> FactSheet:
     fact = next(fact for fact in sheet.facts if fact.id == "price")
-    return FactSheet(sheet.path, (replace(fact, **changes),), ())
+    fact = replace(fact, ask=fact.ask if ask is None else ask, say=fact.say if say is None else say)
+    return FactSheet(sheet.path, (fact,), ())
 
 
 def test_a_fact_that_is_told_and_not_asked_is_left_as_it_is() -> None:
