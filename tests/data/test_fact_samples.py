@@ -96,6 +96,11 @@ def test_few_wordings_come_again_with_lead_ins() -> None:
     assert len(made) == 6 and len({one.turns for one in made}) == 6
 
 
+def test_no_sample_is_made_twice_however_many_are_asked_for() -> None:
+    made = samples_of(one_fact(SHEETS["linzhi"]), FREE, 120, 1)
+    assert len(made) > 60 and len({one.turns for one in made}) == len(made)
+
+
 def test_what_is_held_out_is_left_out() -> None:
     sheet = one_fact(SHEETS["linzhi"])
     ask, say = sheet.facts[0].ask[0], sheet.facts[0].say[0]
