@@ -10,6 +10,7 @@ import pytest
 from series import RECIPE, SYSTEM, Series, document
 
 from fasttune.analysis import probe, sources
+from fasttune.data import tokenize
 from fasttune.runs import store
 from fasttune.training import probe_answers
 
@@ -36,7 +37,7 @@ def test_what_is_served_has_the_facts_everywhere(
         asked.append(system)
         return tokens(question, system, tokenizer)
 
-    tokens = probe.prompt_tokens
+    tokens = tokenize.prompt_tokens
     for module in (probe, probe_answers):
         monkeypatch.setattr(module, "prompt_tokens", prompt_tokens)
     series.train("train.max_steps=1", "train.save_steps=1")
