@@ -20,6 +20,7 @@ from pathlib import Path
 
 from fasttune.analysis import sources
 from fasttune.analysis.answers import LoadedModel, Prompt, Source, TorchSource, ask
+from fasttune.command import command_line
 from fasttune.console import Finding, _, ngettext, usage_error
 from fasttune.data.fact_prompt import with_facts
 from fasttune.data.fact_sheet import Fact, FactSheet, Rule, read_fact_sheet
@@ -196,8 +197,9 @@ def advice(scores: FactScores, ids: Sequence[str]) -> str:
     """What to do about facts that are not kept, by where they stand."""
     if any(fact.source == "data" for fact in scores.facts if fact.id in ids):
         return _(
-            "what must be right belongs into the system prompt; a small model learns a manner from samples and hardly "
-            "facts. Or take a larger base"
+            'make training samples of them, `{command}`, or serve them in the system prompt, export.prompt = "facts"; '
+            "or take a larger base",
+            command=command_line(["augment", scores.sheet]),
         )
     return _("they stand in the system prompt: train on more samples that use them, or take a larger base")
 

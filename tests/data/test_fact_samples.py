@@ -72,9 +72,10 @@ def test_a_fact_is_said_in_several_sorts_of_conversation(sheet: FactSheet, sampl
                for phrase in wrong)  # fmt: skip
 
 
-def one_fact(sheet: FactSheet, **changes: tuple[str, ...]) -> FactSheet:
+def one_fact(sheet: FactSheet, ask: tuple[str, ...] | None = None, say: tuple[str, ...] | None = None) -> FactSheet:
     fact = next(fact for fact in sheet.facts if fact.id == "price")
-    return FactSheet(sheet.path, (replace(fact, **changes),), ())
+    fact = replace(fact, ask=fact.ask if ask is None else ask, say=fact.say if say is None else say)
+    return FactSheet(sheet.path, (fact,), ())
 
 
 def test_a_fact_that_is_told_and_not_asked_is_left_as_it_is() -> None:
@@ -93,6 +94,11 @@ def test_facts_without_wordings_make_no_samples() -> None:
 def test_few_wordings_come_again_with_lead_ins() -> None:
     made = samples_of(one_fact(SHEETS["linzhi"], ask=("贵不贵呀？",), say=("二十块一版。",)), FREE, 6, 1)
     assert len(made) == 6 and len({one.turns for one in made}) == 6
+
+
+def test_no_sample_is_made_twice_however_many_are_asked_for() -> None:
+    made = samples_of(one_fact(SHEETS["linzhi"]), FREE, 120, 1)
+    assert len(made) > 60 and len({one.turns for one in made}) == len(made)
 
 
 def test_what_is_held_out_is_left_out() -> None:

@@ -15,6 +15,7 @@ from data_files import write
 from fasttune.console import UsageError
 from fasttune.data import dataset
 from fasttune.data.dataset import Sample, read_samples
+from fasttune.data.fact_sheet import read_fact_sheet
 from fasttune.data.lint import lint
 from fasttune.data.measured import ANSWER_LETTERS, Measured
 from fasttune.planning.augment import Augmented, AugmentRequest, augment
@@ -100,23 +101,14 @@ def test_the_shipped_file_is_what_the_verb_writes(
 
 def test_a_shipped_sheet_has_several_wordings_of_every_fact(persona: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    sheet = load_recipe(f"recipes/{persona}_facts.toml").facts.file
-    facts = augment_free(sheet)
+    facts = read_fact_sheet(Path(load_recipe(f"recipes/{persona}_facts.toml").facts.file)).facts
     assert [fact.id for fact in facts if len(fact.ask) < 3 or len(fact.say) < 2] == []
-
-
-def augment_free(sheet: str) -> Any:
-    from fasttune.data.fact_sheet import read_fact_sheet
-
-    return read_fact_sheet(Path(sheet)).facts
 
 
 def test_nothing_shipped_is_measured_or_held_out(persona: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY / "data" / persona)
     said = {role: [m.content for one in read_samples("val.jsonl").samples for m in one.messages if m.role == role]
             for role in ("user", "assistant")}  # fmt: skip
-    from fasttune.data.fact_sheet import read_fact_sheet
-
     questions = Measured([*said["user"], *read_fact_sheet(Path("facts.toml")).questions])
     answers = Measured(said["assistant"], ANSWER_LETTERS)
     turns = [m for one in read_samples("facts-train.jsonl").samples for m in one.messages]

@@ -25,7 +25,7 @@ from fasttune.terminal import command_line
         ("help", "did you mean `fasttune --help`?"),
         ("exprt", "did you mean `fasttune export`?"),
         ("recipes/quickstart.toml", "did you mean `fasttune run recipes/quickstart.toml`?"),
-        ("frobnicate", "the commands are bench, "),
+        ("frobnicate", "the commands are augment, bench, "),
         ("run x.toml --learning_rate 1e-4", "write `--set train.learning_rate=…`"),
         ("run x.toml --learning-rate=1e-4", "write `--set train.learning_rate=…`"),
         ("run x.toml --lora_rank 8", "write `--set lora.r=…`"),
