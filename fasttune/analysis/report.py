@@ -339,9 +339,8 @@ def run_document(report: RunReport) -> dict[str, Any]:
 
 def curves_document(report: RunReport) -> dict[str, list[tuple[float, float]]]:
     """{figure: [(epoch, value), …]} of what is drawn, each reduced to so many columns."""
-    keys = ("loss", "mean_token_accuracy", "learning_rate", "grad_norm", "tokens_per_second", "eval_loss")
     curves = {}
-    for key in keys:
+    for key in ("loss", "mean_token_accuracy", "learning_rate", "grad_norm", "tokens_per_second", "eval_loss"):
         points = [
             (epoch, float(line[key]))
             for epoch, line in zip(report.line_epochs, report.history, strict=True)

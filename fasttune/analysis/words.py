@@ -78,12 +78,12 @@ def general_heading(language: str) -> str:
 
 def general_line(one: GeneralLoss) -> str:
     """`general conversations in English: loss 2.310 by the base, 2.405 trained (+4%)`"""
-    figures = {"base": one.base, "trained": one.trained, "change": one.trained / one.base - 1}
+    base, trained, change = one.base, one.trained, one.trained / one.base - 1
     if one.language == "zh":
         return _("general conversations in Chinese: loss {base:.3f} by the base, {trained:.3f} trained ({change:+.0%})",
-                 **figures)  # fmt: skip
+                 base=base, trained=trained, change=change)  # fmt: skip
     return _("general conversations in English: loss {base:.3f} by the base, {trained:.3f} trained ({change:+.0%})",
-             **figures)  # fmt: skip
+             base=base, trained=trained, change=change)  # fmt: skip
 
 
 def has_held_out_loss(one: Figures) -> bool:

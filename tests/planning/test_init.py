@@ -171,7 +171,7 @@ def test_long_samples_raise_the_limit(tmp_path: Path) -> None:
     assert chosen(tmp_path, 4, answer="好" * 3000)["model.max_seq_length"] == 3072
     assert chosen(tmp_path, 4, answer="好" * 99000)["model.max_seq_length"] == 32768
     tiny = chosen(tmp_path, 4, answer="好" * 99000, base="builtin:tiny").get("model.max_seq_length", 2048)
-    assert tiny == init.context(init.TINY)
+    assert tiny == init.context("builtin:tiny")
 
 
 @pytest.mark.parametrize(("characters", "said"), [(20000, False), (60000, True)])
