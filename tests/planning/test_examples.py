@@ -76,8 +76,9 @@ def test_the_wheel_holds_the_package_the_built_in_base_and_the_examples(installe
     package = REPOSITORY / "fasttune"
     code = {f"fasttune/{path.relative_to(package).as_posix()}": path.read_bytes() for path in package.rglob("*.py")}
     tiny = {f"fasttune/tiny/{path.name}": path.read_bytes() for path in (package / "tiny").iterdir()}
+    general = {f"fasttune/general/{path.name}": path.read_bytes() for path in (package / "general").iterdir()}
     example = {f"fasttune/shipped/{path}": content for name in EXAMPLES for path, content in shipped(name).items()}
-    expected = code | tiny | example
+    expected = code | tiny | general | example
     assert {path: content for path, content in held.items() if path in expected} == expected
     assert not [path for path in held.keys() - expected.keys() if path.endswith((".py", ".jsonl"))]
     assert "fasttune/py.typed" in held

@@ -117,11 +117,11 @@ def test_a_document_without_a_format_number_is_read_whole(tmp_path: Path, name: 
     if name == "provenance.json":
         added = {"sharing_check": None, "longest_answer": 0, "base": before["base"] | {"folder": ""}}
     if name == "plan.json":
-        added = {"start_epoch": None}
+        added = {"start_epoch": None, "general_samples": 0, "with_facts": None}
     if name == "scores.json":
         unknown = {"base_cut": False, "trained_cut": False, "is_trained": False}
         probes = [one | unknown for one in before["probes"]]
-        added = {"probes": probes, "facts": None, "epochs": [], "exports": [], "held_out": None}
+        added = {"probes": probes, "facts": None, "epochs": [], "exports": [], "held_out": None, "general": []}
     if name == "proof.json":
         added = {"dtype": ""}
     if name == "artifact.json":

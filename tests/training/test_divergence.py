@@ -17,10 +17,10 @@ SETTINGS = ("train.max_steps=6", "train.save_steps=2", "data.val=val.jsonl", "tr
 
 def nan_from(patch: pytest.MonkeyPatch, step: int, what: str) -> None:
     """From this step on the loss, or only its gradient, is NaN."""
-    real: Any = StepTrainer.row_loss
+    real: Any = StepTrainer.batch_loss
 
-    def row_loss(trainer: StepTrainer, examples: Any, row: Any) -> Any:
-        loss, hits = real(trainer, examples, row)
+    def batch_loss(trainer: StepTrainer, batch: Any) -> Any:
+        loss, hits = real(trainer, batch)
         if trainer.state.global_step + 1 < step or not loss.requires_grad:
             return loss, hits
         if what == "gradient":
@@ -28,7 +28,7 @@ def nan_from(patch: pytest.MonkeyPatch, step: int, what: str) -> None:
             return loss, hits
         return loss * math.nan, hits
 
-    patch.setattr(StepTrainer, "row_loss", row_loss)
+    patch.setattr(StepTrainer, "batch_loss", batch_loss)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
