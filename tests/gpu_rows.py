@@ -122,18 +122,18 @@ def write_memory() -> None:
     (FOLDER / "memory.json").write_text(json.dumps(gpu_row_memory.measure(hub.TINY, FOLDER / "memory")))
 
 
-def fork_memory() -> None:
-    """Measure the memory of rows in a fork of this process: its stand-ins are others, and importing Unsloth once more takes
-    longer than measuring."""
-    child = multiprocessing.get_context("fork").Process(target=write_memory)
+def in_fork(measure: Callable[[], None]) -> None:
+    """Measure in a fork of this process: the stand-ins and models of the other stages are left out of it, and importing
+    Unsloth once more would take longer than measuring."""
+    child = multiprocessing.get_context("fork").Process(target=measure)
     child.start()
     child.join()
-    assert child.exitcode == 0, "gpu_row_memory.py failed"
+    assert child.exitcode == 0, f"{measure.__name__} failed"
 
 
 EXPECTED_LOSS, EXPECTED = reference(write_base(FOLDER / "base", torch.float32))
 gpu_model.import_unsloth()
-fork_memory()
+in_fork(write_memory)
 gpu_stand_ins.install()
 FOUND: dict[str, Any] = {"kernels": gpu_triton.errors()}  # before they are stood in for
 gpu_stand_ins.use_kernels(lambda _name, kernel: kernel)
@@ -352,7 +352,7 @@ def replayed(base: Path, kernel: str, dtype: torch.dtype) -> dict[str, Any]:
         model=model, trained_parameters=weights, batch_loss=batch_loss, examples=like_them(), gradient_checkpointing=False,
         plan=SimpleNamespace(recipe=SimpleNamespace(train=SimpleNamespace(cuda_graphs=True), lora=LORA)),
         accelerator=SimpleNamespace(autocast=autocast, backward=lambda loss: loss.backward()),
-        args=SimpleNamespace(device=torch.device("cpu")), step_watch=None,
+        args=SimpleNamespace(device=torch.device("cpu")), step_watch=SimpleNamespace(has_spoken=False),
     )  # fmt: skip
 
     def step(train_row: Callable[..., Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -379,14 +379,19 @@ def replayed(base: Path, kernel: str, dtype: torch.dtype) -> dict[str, Any]:
     return {"state": graphs.state, "rows": made.replays, "graphs": len(made.made), "differences": differences}
 
 
-def cuda_graph_rows() -> None:
-    for name, folder, kernel, dtype in (
-        ("flash", "base", "FLASH", torch.float32), ("efficient", "base", "EFFICIENT", torch.float32),
-        ("bfloat16", "2", "FLASH", torch.bfloat16),
+def write_graphs() -> None:
+    found = {}
+    half = write_base(FOLDER / "graphs", torch.bfloat16, 2)
+    for name, base, kernel, dtype in (
+        ("flash", FOLDER / "base", "FLASH", torch.float32), ("efficient", FOLDER / "base", "EFFICIENT", torch.float32),
+        ("bfloat16", half, "FLASH", torch.bfloat16),
     ):  # fmt: skip
-        FOUND[f"graphs: {name}"] = replayed(FOLDER / folder, kernel, dtype)
+        found[f"graphs: {name}"] = replayed(base, kernel, dtype)
+    (FOLDER / "graphs.json").write_text(json.dumps(found))
 
 
-for stage in (exactness, count_launches, update, cuda_graph_rows):
+in_fork(write_graphs)
+FOUND |= json.loads((FOLDER / "graphs.json").read_text())
+for stage in (exactness, count_launches, update):
     stage()
     (FOLDER / "found.json").write_text(json.dumps(FOUND))
