@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fasttune.runs import documents
+from fasttune.runs import documents, judgement
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.history import read_history
 from fasttune.runs.store import Run
@@ -49,7 +49,7 @@ def evidence_of(folder: Path) -> dict[str, Any]:
         "steps_per_epoch": plan.steps_per_epoch,
         "settings": {key: plan.values[key] for key in SETTINGS},
         "loss_by_epoch": epoch_losses(plan, history),
-        "held_out": [[line["step"], round(line["eval_loss"], 4)] for line in history if "eval_loss" in line],
+        "held_out": [[one.step, round(one.loss, 4)] for one in judgement.evaluations(history)],
     }
 
 

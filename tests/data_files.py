@@ -12,6 +12,13 @@ from fasttune.console import FasttuneError, Finding
 from fasttune.data.dataset import Sample, load_dataset
 from fasttune.recipe.schema import DataRecipe
 
+SHEET = """\
+[[fact]]
+id = "cat"
+text = "猫叫定影"
+questions = ["猫叫啥？", "猫咪大名？", "怎么喊猫？"]
+accept = ["定影"]
+"""
 FORMATS = Path(__file__).parents[1] / "data" / "formats"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import SHEET
 from series import RECIPE, SYSTEM, Series, document
 
 from fasttune.analysis import probe, sources
@@ -14,13 +15,6 @@ from fasttune.data import tokenize
 from fasttune.runs import store
 from fasttune.training import probe_answers
 
-SHEET = """\
-[[fact]]
-id = "cat"
-text = "猫叫定影"
-questions = ["猫叫啥？", "猫咪大名？", "怎么喊猫？"]
-accept = ["定影"]
-"""
 WITH_FACTS = RECIPE.replace("gguf = []", 'gguf = ["f16"]\nprompt = "facts"') + (
     '[probe]\nquestions = ["你是谁？"]\nmax_new_tokens = 4\n[facts]\nfile = "facts.toml"\n'
 )

@@ -7,7 +7,7 @@ states it. Those that stand in the trained prompt (source = "system") are not sa
 from __future__ import annotations
 
 from fasttune.data.fact_sheet import FactSheet
-from fasttune.data.lint_answers import CHINESE
+from fasttune.data.matching import CHINESE
 
 FULL_STOPS = "。！？.!?"
 CHINESE_HEADING = "下面是关于你的事，“她”“他”说的就是你，问到了照着说："

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from fasttune.data.fact_sheet import Fact, FactSheet, Rule
 from fasttune.data.fact_templates import CHINESE, ENGLISH, Templates
-from fasttune.data.lint_answers import CHINESE as HAN
+from fasttune.data.matching import CHINESE as HAN
 from fasttune.data.matching import holds, normalised
 from fasttune.data.measured import Measured
 

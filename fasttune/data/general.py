@@ -14,17 +14,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from fasttune.data.matching import CHINESE
+
 FOLDER = Path(__file__).parent.parent / "general"
 SOURCE = "fasttune/general/"  # with which the names of these samples begin, wherever fasttune is installed
 LANGUAGES = ("zh", "en")
 SPOKEN = 0.2  # of the samples: a language that fewer answer in is not one of the data
-CHINESE = range(0x4E00, 0xA000)
 
 
 def languages(answers: Iterable[str]) -> tuple[str, ...]:
     """The languages of a data set by its answers, one text a sample: "zh" where a share of SPOKEN of them holds Chinese
     characters, "en" where such a share holds none."""
-    holds = [any(ord(character) in CHINESE for character in text) for text in answers]
+    holds = [CHINESE.search(text) is not None for text in answers]
     chinese = sum(holds)
     counts = {"zh": chinese, "en": len(holds) - chinese}
     return tuple(one for one in LANGUAGES if counts[one] and counts[one] >= SPOKEN * len(holds))

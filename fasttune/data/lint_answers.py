@@ -14,11 +14,11 @@ from statistics import median
 
 from fasttune.console import Finding, _, ngettext
 from fasttune.data.dataset import Sample
+from fasttune.data.matching import CHINESE
 from fasttune.data.messages import listed
 from fasttune.data.tokenize import estimate_tokens
 
 WORD = re.compile(r"[A-Za-zÀ-ɏ'’]+|[0-9]+|[^\W_A-Za-zÀ-ɏ0-9]")  # an English word, a number, or a Chinese character
-CHINESE = re.compile("[\u4e00-\u9fff]")
 # What a whole sentence may end with: marks, closing quotes and brackets, emoji and other symbols.
 ENDING = re.compile(r"(?:[.。!！?？…~～;；:：)）\]】}」』”\"'’》>—*`|]|[^\w\s,，、(（\[【{「『“《<-])$")
 OPEN_END = re.compile(

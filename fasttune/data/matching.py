@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+CHINESE = re.compile("[\u4e00-\u9fff]")  # a Chinese character
 DIGITS = dict(zip("〇零一二两三四五六七八九", "001223456789", strict=True))
 NUMERAL = re.compile(f"[{''.join(DIGITS)}十百千万]+")
 NUMBER = re.compile("(?:(D)千)?零?(?:(D)百)?零?(?:(D?)(十))?零?(D?)".replace("D", "[一二两三四五六七八九]"))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from data_files import SHEET
 
 from fasttune.console import UsageError
 from fasttune.data import dataset
@@ -94,15 +95,6 @@ def test_the_plan_is_the_same_after_it_was_written_and_read(tmp_path: Path) -> N
     document = planned(tmp_path, "export.gguf=['f16', 'q8_0']").document()
     documents.write(tmp_path / "plan.json", document)
     assert documents.read(tmp_path / "plan.json", documents.PlanDocument) == document
-
-
-SHEET = """\
-[[fact]]
-id = "cat"
-text = "猫叫定影"
-questions = ["猫叫啥？", "猫咪大名？", "怎么喊猫？"]
-accept = ["定影"]
-"""
 
 
 def test_the_served_prompt_has_the_facts_where_the_recipe_asks_for_them(tmp_path: Path) -> None:
