@@ -8,7 +8,7 @@ from dataclasses import astuple
 import pytest
 
 from fasttune.data.fact_templates import CHINESE, ENGLISH, Templates
-from fasttune.data.lint_answers import CHINESE as HAN
+from fasttune.data.matching import CHINESE as HAN
 
 FIELDS = {"right": {"text"}, "wrong": {"ask", "wrong"}, "objections": {"wrong"}, "both": {"ask", "other"}}
 
