@@ -25,9 +25,10 @@ from fasttune.data.lint import lint
 from fasttune.data.lint_persona import QWEN_DEFAULT
 from fasttune.data.tokenize import Example, encode_all
 from fasttune.planning import data_advice
-from fasttune.planning.auto_values import band, band_epochs, batch_size
+from fasttune.planning.auto_values import batch_size
 from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import ModelRecipe, Recipe
+from fasttune.runs.bands import band, band_epochs
 from fasttune.training import hub, packing
 from fasttune.training import model as models
 from fasttune.training.plan_check import length_beyond_base

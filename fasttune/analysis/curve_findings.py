@@ -194,7 +194,7 @@ def under_trained(training: Training) -> Found:
         what = _("under-trained: the loss hardly moved, from {first:.3f} at step {step} to {last:.3f} at step "
                  "{last_step}",
                  first=points[0].loss, step=points[0].step, last=means.loss, last_step=points[-1].step)  # fmt: skip
-        low = judgement.is_low_learning_rate(points)
+        low = judgement.is_low_learning_rate(points, training.suiting_learning_rate)
         remedy = training.remedies.higher_learning_rate if low else training.remedies.look_at_mask
         return [finding(training, "under-trained", "warning", what, why, remedy)]
     if judged.verdict == judgement.NOT_ENOUGH:
@@ -230,21 +230,29 @@ def learning_rate(training: Training) -> Found:
     peak = curves.peak_learning_rate(points)
     if peak is None or judged is None:
         return []
-    steps = training.total_steps or points[-1].step
-    suits = judgement.suiting_learning_rate(steps, training.base)
+    suits = training.suiting_learning_rate
     if has_diverged(training) or (peak > judgement.HIGH * suits and judged.verdict not in FINE):
-        what = _("the learning rate of {peak:.2g} was too high; {suits:.2g} suits {steps} steps of LoRA",
-                 peak=peak, suits=suits, steps=steps)  # fmt: skip
+        what = _("the learning rate of {peak:.2g} was too high; {suits:.2g} suits {training}",
+                 peak=peak, suits=suits, training=trained_on(training))  # fmt: skip
         return [finding(training, "learning-rate-too-high", "warning", what, "", training.remedies.lower_learning_rate)]
-    if judged.verdict == judgement.NOTHING_LEARNED and judgement.is_low_learning_rate(points):
-        what = _("the learning rate came to {peak:.2g} at most; {suits:.2g} suits {steps} steps of LoRA",
-                 peak=peak, suits=suits, steps=steps)  # fmt: skip
+    if judged.verdict == judgement.NOTHING_LEARNED and judgement.is_low_learning_rate(points, suits):
+        what = _("the learning rate came to {peak:.2g} at most; {suits:.2g} suits {training}",
+                 peak=peak, suits=suits, training=trained_on(training))  # fmt: skip
         remedy = training.remedies.higher_learning_rate
         if curves.is_warming_up(points):
             what = _("the learning rate was still rising at step {last} and came to {peak:.2g}; {suits:.2g} suits "
-                     "{steps} steps of LoRA", last=points[-1].step, peak=peak, suits=suits, steps=steps)  # fmt: skip
+                     "{training}",
+                     last=points[-1].step, peak=peak, suits=suits, training=trained_on(training))  # fmt: skip
         return [finding(training, "learning-rate-too-low", "warning", what, "", remedy)]
     return []
+
+
+def trained_on(training: Training) -> str:
+    """What a learning rate suits: the epochs and samples of the training where they are known."""
+    if training.samples is None or training.total_steps is None:
+        return _("most trainings of LoRA")
+    return ngettext("{epochs:.3g} epochs of {n} sample", "{epochs:.3g} epochs of {n} samples", training.samples,
+                    epochs=training.epoch(training.total_steps))  # fmt: skip
 
 
 def gradient_spikes(training: Training) -> Found:

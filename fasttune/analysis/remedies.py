@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fasttune.analysis.trainer_logs import TrainerLog
 from fasttune.command import command_line, run_arguments, runs_option
 from fasttune.planning.parents import OF_THE_CONTINUATION, OVERFIT_EPOCHS, began_with, resume_command, typed_value
-from fasttune.runs import documents, epochs, judgement, store
+from fasttune.runs import bands, documents, epochs, judgement, store
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.store import Run
 
@@ -45,15 +45,14 @@ def of_run(
     """The commands for a run of our own; `best_epochs` is where its held-out loss was at its best, `earlier` the epoch
     kept there, if one is."""
     train, lora = plan.values.get("train.learning_rate", 2e-4), plan.values.get("lora.r", 8)
-    suits = judgement.suiting_learning_rate(plan.total_steps, plan.values.get("model.base"))
-    higher = suits if train < suits else train * FASTER
+    suits = bands.suiting_learning_rate(plan.epochs, plan.train_samples, plan.values.get("model.base"))
     shorter = best_epochs or max(1.0, plan.epochs / 2)
     samples = plan.train_samples + (0 if isinstance(plan.values.get("data.val"), str) else plan.val_samples)
     return Remedies(
         continue_=continuing(run, plan, "incremental", f"continue.add_epochs={MORE}"),
         more_epochs=continuing(run, plan, "incremental", f"continue.add_epochs={MORE}"),
         fewer_epochs=continuing(run, plan, "retune", f"train.epochs={shorter:.3g}"),
-        higher_learning_rate=continuing(run, plan, "retune", f"train.learning_rate={higher:.2g}"),
+        higher_learning_rate=continuing(run, plan, "retune", f"train.learning_rate={higher_rate(train, suits):.2g}"),
         lower_learning_rate=continuing(run, plan, "retune", f"train.learning_rate={train * SLOWER:.2g}"),
         clip_gradients=continuing(run, plan, "retune", "train.max_grad_norm=0.3"),
         one_schedule=continuing(run, plan, "retune", f"train.epochs={plan.epochs:.3g}"),
@@ -142,9 +141,7 @@ def look_at_mask(run: Run) -> str:
 def of_log(log: TrainerLog, peak: float | None, best_epochs: float | None) -> Remedies:
     """The settings for another trainer's training, in its own spelling."""
     epochs = log.epochs or log.attempts[-1].points[-1].epoch or 3.0
-    last = log.attempts[-1].points[-1].step
-    suits = judgement.suiting_learning_rate(log.total_steps or last)
-    rate = peak or suits
+    rate = peak or bands.RATE_IN_BAND
     longer = typed(log, "num_train_epochs", f"{epochs + max(MORE, epochs / 2):.3g}")
     resumed = typed(log, "resume_from_checkpoint", newest_checkpoint(log))
     held_out = {"Hugging Face": "eval_dataset=…, eval_strategy='epoch'", "LLaMA-Factory": "val_size: 0.1",
@@ -156,7 +153,7 @@ def of_log(log: TrainerLog, peak: float | None, best_epochs: float | None) -> Re
         continue_=resumed,
         more_epochs=f"{longer} {resumed}" if log.checkpoints else longer,
         fewer_epochs=typed(log, "num_train_epochs", f"{best_epochs or max(1.0, epochs / 2):.3g}"),
-        higher_learning_rate=typed(log, "learning_rate", f"{suits if rate < suits else rate * FASTER:.2g}"),
+        higher_learning_rate=typed(log, "learning_rate", f"{higher_rate(rate, bands.RATE_IN_BAND):.2g}"),
         lower_learning_rate=typed(log, "learning_rate", f"{rate * SLOWER:.2g}"),
         clip_gradients=typed(log, "max_grad_norm", "0.3"),
         one_schedule=longer if log.epochs is None else typed(log, "num_train_epochs", f"{epochs:.3g}"),
@@ -166,6 +163,11 @@ def of_log(log: TrainerLog, peak: float | None, best_epochs: float | None) -> Re
         lower_rank=typed(log, rank, str(max(4, (log.rank or 16) // 2))),
         higher_rank=typed(log, rank, "8"),
     )
+
+
+def higher_rate(rate: float, suits: float) -> float:
+    """The learning rate to try after one that moved nothing: the one that suits, or a higher one where it had that."""
+    return suits if rate < suits else rate * FASTER
 
 
 def typed(log: TrainerLog, key: str, value: str) -> str:

@@ -17,10 +17,10 @@ from fasttune.analysis.training_facts import Training
 from fasttune.command import command_line, run_arguments
 from fasttune.console import FasttuneError, Finding, _, ngettext
 from fasttune.data.dataset import Dataset, load_dataset
-from fasttune.planning.auto_values import BANDS
 from fasttune.planning.parents import OVERFIT_EPOCHS
 from fasttune.recipe.load import load_recipe
 from fasttune.runs import documents, epochs, judgement, store, summary
+from fasttune.runs.bands import BANDS
 from fasttune.runs.documents import ArtifactDocument, PlanDocument
 from fasttune.runs.outcomes import ExportFigures
 from fasttune.runs.seams import LEARNED, RELEARNED, Seam

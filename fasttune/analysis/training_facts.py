@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from fasttune.analysis.remedies import Remedies
-from fasttune.runs import seams
+from fasttune.runs import bands, seams
 from fasttune.runs.curves import Curve
 from fasttune.runs.history import EpochMeans, last_epoch
 from fasttune.runs.judgement import Judgement
@@ -82,6 +82,12 @@ class Training:
         points = self.curve.points
         last = self.curve.since(points[-1].step - self.steps_per_epoch + 1) if points else self.curve
         return last_epoch(history_of(last), self.steps_per_epoch)
+
+    @property
+    def suiting_learning_rate(self) -> float:
+        """The learning rate that suits the epochs that were planned, where they and the samples are known."""
+        epochs = self.total_steps / self.steps_per_epoch if self.total_steps else None
+        return bands.suiting_learning_rate(epochs, self.samples, self.base)
 
     def epoch(self, step: int) -> float:
         """The epoch of a step."""

@@ -23,10 +23,10 @@ from pathlib import Path
 from fasttune.console import Finding, Level, _, ngettext
 from fasttune.data.tokenize import estimate_tokens
 from fasttune.planning import data_advice
-from fasttune.planning.auto_values import BANDS, band, band_epochs
 from fasttune.planning.parents import MORE_EPOCHS, run_command
 from fasttune.planning.strategy import Plan, differences
 from fasttune.runs import documents, judgement, store, summary
+from fasttune.runs.bands import BANDS, band, band_epochs
 from fasttune.runs.judgement import Judgement
 from fasttune.runs.store import Run
 
@@ -156,7 +156,7 @@ def continue_command(plan: Plan, root: Path, strategy: str) -> str:
 
 
 def epochs_for_data(plan: Plan) -> list[Finding]:
-    """Epochs outside the band for the number of samples (auto_values.BANDS)."""
+    """Epochs outside the band for the number of samples (runs/bands.py)."""
     samples = len(plan.dataset.train)
     low, high = band(samples)
     if plan.recipe.train.max_steps or low <= plan.trained_epochs <= high + 1:

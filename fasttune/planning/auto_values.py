@@ -16,31 +16,15 @@ from typing import TypeVar
 
 from fasttune.data.dataset import Dataset
 from fasttune.planning import number_type, parents
-from fasttune.planning.number_type import TINY
 from fasttune.recipe.schema import ModelRecipe, Recipe
-from fasttune.runs import documents, judgement
+from fasttune.runs import documents
+from fasttune.runs.bands import band_epochs, suiting_learning_rate
 from fasttune.runs.store import Run
 
 Value = TypeVar("Value")
 AUTO = "auto"
 LARGEST_BATCH = 16
 LEAST_STEPS = 30  # of a whole training, where there are so many samples: fewer hardly move a base
-# Total epochs by number of samples: below this many samples, from, to. They judge a data set, not a run.
-BANDS = ((20, 5.0, 8.0), (50, 4.0, 6.0), (201, 3.0, 4.0), (math.inf, 2.0, 3.0))
-
-RATE_IN_BAND = 2e-4  # the learning rate for the epochs of the band
-LOWEST_RATE, HIGHEST_RATE = 1e-4, 5e-4
-
-
-def band(samples: int) -> tuple[float, float]:
-    """The lowest and the highest number of total epochs that suit so many samples."""
-    return next((low, high) for limit, low, high in BANDS if samples < limit)
-
-
-def band_epochs(samples: int) -> float:
-    """The total epochs that suit so many samples: the middle of the band, rounded up to half an epoch."""
-    low, high = band(samples)
-    return math.ceil(low + high) / 2
 
 
 def batch_size(samples: int) -> int:
@@ -66,24 +50,13 @@ def resolved(recipe: Recipe, dataset: Dataset, parent: Run | None, stopped: Run 
     return replace(recipe, model=model, train=train, sources=sources)
 
 
-def learning_rate(epochs: float, samples: int, base: str) -> float:
-    """The LoRA learning rate that suits a number of epochs, of two digits.
-
-    Measured (docs/defaults.md): on one data set the held-out loss is lowest where learning rate × epochs comes to the
-    same product, 2e-4 × the epochs of the band. So half the epochs want twice the rate; from 5e-4 on the lowest loss
-    is higher, and below 1e-4 an epoch moves too little.
-    """
-    suited = min(max(RATE_IN_BAND * band_epochs(samples) / epochs, LOWEST_RATE), HIGHEST_RATE)
-    return float(f"{judgement.TINY * suited if base == TINY else suited:.2g}")
-
-
 def with_learning_rate(
     recipe: Recipe, epochs: float, samples: int, parent: Run | None = None, stopped: Run | None = None
 ) -> Recipe:
     """The recipe with a number for learning_rate; `epochs` are those that this run trains."""
     if recipe.train.learning_rate != AUTO:
         return recipe
-    suited = learning_rate(epochs, samples, recipe.model.base) if epochs > 0 else RATE_IN_BAND
+    suited = suiting_learning_rate(epochs, samples, recipe.model.base)
     reason = f"{epochs:.3g} epoch{'s' * (epochs != 1)} of {counted(samples)}"
     rate, source = as_before("train.learning_rate", stopped or parent, suited, reason)
     train, sources = replace(recipe.train, learning_rate=rate), {**recipe.sources, "train.learning_rate": source}

@@ -21,11 +21,12 @@ from fasttune.data.dataset import Sample
 from fasttune.data.tokenize import estimate_tokens
 from fasttune.machine import Machine, free_memory
 from fasttune.planning import data_advice
-from fasttune.planning.auto_values import band, band_epochs, batch_size
-from fasttune.planning.number_type import TINY, read_config
+from fasttune.planning.auto_values import batch_size
+from fasttune.planning.number_type import read_config
 from fasttune.recipe.load import check_entry
 from fasttune.recipe.schema import KEYS, DataRecipe
 from fasttune.recipe.values import Entry, as_toml
+from fasttune.runs.bands import TINY, band, band_epochs
 
 ESTIMATE_MARGIN = 4 / 3  # how far a sample's tokens may exceed their estimate
 TEMPLATE_TOKENS = 8  # at most, that a chat template writes around a message; ChatML has 5

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from fasttune.machine import bfloat16_instructions, visible_gpu
 from fasttune.recipe.schema import ModelRecipe
+from fasttune.runs.bands import TINY
 
 # The width from which bfloat16 pays. In float32 matrix products take 86 % of a step at 896 (Qwen2.5 0.5B); at 256
 # (builtin:tiny) 56 % of 0.2 s, so that a run gains less than its start takes, and loses what can be compared exactly.
 WIDE = 512
-TINY = "builtin:tiny"
 
 
 def suited(model: ModelRecipe) -> tuple[Literal["auto", "bfloat16"], str]:

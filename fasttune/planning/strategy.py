@@ -43,7 +43,7 @@ from fasttune.planning.parents import (
 )
 from fasttune.recipe.load import settings
 from fasttune.recipe.schema import KEYS, Recipe
-from fasttune.runs import checkpoints, documents, epochs
+from fasttune.runs import bands, checkpoints, documents, epochs
 from fasttune.runs.checkpoints import best_left_behind, damage_findings
 from fasttune.runs.documents import PlanDocument, StartKind
 from fasttune.runs.epochs import KeptEpoch
@@ -270,7 +270,7 @@ def states_its_total(recipe: Recipe) -> bool:
 
 def augmented_epochs(samples: int, trained: float) -> float:
     """The total epochs of `augment`: the band's, and at least one more than were trained, up to OVERFIT_EPOCHS."""
-    return max(auto_values.band_epochs(samples), min(math.floor(trained) + 1.0, OVERFIT_EPOCHS))
+    return max(bands.band_epochs(samples), min(math.floor(trained) + 1.0, OVERFIT_EPOCHS))
 
 
 def steps_in(epochs: float, per_epoch: int) -> int:

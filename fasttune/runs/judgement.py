@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fasttune.runs import curves
+from fasttune.runs.bands import RATE_IN_BAND
 from fasttune.runs.curves import Curve, Evaluation, Point
 from fasttune.runs.history import EpochMeans, last_epoch
 
@@ -37,17 +38,13 @@ RISE = 1.01  # a held-out loss above this many times its best has risen
 STEEP_RISE = 1.05  # above this many times, it is more than an epoch too many
 FALL = 0.98  # a held-out loss below this many times what it was an epoch before still falls
 MOVED = 0.98  # a training loss above this many times what it was at first has hardly moved
-MOVED_SLOWLY = 0.9  # the same, where the learning rate is low for the number of steps
+MOVED_SLOWLY = 0.9  # the same, where the learning rate is low
 FEW_HELD_OUT = 2  # the loss of fewer held-out samples tells nothing, and is not shown
 ENOUGH_HELD_OUT = 20  # the loss of fewer held-out samples moves by chance: no verdict is built on it
 GAP = 0.5  # a held-out loss this far above the training loss: the samples are learned, the persona is not
 UNDER_TRAINED_LOSS, UNDER_TRAINED_ACCURACY = 0.5, 0.8  # above the one or below the other: too little training
 MEMORISED_LOSS, MEMORISED_SHARE = 0.1, 0.25  # of the loss, and of the loss of the first epoch
-# LoRA learning rates that suit a number of steps (Qwen2.5 0.5B to 3B): up to so many steps, learning rate. A quarter of
-# one is low, more than four times it is high.
-LEARNING_RATES = ((100, 4e-4), (300, 3e-4), (math.inf, 2e-4))
-LOW, HIGH = 0.25, 4.0
-TINY = 10  # builtin:tiny has 4.5 million parameters and wants ten times as much
+LOW, HIGH = 0.25, 4.0  # so much of the learning rate that suits (bands.py) is low, and more than so much is high
 IDLE = 0.1  # a peak below this share of the one that suits moves nothing by itself: no plateau is told from it
 
 
@@ -155,26 +152,21 @@ def has_learned(curve: Curve, steps_per_epoch: int) -> bool:
     return reached <= UNDER_TRAINED_LOSS or not reached > least * sum(first) / len(first)
 
 
-def suiting_learning_rate(steps: int, base: str | None = None) -> float:
-    """The LoRA learning rate for a number of steps, of bases of 0.5 to 3 billion parameters or for the tiny one."""
-    rate = next(rate for limit, rate in LEARNING_RATES if steps < limit)
-    return TINY * rate if base == "builtin:tiny" else rate
-
-
 def has_plateau(curve: Curve) -> Evaluation | None:
     """From which step on the held-out loss, else the training loss, stands still although the learning rate is at work,
     and that loss; None where none does."""
     curve = curve.finite
     peak = curves.peak_learning_rate(curve.points)
-    if not curve.points or (peak is not None and peak < IDLE * suiting_learning_rate(curve.points[-1].step)):
+    if not curve.points or (peak is not None and peak < IDLE * RATE_IN_BAND):
         return None
     return curves.plateau(curve, BANDS[1][0])
 
 
-def is_low_learning_rate(points: Sequence[Point]) -> bool:
-    """Whether the highest learning rate of the logged steps is low for their number; False where none is logged."""
+def is_low_learning_rate(points: Sequence[Point], suits: float = RATE_IN_BAND) -> bool:
+    """Whether the highest learning rate of the logged steps is low beside the one that suits; False where none is
+    logged."""
     peak = curves.peak_learning_rate(points)
-    return peak is not None and peak <= LOW * suiting_learning_rate(points[-1].step)
+    return peak is not None and peak <= LOW * suits
 
 
 def loss_band(loss: float | None) -> str | None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fasttune.console import _, ngettext
-from fasttune.planning.auto_values import band
 from fasttune.planning.strategy import BOUND_TO_CHECKPOINT, augmented_epochs
 from fasttune.recipe.load import settings
 from fasttune.recipe.schema import Recipe
 from fasttune.runs import documents, summary
+from fasttune.runs.bands import band
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json
 from fasttune.terminal import prompts

@@ -23,7 +23,7 @@ from fasttune.analysis.training_facts import Training
 from fasttune.cli import entry
 from fasttune.console import Finding
 from fasttune.pipeline import Planner, RunRequest
-from fasttune.runs import curves, documents, epochs, store, summary
+from fasttune.runs import bands, curves, documents, epochs, store, summary
 from fasttune.runs.store import Run
 
 
@@ -166,6 +166,18 @@ def test_every_verdict_ends_in_one_complete_command(code: str, run: Run) -> None
 
 def test_the_contract_has_seventeen_codes() -> None:
     assert len(ILLNESSES) == 17
+
+
+@pytest.mark.parametrize(("samples", "proposed"), [(17, "0.0043"), (450, "0.004")])
+def test_a_higher_learning_rate_is_the_one_that_auto_would_take(run: Run, samples: int, proposed: str) -> None:
+    """The plan's 2e-3 is below what suits 3 epochs of 17 samples, and twice as much is tried where it is not."""
+    rows = trainings.too_low(1)
+    found = trained(run, rows, samples=samples)
+    (low,) = [one for one in found.findings if one.code == "learning-rate-too-low"]
+    count = rows[-1]["step"] / trainings.PER_EPOCH
+    suits = f"{bands.suiting_learning_rate(count, samples, 'builtin:tiny'):.2g}"
+    assert f"; {suits} suits {count:g} epochs of {samples} samples" in low.what
+    assert low.fix.strip("`").endswith(f"train.learning_rate={proposed}")
 
 
 def little_data(found: Diagnosis) -> Finding:

@@ -94,24 +94,6 @@ def rate(plan: Plan) -> tuple[Any, str]:
     return next((one.value, one.source) for one in plan.document().settings if one.key == "train.learning_rate")
 
 
-@pytest.mark.parametrize(
-    ("epochs", "samples", "suited"),
-    [
-        (6.5, 17, 2e-4),
-        (3.0, 17, 4.3e-4),
-        (1.0, 17, 5e-4),
-        (10.0, 17, 1.3e-4),
-        (2.5, 486, 2e-4),
-        (1.0, 486, 5e-4),
-        (9.0, 486, 1e-4),
-    ],
-)
-def test_fewer_epochs_get_a_higher_learning_rate(epochs: float, samples: int, suited: float) -> None:
-    """Learning rate × epochs is the same within the bounds."""
-    assert auto_values.learning_rate(epochs, samples, "Qwen/Qwen2.5-0.5B-Instruct") == suited
-    assert auto_values.learning_rate(epochs, samples, "builtin:tiny") == pytest.approx(10 * suited)
-
-
 def test_what_was_chosen_is_said_with_its_reason(folder: Path) -> None:
     assert rate(planned()) == (2e-3, "default (auto: 6.6 epochs of 10 samples)")  # 6.5 epochs end within a step
     assert rate(planned("train.max_steps=5")) == (5e-3, "default (auto: 1 epoch of 10 samples)")

@@ -9,8 +9,9 @@ import pytest
 from series import RECIPE, Series
 from written_runs import planned, request, write_parent, write_run
 
-from fasttune.planning import auto_values, strategy
+from fasttune.planning import strategy
 from fasttune.planning.strategy import Plan
+from fasttune.runs import bands
 from fasttune.runs.store import Run
 
 
@@ -88,8 +89,8 @@ def test_a_schedule_without_warmup_inherits_none(parent: Run) -> None:
 )
 def test_the_epochs_that_augment_chooses(samples: int, epochs: float) -> None:
     """Total epochs by number of samples: below 20 samples 5 to 8, below 50 4 to 6, to 200 3 to 4, above 2 to 3."""
-    assert auto_values.band_epochs(samples) == epochs
-    low, high = auto_values.band(samples)
+    assert bands.band_epochs(samples) == epochs
+    low, high = bands.band(samples)
     assert low <= epochs <= high
 
 

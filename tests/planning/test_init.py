@@ -12,9 +12,10 @@ from conftest import REPOSITORY, Cli
 from fasttune.data import dataset
 from fasttune.data.dataset import Message, Sample
 from fasttune.machine import Machine
-from fasttune.planning import auto_values, init, strategy
+from fasttune.planning import init, strategy
 from fasttune.recipe.load import load_recipe, settings
 from fasttune.recipe.schema import KEYS
+from fasttune.runs import bands
 
 CPU = Machine(None, 20.0)
 
@@ -72,7 +73,7 @@ def test_what_is_written_loads_and_plans_without_findings(tmp_path: Path, fasttu
     plan = strategy.decide(read, dataset.load_dataset(read.data, read.train.seed), tmp_path / "runs")
     assert not plan.dataset.findings and not plan.findings
     assert plan.steps_per_epoch >= min(4, len(plan.dataset.train))
-    low, high = auto_values.band(len(plan.dataset.train))
+    low, high = bands.band(len(plan.dataset.train))
     assert low <= plan.epochs <= high + 0.5
     said = {setting.key: setting.value for setting in settings(read) if setting.source == "recipe"}
     assert all(KEYS[key].required or value != KEYS[key].default for key, value in said.items())

@@ -10,7 +10,7 @@ from data_files import SHEET
 
 from fasttune.console import UsageError
 from fasttune.data import dataset
-from fasttune.planning import auto_values, strategy
+from fasttune.planning import strategy
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.load import load_recipe
 from fasttune.runs import documents, store
@@ -81,14 +81,6 @@ def test_held_out_samples_do_not_choose_the_system_prompt(tmp_path: Path) -> Non
         "".join(f'{{"system": "V", "instruction": "v{n}", "output": "a"}}\n' for n in range(3))
     )
     assert planned(tmp_path, f"data.val={tmp_path}/val.jsonl", systems=["A", "B"]).system == "A"
-
-
-@pytest.mark.parametrize(
-    ("samples", "band", "total"),
-    [(1, (5.0, 8.0), 6.5), (19, (5.0, 8.0), 6.5), (20, (4.0, 6.0), 5.0), (50, (3.0, 4.0), 3.5), (201, (2.0, 3.0), 2.5)],
-)
-def test_epochs_by_the_number_of_samples(samples: int, band: tuple[float, float], total: float) -> None:
-    assert auto_values.band(samples) == band and auto_values.band_epochs(samples) == total
 
 
 def test_the_plan_is_the_same_after_it_was_written_and_read(tmp_path: Path) -> None:
