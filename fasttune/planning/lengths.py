@@ -7,9 +7,13 @@ long it trains, by continue.add_epochs or by being an `augment`, would train not
 
 from __future__ import annotations
 
+import math
+
 from fasttune.console import Finding, _, usage_error
+from fasttune.planning.parents import OVERFIT_EPOCHS
 from fasttune.recipe.load import with_values
 from fasttune.recipe.schema import Recipe
+from fasttune.runs import bands
 
 MAX_STEPS, ADD_EPOCHS = "train.max_steps", "continue.add_epochs"
 
@@ -45,3 +49,26 @@ def left_out(recipe: Recipe, key: str, counts: str) -> tuple[Recipe, list[Findin
              key=key, value=value, other=counts)  # fmt: skip
     without = with_values(recipe, {key: 0}, f"left out ({counts} counts)")
     return without, [Finding("length-left-out", "info", f"{recipe.path}: {key}", what)]
+
+
+def states_its_total(recipe: Recipe) -> bool:
+    """Whether an `augment` says its epochs: in --set, or in a recipe of that strategy. The epochs in the recipe of a
+    first run, which `--continue augment` takes up, are those of that run."""
+    own = ("override",) if recipe.sources["strategy"] == "override" else ("override", "recipe")
+    return recipe.sources["train.epochs"] in own
+
+
+def augmented_epochs(samples: int, trained: float) -> float:
+    """The total epochs of `augment`: the band's, and at least one more than were trained, up to OVERFIT_EPOCHS."""
+    return max(bands.band_epochs(samples), min(math.floor(trained) + 1.0, OVERFIT_EPOCHS))
+
+
+def steps_in(epochs: float, per_epoch: int) -> int:
+    """ceil(epochs * per_epoch), where 1.1 epochs of 10 steps are 11 in spite of rounding errors."""
+    return math.ceil(round(epochs * per_epoch, 6))
+
+
+def names_a_length(recipe: Recipe) -> bool:
+    """Whether a recipe sets epochs, steps or epochs to add."""
+    is_set = any(not recipe.sources[key].startswith("default") for key in ("train.epochs", "train.max_steps"))
+    return is_set or recipe.continue_.add_epochs > 0

@@ -18,7 +18,6 @@ It needs no state; where it jumps at the parent's last step, the jump is printed
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -43,7 +42,7 @@ from fasttune.planning.parents import (
 )
 from fasttune.recipe.load import settings
 from fasttune.recipe.schema import KEYS, Recipe
-from fasttune.runs import bands, checkpoints, documents, epochs
+from fasttune.runs import checkpoints, documents, epochs
 from fasttune.runs.checkpoints import best_left_behind, damage_findings
 from fasttune.runs.documents import PlanDocument, StartKind
 from fasttune.runs.epochs import KeptEpoch
@@ -255,27 +254,10 @@ def total_steps(recipe: Recipe, dataset: Dataset, start: Start, per_epoch: int) 
         return recipe.train.max_steps
     if recipe.continue_.add_epochs and start.parent is not None:
         before = 0 if start.kind == "adapter" else round(start.epochs * per_epoch)
-        return before + steps_in(recipe.continue_.add_epochs, per_epoch)
-    if recipe.strategy == "augment" and not states_its_total(recipe):
-        return steps_in(augmented_epochs(len(dataset.train), start.epochs), per_epoch)
-    return steps_in(recipe.train.passes, per_epoch)
-
-
-def states_its_total(recipe: Recipe) -> bool:
-    """Whether an `augment` says its epochs: in --set, or in a recipe of that strategy. The epochs in the recipe of a
-    first run, which `--continue augment` takes up, are those of that run."""
-    own = ("override",) if recipe.sources["strategy"] == "override" else ("override", "recipe")
-    return recipe.sources["train.epochs"] in own
-
-
-def augmented_epochs(samples: int, trained: float) -> float:
-    """The total epochs of `augment`: the band's, and at least one more than were trained, up to OVERFIT_EPOCHS."""
-    return max(bands.band_epochs(samples), min(math.floor(trained) + 1.0, OVERFIT_EPOCHS))
-
-
-def steps_in(epochs: float, per_epoch: int) -> int:
-    """ceil(epochs * per_epoch), where 1.1 epochs of 10 steps are 11 in spite of rounding errors."""
-    return math.ceil(round(epochs * per_epoch, 6))
+        return before + lengths.steps_in(recipe.continue_.add_epochs, per_epoch)
+    if recipe.strategy == "augment" and not lengths.states_its_total(recipe):
+        return lengths.steps_in(lengths.augmented_epochs(len(dataset.train), start.epochs), per_epoch)
+    return lengths.steps_in(recipe.train.passes, per_epoch)
 
 
 def contradictions(plan: Plan) -> list[Finding]:
@@ -284,7 +266,7 @@ def contradictions(plan: Plan) -> list[Finding]:
     if parent is None:
         return []
     problems = []
-    if recipe.strategy == "incremental" and not names_a_length(recipe):
+    if recipe.strategy == "incremental" and not lengths.names_a_length(recipe):
         problems.append(add_epochs_missing(plan))
     if recipe.strategy == "retune" and plan.start.kind == "checkpoint":
         problems.append(
@@ -306,12 +288,6 @@ def contradictions(plan: Plan) -> list[Finding]:
             what = _("the parent had {old}, now it is {new}", old=old, new=new)
             problems.append(Finding("continue-differs", "error", f"{recipe.path}: {key}", what, reason, fix))
     return problems
-
-
-def names_a_length(recipe: Recipe) -> bool:
-    """Whether a recipe sets epochs, steps or epochs to add."""
-    is_set = any(not recipe.sources[key].startswith("default") for key in ("train.epochs", "train.max_steps"))
-    return is_set or recipe.continue_.add_epochs > 0
 
 
 def add_epochs_missing(plan: Plan) -> Finding:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fasttune.console import _, ngettext
-from fasttune.planning.strategy import BOUND_TO_CHECKPOINT, augmented_epochs
+from fasttune.planning.lengths import augmented_epochs
+from fasttune.planning.strategy import BOUND_TO_CHECKPOINT
 from fasttune.recipe.load import settings
 from fasttune.recipe.schema import Recipe
 from fasttune.runs import documents, summary

@@ -9,9 +9,7 @@ import pytest
 from series import RECIPE, Series
 from written_runs import planned, request, write_parent, write_run
 
-from fasttune.planning import strategy
 from fasttune.planning.strategy import Plan
-from fasttune.runs import bands
 from fasttune.runs.store import Run
 
 
@@ -79,24 +77,3 @@ def test_a_schedule_without_warmup_inherits_none(parent: Run) -> None:
     value, source = found["train.warmup_steps"]
     assert value == 0.0 and source.startswith("default (constant has no warm")
     assert sources(planned(strategy="retune"))["train.warmup_steps"][0] == 2
-
-
-# Epochs and steps ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("samples", "epochs"), [(5, 6.5), (19, 6.5), (20, 5.0), (49, 5.0), (50, 3.5), (200, 3.5), (201, 2.5), (5000, 2.5)]
-)
-def test_the_epochs_that_augment_chooses(samples: int, epochs: float) -> None:
-    """Total epochs by number of samples: below 20 samples 5 to 8, below 50 4 to 6, to 200 3 to 4, above 2 to 3."""
-    assert bands.band_epochs(samples) == epochs
-    low, high = bands.band(samples)
-    assert low <= epochs <= high
-
-
-@pytest.mark.parametrize(
-    ("epochs", "per_epoch", "expected"),
-    [(1.5, 3, 5), (1.1, 50, 55), (29 / 7, 7, 29), (2.0, 7, 14), (0.01, 3, 1), (8 / 3, 3, 8)],
-)
-def test_steps_in_epochs(epochs: float, per_epoch: int, expected: int) -> None:
-    assert strategy.steps_in(epochs, per_epoch) == expected

@@ -9,6 +9,7 @@ from series import RECIPE, Series
 from written_runs import planned, refusal, write_run
 
 from fasttune.pipeline import Planner, RunRequest
+from fasttune.planning import lengths
 from fasttune.planning.strategy import Plan
 
 PER_EPOCH = 3  # 10 samples, 4 a step
@@ -66,3 +67,12 @@ def test_a_first_run_of_no_step_is_told_without_a_parent() -> None:
     (finding,) = refusal("name=other", "train.max_steps=0", "train.epochs=1e-9")
     assert (finding.code, finding.where) == ("nothing-to-train", "persona.toml: train.epochs")
     assert "comes to no step" in finding.what and "parent" not in finding.what + finding.fix
+
+
+@pytest.mark.parametrize(
+    ("epochs", "per_epoch", "steps"),
+    [(1.5, 3, 5), (1.1, 50, 55), (1.1, 10, 11), (1.11, 10, 12), (29 / 7, 7, 29), (2.0, 7, 14), (0.01, 3, 1),
+     (8 / 3, 3, 8), (2.6666, 3, 8)],
+)  # fmt: skip
+def test_a_begun_step_counts_and_a_rounding_error_does_not(epochs: float, per_epoch: int, steps: int) -> None:
+    assert lengths.steps_in(epochs, per_epoch) == steps

@@ -46,12 +46,6 @@ def test_steps(tmp_path: Path, overrides: list[str], per_epoch: int, total: int)
     assert plan.epochs == total / per_epoch
 
 
-def test_a_begun_step_counts_and_a_rounding_error_does_not() -> None:
-    assert strategy.steps_in(1.1, 10) == 11
-    assert strategy.steps_in(1.11, 10) == 12
-    assert strategy.steps_in(2.6666, 3) == 8
-
-
 @pytest.mark.parametrize(
     ("systems", "served"),
     [

@@ -9,7 +9,16 @@ from fasttune.runs import bands
 
 @pytest.mark.parametrize(
     ("samples", "band", "total"),
-    [(1, (5.0, 8.0), 6.5), (19, (5.0, 8.0), 6.5), (20, (4.0, 6.0), 5.0), (50, (3.0, 4.0), 3.5), (201, (2.0, 3.0), 2.5)],
+    [
+        (1, (5.0, 8.0), 6.5),
+        (19, (5.0, 8.0), 6.5),
+        (20, (4.0, 6.0), 5.0),
+        (49, (4.0, 6.0), 5.0),
+        (50, (3.0, 4.0), 3.5),
+        (200, (3.0, 4.0), 3.5),
+        (201, (2.0, 3.0), 2.5),
+        (5000, (2.0, 3.0), 2.5),
+    ],
 )
 def test_epochs_by_the_number_of_samples(samples: int, band: tuple[float, float], total: float) -> None:
     assert bands.band(samples) == band and bands.band_epochs(samples) == total

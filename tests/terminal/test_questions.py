@@ -108,7 +108,7 @@ def test_a_recipe_that_differs_yields_to_the_parent(
 
 @pytest.mark.parametrize(("epochs", "steps_per_epoch"), [(8 / 3, 3), (7 / 6, 6), (2.0, 3)])
 def test_epochs_that_are_proposed_come_to_no_step_more(epochs: float, steps_per_epoch: int) -> None:
-    from fasttune.planning.strategy import steps_in
+    from fasttune.planning.lengths import steps_in
 
     proposed = questions.not_above(epochs)
     assert steps_in(proposed, steps_per_epoch) == round(epochs * steps_per_epoch)
