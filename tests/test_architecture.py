@@ -120,3 +120,26 @@ def test_a_run_without_a_terminal_loads_no_prompts() -> None:
 
 def test_importing_the_package_imports_nothing_else() -> None:
     assert not loaded("import fasttune") & {"torch", "rich", "click"}
+
+
+# Files of more than LONGEST_FILE lines, and why they are longer.
+LONG_FILES = {
+    "runs/documents.py": "the JSON documents of a run, which are written and read in one place",
+    "recipe/schema.py": "every setting with its default, bounds and meaning is declared here and nowhere else",
+    "console.py": "whatever is said to people goes through it, in one language and one encoding",
+}
+LONGEST_FILE, LONGEST_FUNCTION, MOST_LONG_FUNCTIONS = 350, 35, 5
+
+
+def test_files_and_functions_stay_short() -> None:
+    """CONTRIBUTING.md, "What a change looks like"."""
+    lines = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    long = {str(path.relative_to(PACKAGE)) for path, text in lines.items() if text.count("\n") > LONGEST_FILE}
+    assert long == set(LONG_FILES)
+    functions = {
+        f"{path.relative_to(PACKAGE)}:{node.name}"
+        for path, text in lines.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION
+    }
+    assert len(functions) <= MOST_LONG_FUNCTIONS, sorted(functions)

@@ -5,14 +5,14 @@ Every function returns one part, or None where the run has nothing of it. Texts 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from fasttune.analysis import page_files, words
 from fasttune.analysis.chart_scales import number
 from fasttune.analysis.charts import Chart, Series
 from fasttune.analysis.page_blocks import NONE, Exchange, Part, Row, Table, figure
-from fasttune.analysis.run_report import RunReport, is_repeating
+from fasttune.analysis.run_report import AnsweredEpoch, RunReport, is_repeating
 from fasttune.command import command_line, runs_option
 from fasttune.console import _
 from fasttune.runs.outcomes import FactResult
@@ -120,7 +120,20 @@ def kept_epochs(report: RunReport) -> Part | None:
     kept = report.kept
     if not kept:
         return None
-    asked = list(dict.fromkeys(question for one in kept for question in one.answers))
+    curve = curve_of_epochs(kept)
+    return Part(
+        "epochs",
+        _("Every epoch, and what it answers"),
+        table=table_of_epochs(kept),
+        charts=(curve,) if len(curve.series[0].points) > 1 else (),
+        exchanges=answers_of_epochs(kept, {probe.question: probe.base for probe in report.probes}),
+        note=_("to serve the adapter of an epoch in place of the last one:"),
+        commands=tuple(one.pick for one in kept if not one.is_served),
+    )
+
+
+def table_of_epochs(kept: Sequence[AnsweredEpoch]) -> Table:
+    """An epoch a row: its held-out loss and what its answers are like; the best one is marked."""
     headings = (
         _("epoch"),
         _("held-out loss"),
@@ -129,53 +142,37 @@ def kept_epochs(report: RunReport) -> Part | None:
         _("repeating itself"),
         "",
     )
-    rows = tuple(
-        Row(
-            (
-                one.epoch,
-                figure(one.eval_loss),
-                f"{one.as_base}/{len(one.answers)}",
-                f"{one.out_of_character}/{len(one.answers)}",
-                f"{one.repeating}/{len(one.answers)}",
-                standing(one.is_best, one.is_served),
-            ),
-            here=one.is_best,
+    rows = (
+        (
+            one.epoch,
+            figure(one.eval_loss),
+            f"{one.as_base}/{len(one.answers)}",
+            f"{one.out_of_character}/{len(one.answers)}",
+            f"{one.repeating}/{len(one.answers)}",
+            standing(one.is_best, one.is_served),
         )
         for one in kept
     )
-    base = {probe.question: probe.base for probe in report.probes}
-    exchanges = tuple(
-        Exchange(
-            question,
-            (
-                *([(_("base"), base[question], ())] if base.get(question) else []),
-                *(
-                    (_("epoch {epoch}", epoch=one.epoch), one.answers[question], remarks(one.answers[question]))
-                    for one in kept
-                    if question in one.answers
-                ),
-            ),
-        )
-        for question in asked
-    )
+    return Table(headings, tuple(Row(row, here=one.is_best) for row, one in zip(rows, kept, strict=True)))
+
+
+def answers_of_epochs(kept: Sequence[AnsweredEpoch], base: Mapping[str, str]) -> tuple[Exchange, ...]:
+    """A question with the base's answer, where it was asked, and that of each epoch."""
+    found = []
+    for question in dict.fromkeys(question for one in kept for question in one.answers):
+        before = [(_("base"), base[question], ())] if base.get(question) else []
+        after = [(_("epoch {epoch}", epoch=one.epoch), one.answers[question], remarks(one.answers[question]))
+                 for one in kept if question in one.answers]  # fmt: skip
+        found.append(Exchange(question, (*before, *after)))
+    return tuple(found)
+
+
+def curve_of_epochs(kept: Sequence[AnsweredEpoch]) -> Chart:
+    """The held-out loss of the kept epochs, the best one named."""
     points = tuple((float(one.epoch), one.eval_loss) for one in kept if one.eval_loss is not None)
-    at = tuple((float(one.epoch), _("best")) for one in kept if one.is_best)
-    curve = Chart(
-        "kept-epochs",
-        _("Held-out loss of the kept epochs"),
-        _("epoch"),
-        (Series(_("held-out"), points, marked=True, style=1),),
-        at,
-    )
-    return Part(
-        "epochs",
-        _("Every epoch, and what it answers"),
-        table=Table(headings, rows),
-        charts=(curve,) if len(points) > 1 else (),
-        exchanges=exchanges,
-        note=_("to serve the adapter of an epoch in place of the last one:"),
-        commands=tuple(one.pick for one in kept if not one.is_served),
-    )
+    best = tuple((float(one.epoch), _("best")) for one in kept if one.is_best)
+    series = Series(_("held-out"), points, marked=True, style=1)
+    return Chart("kept-epochs", _("Held-out loss of the kept epochs"), _("epoch"), (series,), best)
 
 
 def standing(is_best: bool, is_served: bool) -> str:

@@ -170,14 +170,12 @@ def recipes() -> dict[Path, Recipe | None]:
     return found
 
 
-def of_series(name: str, commands: Commands) -> list[str] | None:
-    """What to do with a series."""
-    root = commands.root
-    current, is_stopped = store.current(root, name), store.list_runs(root, name)[-1].status == "stopped"
+def series_choices(name: str, current: Run | None, commands: Commands) -> dict[str, str]:
+    """What can be done with a series whose current run is this one, each with its words."""
+    is_stopped = store.list_runs(commands.root, name)[-1].status == "stopped"
+    resume, continue_ = _("🚀 train: resume, new run, overwrite"), _("🚀 train: continue, new run, overwrite")
     choices = {
-        "train": _("🚀 train: resume, new run, overwrite")
-        if is_stopped
-        else _("🚀 train: continue, new run, overwrite"),
+        "train": resume if is_stopped else continue_,
         "chat": _("💬 chat with it"),
         "runs": _("🌳 show its runs"),
         "plan": _("📋 show the plan of its recipe"),
@@ -194,6 +192,14 @@ def of_series(name: str, commands: Commands) -> list[str] | None:
         del choices["chat"]
     if current is None or current.status != "finished":
         choices.pop("compare", None)
+    return choices
+
+
+def of_series(name: str, commands: Commands) -> list[str] | None:
+    """What to do with a series."""
+    root = commands.root
+    current = store.current(root, name)
+    choices = series_choices(name, current, commands)
     picked = prompts.choose(name, choices)
     if picked == BACK:
         return None

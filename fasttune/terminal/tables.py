@@ -70,16 +70,7 @@ def show_plan(
     stdout_console.print(settings_table(plan, show_all=show_all))
     if not show_all and (folded := sum(one.source == "default" for one in plan.document().settings)):
         line(estimates.folded_away(folded))
-    line(
-        _(
-            "{samples} to train on, {val} held out; {per_epoch}, {steps} ({epochs:.2f} epochs)",
-            samples=ngettext("{n} sample", "{n} samples", len(plan.dataset.train)),
-            val=len(plan.dataset.held_out),
-            per_epoch=ngettext("{n} step an epoch", "{n} steps an epoch", plan.steps_per_epoch),
-            steps=ngettext("{n} step", "{n} steps", plan.total_steps),
-            epochs=plan.epochs,
-        )
-    )
+    line(counts_line(plan))
     if plan.dataset.general:
         line(check_report.replay_line(len(plan.dataset.general)))
     for text in [*estimates.estimate_lines(estimate), *estimates.epochs_line(plan.kept_epochs, estimate)]:
@@ -87,6 +78,18 @@ def show_plan(
     system = plan.served_system
     line(_("system prompt it is served with: {system}", system=_("none") if system is None else system))
     line(_("nothing was started; train with: `{command}`", command=command))
+
+
+def counts_line(plan: Plan) -> str:
+    """The samples, steps and epochs that follow from the data."""
+    return _(
+        "{samples} to train on, {val} held out; {per_epoch}, {steps} ({epochs:.2f} epochs)",
+        samples=ngettext("{n} sample", "{n} samples", len(plan.dataset.train)),
+        val=len(plan.dataset.held_out),
+        per_epoch=ngettext("{n} step an epoch", "{n} steps an epoch", plan.steps_per_epoch),
+        steps=ngettext("{n} step", "{n} steps", plan.total_steps),
+        epochs=plan.epochs,
+    )
 
 
 def settings_table(plan: Plan, *, show_all: bool) -> Table:
