@@ -36,6 +36,7 @@ class Steps:
         return SimpleNamespace(
             model=self.model, trained_parameters=self.weights, batch_loss=self.batch_loss, examples=self.samples[0],
             gradient_checkpointing=False, step_watch=StepWatch(),
+            is_rank_zero=False,
             args=SimpleNamespace(device=torch.device(device.device_type())),
             plan=SimpleNamespace(recipe=SimpleNamespace(
                 train=SimpleNamespace(cuda_graphs=True), lora=SimpleNamespace(dropout=0.0))),

@@ -358,6 +358,7 @@ def replayed(base: Path, kernel: str, dtype: torch.dtype) -> dict[str, Any]:
         plan=SimpleNamespace(recipe=SimpleNamespace(train=SimpleNamespace(cuda_graphs=True), lora=LORA)),
         accelerator=SimpleNamespace(autocast=autocast, backward=lambda loss: loss.backward()),
         args=SimpleNamespace(device=torch.device("cpu")), step_watch=SimpleNamespace(has_spoken=False),
+        is_rank_zero=False,
     )  # fmt: skip
 
     def step(train_row: Callable[..., Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:

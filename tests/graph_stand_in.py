@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from fasttune.training import attention_kernels, cuda_graphs, device
+from fasttune.training import attention_kernels, device, graph_capture
 
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "repeat_interleave.Tensor", "_pin_memory"}
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], list[torch.Tensor]]
@@ -115,10 +115,10 @@ def cuda_graphs_here(
     """Rows of this process can be graphs; a measured row takes so many seconds to launch, and to be done."""
     graphs = Graphs(leave_out, problem)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda_graphs, "is_available", lambda: True)
-        patch.setattr(cuda_graphs, "graph_pool", lambda: None)
-        patch.setattr(cuda_graphs, "warm_up", warm_up)
-        patch.setattr(cuda_graphs, "capture", graphs.capture)
+        patch.setattr(graph_capture, "is_available", lambda: True)
+        patch.setattr(graph_capture, "graph_pool", lambda: None)
+        patch.setattr(graph_capture, "warm_up", warm_up)
+        patch.setattr(graph_capture, "capture", graphs.capture)
         patch.setattr(device, "timed", lambda work: (work(), *seconds))
         kernel = attention_kernels.Kernel(*map(as_one, attention_kernels.CPU))
         patch.setattr(attention_kernels, "CPU", kernel)

@@ -158,8 +158,8 @@ class Continuation:
 
 @dataclass(frozen=True)
 class PrefixDifference:
-    """The first step with shared prefixes compared with plain attention: |shared - plain| / |plain| of the loss and of
-    the gradient."""
+    """Samples in one row compared with plain attention to each alone: |packed - plain| / |plain| of the loss and of the
+    gradient."""
 
     loss: float
     gradient: float
@@ -169,7 +169,7 @@ class PrefixDifference:
 class Provenance:
     """provenance.json. `created` is UTC in ISO 8601, `device` the GPU or processor, `system` the system prompt that the
     trained model is served with, `longest_answer` the tokens of the longest supervised span (0: from before it was
-    recorded)."""
+    recorded), `cuda_graphs` whether the rows trained last were graphs: "on", "off", or empty for false."""
 
     fasttune: str
     commit: str
@@ -188,6 +188,8 @@ class Provenance:
     starts: tuple[StartRecord, ...] = ()
     continuations: tuple[Continuation, ...] = ()
     sharing_check: PrefixDifference | None = None
+    packing_check: PrefixDifference | None = None
+    cuda_graphs: str = ""
 
 
 @dataclass(frozen=True)

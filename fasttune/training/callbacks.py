@@ -13,7 +13,7 @@ from fasttune.runs import documents
 from fasttune.runs.documents import StartRecord
 from fasttune.runs.history import last_epoch, trim_history
 from fasttune.runs.store import Run
-from fasttune.training import distributed
+from fasttune.training import distributed, prefix_check
 from fasttune.training import model as models
 from fasttune.training.progress import PhaseTimer
 
@@ -43,7 +43,7 @@ class RunCallback(TrainerCallback):
         self.trainer.has_ended = state.global_step > self.plan.start.step and self.is_over(state)
         if self.trainer.is_rank_zero:
             trim_history(self.trainer.run, state.global_step)
-        self.trainer.check_shared_prefixes()
+        prefix_check.switch_off_what_differs(self.trainer)
         self.trainer.step_began = self.saved = time.monotonic()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_more: Any) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,8 @@ import torch
 from accelerate.utils import AutocastKwargs
 
 from fasttune.console import Finding, _, say, show_findings
-from fasttune.training import device, distributed, engine, prefix_check, row_buckets
+from fasttune.runs import documents
+from fasttune.training import device, engine, graph_capture, prefix_check, row_buckets
 from fasttune.training import model as models
 from fasttune.training.engine import Batch
 from fasttune.training.packing import Row
@@ -39,7 +40,6 @@ HOST_SHARE = 0.9  # of a row's time that launching it takes where the computer i
 
 LossAndHits = tuple[torch.Tensor, torch.Tensor]
 LossAndGradients = tuple[torch.Tensor, Sequence[torch.Tensor]]
-Work = Callable[[], Any]
 State = Literal["off", "first step", "measuring", "on"]
 
 
@@ -85,10 +85,16 @@ class RowGraphs:
         if self.state != "first step":
             return usual
         if why := obstacle(self.trainer):
-            self.turn_off(why, "" if self.mode == "auto" and not is_available() else "info")
+            self.turn_off(why, "" if self.mode == "auto" and not graph_capture.is_available() else "info")
         else:
-            self.state = "on" if self.mode is True else "measuring"
+            self.become("on" if self.mode is True else "measuring")
         return usual
+
+    def become(self, state: State) -> None:
+        """Take a state, and keep in provenance.json whether the rows from here on are graphs."""
+        self.state = state
+        if state in ("on", "off") and self.trainer.is_rank_zero:
+            documents.update_provenance(self.trainer.run, cuda_graphs=state)
 
     # Whether -------------------------------------------------------------------------------------------------------
 
@@ -104,11 +110,11 @@ class RowGraphs:
     def decide(self, launched: float, done: float) -> None:
         """Graphs from now on, or never, by the mean seconds of a row until it is launched and until it is done."""
         if launched >= HOST_SHARE * done:
-            self.state = "on"
+            self.become("on")
             text = _("rows are CUDA graphs from now on: launching one took {launched:.0f} of its {done:.0f} ms, so "
                      "the GPU waited", launched=launched * 1e3, done=done * 1e3)  # fmt: skip
         else:
-            self.state = "off"
+            self.become("off")
             text = _("rows are not made CUDA graphs: launching one took {launched:.0f} of its {done:.0f} ms, so the "
                      "GPU is busy without", launched=launched * 1e3, done=done * 1e3)  # fmt: skip
         self.watch_anew()
@@ -116,7 +122,8 @@ class RowGraphs:
 
     def turn_off(self, why: str, level: Literal["", "info", "warning"]) -> None:
         """No graphs for the rest of the run, and their memory given back; said unless `level` is empty."""
-        self.state, self.is_usual = "off", False
+        self.is_usual = False
+        self.become("off")
         self.watch_anew()
         self.forget()
         if level:
@@ -161,7 +168,9 @@ class RowGraphs:
         try:
             if self.memory is None:
                 leaves, weights = models.row_leaves(self.trainer.model, self.trainer.trained_parameters)
-                self.memory = Memory(leaves, weights, [torch.zeros_like(one) for one in weights], graph_pool())
+                self.memory = Memory(
+                    leaves, weights, [torch.zeros_like(one) for one in weights], graph_capture.graph_pool()
+                )
             self.captured[bucket] = CapturedRow(self.trainer, bucket, self.memory)
         except (RuntimeError, MemoryError) as problem:
             why = reason(problem)
@@ -241,9 +250,9 @@ class CapturedRow:
             self.upstream = torch.zeros_like(self.hidden)
             backward()
 
-        warm_up(both)
-        self.replay_forward = capture(forward, memory.pool)
-        self.replay_backward = capture(backward, memory.pool)
+        graph_capture.warm_up(both)
+        self.replay_forward = graph_capture.capture(forward, memory.pool)
+        self.replay_backward = graph_capture.capture(backward, memory.pool)
         self.hidden = self.hidden.detach()
 
     @property
@@ -292,7 +301,7 @@ def difference_of(
 
 def obstacle(trainer: StepTrainer) -> str:
     """Why this training's rows can't be graphs; empty where they can."""
-    if not is_available():
+    if not graph_capture.is_available():
         return _("there is no GPU")
     if trainer.plan.recipe.lora.dropout > 0:
         return _("lora.dropout draws random numbers in each row")
@@ -310,36 +319,3 @@ def reason(problem: BaseException | None) -> str:
     if not has_memory:
         return _("memory ran out while a graph was recorded")
     return _("a graph could not be recorded: {problem}", problem=str(first).strip().partition("\n")[0])
-
-
-# torch's own, which the tests stand in for ---------------------------------------------------------------------------
-
-
-def is_available() -> bool:
-    """Whether there are CUDA graphs."""
-    return device.device_type() == "cuda"
-
-
-def graph_pool() -> Any:
-    """A memory pool for graphs."""
-    return torch.cuda.graph_pool_handle()
-
-
-def warm_up(work: Work) -> None:
-    """Do work twice beside the main stream, as torch asks for before it is recorded: what it compiles and keeps is
-    there afterwards."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _turn in range(2):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-
-
-def capture(work: Work, pool: Any) -> Work:
-    """Record work, without doing it; returns what does it. With several processes other threads may use CUDA
-    meanwhile: NCCL's watchdog does."""
-    graph, mode = torch.cuda.CUDAGraph(), "thread_local" if distributed.world_size() > 1 else "global"
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode=mode):
-        work()
-    return graph.replay

@@ -28,6 +28,8 @@ from itertools import compress, count, zip_longest
 from fasttune.data.batches import supervised_tokens
 from fasttune.data.tokenize import Example
 
+ONE_SAMPLE = 0  # the token budget that puts each sample into a row of its own
+
 
 @dataclass(frozen=True)
 class Group:
@@ -69,7 +71,7 @@ def plan_step(
     rank: int = 0,
     world_size: int = 1,
 ) -> Step:
-    """Lay the samples of one step out in rows of at most `budget` tokens (0: one sample a row); the result has
+    """Lay the samples of one step out in rows of at most `budget` tokens (ONE_SAMPLE: one sample a row); the result has
     the rows of one rank.
 
     A sample longer than the budget has a row of its own: nothing is cut off (E7).
@@ -101,7 +103,7 @@ def divide(examples: Sequence[Example], samples: Sequence[int], world_size: int)
 
 def lay_out(examples: Sequence[Example], samples: Sequence[int], budget: int, shared_prefix: bool) -> list[Row]:
     """The rows of one rank."""
-    if budget == 0:
+    if budget == ONE_SAMPLE:
         return [Row((Group(0, (i,)),), len(examples[i].tokens)) for i in samples]
     shares = shared_prefix and samples
     groups = share_prefixes(examples, samples) if shares else [Group(0, (i,)) for i in samples]

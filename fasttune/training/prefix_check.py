@@ -1,38 +1,39 @@
-"""The check of shared prefixes on a GPU: the same samples computed once behind one prefix, and once each on its own.
+"""The check of packed rows on a GPU: the same samples computed in one row, and once each on its own.
 
 Attention over packed rows (attention.py) calls kernels that differ from GPU to GPU. Before the first step its loss and
 LoRA gradients are compared with those of Unsloth's attention to one sample a row, on real samples and the real model;
-where they differ by more than rounding, prefixes are not shared (E1 goes before speed).
+where they differ by more than rounding, prefixes are not shared, and where samples that share nothing differ too, a row
+holds one sample (E1 goes before speed).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fasttune.console import Finding, _, show_findings
 from fasttune.data import batches
 from fasttune.data.tokenize import Example
-from fasttune.training import device, row_budget
+from fasttune.runs import documents
+from fasttune.runs.documents import PrefixDifference
+from fasttune.training import device, distributed, packing, row_budget
 from fasttune.training import model as models
 from fasttune.training.packing import Group, Row
 
-FIRST_SAMPLES = 64  # the training samples among which a shared prefix is looked for
-SAMPLES = 4  # how many of those that share it are compared
+if TYPE_CHECKING:
+    from fasttune.training.trainer import StepTrainer
+
+FIRST_SAMPLES = 64  # the training samples among which those to compare are looked for
+SAMPLES = 4  # how many are compared
 # Relative difference that rounding makes. In 16 bit it is large in a gradient; a mask that is wrong by one token
 # changes it by more (tests/training/test_prefix_check.py).
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
-
-class RowComputer(Protocol):
-    """What the check needs of a trainer (trainer.StepTrainer)."""
-
-    model: Any
-    examples: Sequence[Example]
-
-    def row_loss(self, examples: Sequence[Example], row: Row) -> tuple[torch.Tensor, torch.Tensor]: ...
+Pair = tuple[list[Row], list[Row]]  # the same samples in one row, and each in a row of its own
 
 
 @dataclass(frozen=True)
@@ -47,43 +48,93 @@ class Difference:
         return self.loss <= tolerance and self.gradient <= tolerance
 
 
-def first_samples(examples: Sequence[Example]) -> range:
-    """The indices of the samples among which a shared prefix is looked for."""
-    return range(min(len(examples), FIRST_SAMPLES))
+def switch_off_what_differs(trainer: StepTrainer) -> None:
+    """Before the first step on a GPU: stop sharing prefixes, and packing, where that changes loss or gradients (E1)."""
+    if not device.needs_prefix_check():
+        return
+    steps, first = trainer.steps, trainer.examples[:FIRST_SAMPLES]
+    if steps.can_share and (figures := difference(trainer, shared_pair(first), "sharing_check")):
+        steps.can_share = False
+        what = _("shared prefixes give another loss or gradient than plain attention here; they are switched off")
+        show_findings([Finding("sharing-differs", "warning", "train.shared_prefix", what, figures)])
+    if figures := difference(trainer, packed_pair(first), "packing_check"):
+        steps.can_pack = False
+        what = _("packed rows give another loss or gradient than plain attention here; each row holds one sample now")
+        show_findings([Finding("packing-differs", "warning", "train.tokens_per_row", what, figures)])
 
 
-def measure(trainer: RowComputer, rows: Sequence[Row]) -> Difference | None:
-    """Compare some samples of these rows with their prefix shared and without, leaving no gradient behind.
+def difference(trainer: StepTrainer, pair: Pair | None, record: str) -> str:
+    """How far the two are apart, in words, where that is more than rounding in any rank; else empty. The figures are
+    kept in provenance.json under `record`."""
+    found = measure(trainer, pair) if pair else None
+    if trainer.is_rank_zero:
+        kept = PrefixDifference(found.loss, found.gradient) if found else None
+        documents.update_provenance(trainer.run, **{record: kept})
+    tolerance = TOLERANCE[device.compute_dtype(trainer.plan.recipe.model)]
+    if not distributed.any_rank(found is not None and not found.within(tolerance)):
+        return ""
+    if found is None:
+        return _("another process found it")
+    return _("relative difference: loss {loss:.1e}, gradient {gradient:.1e}", loss=found.loss, gradient=found.gradient)
 
-    None where no row shares a prefix, or where memory runs out: the first step will report that.
-    """
-    pair = paired_rows(trainer.examples, rows)
-    if pair is None:
-        return None
+
+def measure(trainer: StepTrainer, pair: Pair) -> Difference | None:
+    """Compare the rows of a pair, leaving no gradient behind. None where memory runs out: the first step will report
+    that."""
     try:
-        shared, plain = (loss_and_gradients(trainer, one) for one in pair)
+        with without_dropout(trainer.model):
+            packed, plain = (loss_and_gradients(trainer, rows) for rows in pair)
     except (RuntimeError, MemoryError) as problem:
         if not device.is_out_of_memory(problem):
             raise
         return None
     finally:
         models.drop_gradients(trainer.model)
-    return relative_difference(shared, plain)
+    return relative_difference(packed, plain)
 
 
-def paired_rows(examples: Sequence[Example], rows: Sequence[Row]) -> tuple[list[Row], list[Row]] | None:
+@contextlib.contextmanager
+def without_dropout(model: Any) -> Iterator[None]:
+    """No dropout in the block: it would draw other masks for each layout."""
+    dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    before = [module.p for module in dropouts]
+    for module in dropouts:
+        module.p = 0.0
+    try:
+        yield
+    finally:
+        for module, p in zip(dropouts, before, strict=True):
+            module.p = p
+
+
+def shared_pair(examples: Sequence[Example]) -> Pair | None:
     """Samples of the first group with a shared prefix: in one row that shares it, and each in a row of its own. None
     where no row shares a prefix."""
+    rows = packing.plan_step(examples, range(len(examples)), row_budget.LONGEST_ROW).rows
     group = next((group for row in rows for group in row.groups if group.prefix), None)
     if group is None:
         return None
     members = group.members[:SAMPLES]
-    sizes = [len(examples[i].tokens) for i in members]
-    shared = Row((Group(group.prefix, members),), group.prefix + sum(size - group.prefix for size in sizes))
-    return [shared], [Row((Group(0, (i,)),), size) for i, size in zip(members, sizes, strict=True)]
+    suffixes = sum(len(examples[i].tokens) - group.prefix for i in members)
+    return [Row((Group(group.prefix, members),), group.prefix + suffixes)], alone(examples, members)
 
 
-def loss_and_gradients(trainer: RowComputer, rows: Sequence[Row]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def packed_pair(examples: Sequence[Example]) -> Pair | None:
+    """The shortest samples: in one row that shares nothing, and each in a row of its own. None for a single sample."""
+    members = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))[:SAMPLES]
+    if len(members) < 2:
+        return None
+    return [Row(tuple(Group(0, (i,)) for i in members), sum(len(examples[i].tokens) for i in members))], alone(
+        examples, members
+    )
+
+
+def alone(examples: Sequence[Example], members: Sequence[int]) -> list[Row]:
+    """Each of these samples in a row of its own."""
+    return [Row((Group(0, (i,)),), len(examples[i].tokens)) for i in members]
+
+
+def loss_and_gradients(trainer: StepTrainer, rows: Sequence[Row]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Mean loss of the rows' samples (nats a supervised token), and its gradient for each LoRA matrix."""
     trainer.model.train()
     models.drop_gradients(trainer.model)

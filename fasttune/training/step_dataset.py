@@ -19,7 +19,7 @@ class StepDataset(torch.utils.data.Dataset[tuple[int, ...]]):
     def __init__(self, examples: Sequence[Example], plan: Plan) -> None:
         self.examples = examples
         self.settings = plan.recipe.train
-        self.can_share = self.settings.shared_prefix
+        self.can_share, self.can_pack = self.settings.shared_prefix, True
         self.has_dropout = plan.recipe.lora.dropout > 0  # a shared prefix would have one dropout mask for all samples
         self.epoch = 0
 
@@ -55,6 +55,7 @@ class StepDataset(torch.utils.data.Dataset[tuple[int, ...]]):
 
     def _plan(self, examples: Sequence[Example], samples: Sequence[int], budget: int, shares: bool) -> Step:
         rank, world_size = distributed.rank(), distributed.world_size()
+        budget = budget if self.can_pack else packing.ONE_SAMPLE
         return packing.plan_step(examples, samples, budget, shared_prefix=shares, rank=rank, world_size=world_size)
 
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fasttune.console import Finding, _, show_findings
+from fasttune.console import show_findings
 from fasttune.data.tokenize import Example
 from fasttune.planning.strategy import Plan
 from fasttune.runs import checkpoints, documents
-from fasttune.runs.documents import PrefixDifference, UnloggedMetrics
+from fasttune.runs.documents import UnloggedMetrics
 from fasttune.runs.store import Run
 from fasttune.training import device, distributed, divergence, resume_check, row_budget
 from fasttune.training import model as models
@@ -38,7 +38,7 @@ models.import_unsloth()  # before transformers' Trainer, which it patches
 import torch
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
 
-from fasttune.training import cuda_graphs, engine, loss_scale, prefix_check, row_memory
+from fasttune.training import cuda_graphs, engine, loss_scale, row_memory
 from fasttune.training.callbacks import RunCallback
 from fasttune.training.checkpoint_state import require_trainer_state, unloadable_as_error
 
@@ -149,25 +149,6 @@ class StepTrainer(Trainer):
                 loss, right = self.graphs.train_row(row, step.supervised)
             total, hits = total + loss, hits + right
         return total, hits
-
-    def check_shared_prefixes(self) -> None:
-        """Before the first step on a GPU: stop sharing prefixes where that changes loss or gradients (E1)."""
-        if not (self.steps.shares and device.needs_prefix_check()):
-            return
-        rows = self.steps.plan(prefix_check.first_samples(self.examples), row_budget.LONGEST_ROW).rows
-        found = prefix_check.measure(self, rows)
-        tolerance = prefix_check.TOLERANCE[device.compute_dtype(self.plan.recipe.model)]
-        if self.is_rank_zero:
-            record = PrefixDifference(found.loss, found.gradient) if found else None
-            documents.update_provenance(self.run, sharing_check=record)
-        if not distributed.any_rank(found is not None and not found.within(tolerance)):
-            return
-        self.steps.can_share = False
-        what = _("shared prefixes give another loss or gradient than plain attention here; they are switched off")
-        figures = found and _(
-            "relative difference: loss {loss:.1e}, gradient {gradient:.1e}", loss=found.loss, gradient=found.gradient
-        )
-        show_findings([Finding("sharing-differs", "warning", "train.shared_prefix", what, figures or "")])
 
     def all_reduce_step(self, loss: torch.Tensor, hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum a step's loss, hits and gradients over all ranks, in one collective call (E4)."""

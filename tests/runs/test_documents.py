@@ -115,7 +115,13 @@ def test_a_document_without_a_format_number_is_read_whole(tmp_path: Path, name: 
         before = {key: before[key] for key in ("global_step", "log_history", "best_metric", "best_global_step")}
     added: dict[str, Any] = {}
     if name == "provenance.json":
-        added = {"sharing_check": None, "longest_answer": 0, "base": before["base"] | {"folder": ""}}
+        added = {
+            "sharing_check": None,
+            "packing_check": None,
+            "cuda_graphs": "",
+            "longest_answer": 0,
+            "base": before["base"] | {"folder": ""},
+        }
     if name == "plan.json":
         added = {"start_epoch": None, "general_samples": 0, "with_facts": None}
     if name == "scores.json":

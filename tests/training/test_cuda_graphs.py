@@ -11,7 +11,7 @@ import torch
 from conftest import Shared
 from graph_stand_in import cuda_graphs_here
 from out_of_memory import NO_CHECKPOINTING, little_memory, steps_watched
-from series import Series, adapter, largest_difference, losses
+from series import Series, adapter, document, largest_difference, losses
 
 from fasttune.training import cuda_graphs, engine
 from fasttune.training import model as models
@@ -33,11 +33,18 @@ def plain(shared: Shared) -> Path:
     return Series(shared("without graphs", lambda folder: Series.new(folder).train(*SETTINGS))).run(1)
 
 
+def kept(series: Series) -> str:
+    """What provenance.json says of the rows."""
+    found: str = document(series.run(1) / "provenance.json")["cuda_graphs"]
+    return found
+
+
 def test_graphs_train_the_same(tmp_path: Path, plain: Path) -> None:
     series = Series.new(tmp_path)
     with cuda_graphs_here() as graphs:
         done = series.train(*GRAPHS)
     assert OFF not in done.stderr and graphs.replays >= 5 and len(graphs.made) >= 2
+    assert kept(series) == "on" and document(plain / "provenance.json")["cuda_graphs"] == ""
     assert losses(series.run(1)) == pytest.approx(losses(plain), rel=1e-5)
     assert 0 < largest_difference(series.run(1), plain) < 2e-5
 
@@ -48,7 +55,7 @@ def test_a_wrong_graph_is_noticed_at_its_first_row(tmp_path: Path, plain: Path) 
     with cuda_graphs_here(leave_out="sin") as graphs:
         done = series.train(*GRAPHS)
     assert done.stderr.count(OFF) == 1 and "a row's graph gave another loss or gradient" in done.stderr
-    assert graphs.replays == 1
+    assert graphs.replays == 1 and kept(series) == "off"
     assert adapter(series.run(1)) == adapter(plain)
 
 
@@ -131,6 +138,7 @@ def test_auto_goes_by_the_first_rows_times(tmp_path: Path, launched: float, done
         shown = series.train(*SETTINGS, "train.cuda_graphs=auto").stderr
     assert f"launching one took {launched * 1e3:.0f} of its 72 ms" in shown and text in shown
     assert bool(graphs.made) == (text == "the GPU waited")
+    assert kept(series) == ("on" if graphs.made else "off")
 
 
 CANNOT = {

@@ -1,9 +1,10 @@
-"""The check of shared prefixes: correct attention passes, attention that is wrong by one token does not, and the run then
-shares no prefix. What a GPU's attention is checked by before its first step, tested on the CPU's."""
+"""The check of packed rows: correct attention passes, attention that is wrong by one token does not, and the run then
+shares no prefix, or packs nothing. What a GPU's attention is checked by before its first step, tested on the CPU's."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ import torch
 from series import Series, adapter, document, history
 
 from fasttune.data.tokenize import Example
-from fasttune.training import device, prefix_check
+from fasttune.training import attention, device, prefix_check
 from fasttune.training.attention import Layout
-from fasttune.training.packing import plan_step
 
 SETTINGS = ("train.max_steps=2",)
 
@@ -33,8 +33,9 @@ def test_good_attention_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(device, "needs_prefix_check", lambda: True)
     checked, plain = Series.new(tmp_path / "checked"), Series.new(tmp_path / "plain")
     assert "switched off" not in checked.train(*SETTINGS).stderr
-    found = document(checked.run(1) / "provenance.json")["sharing_check"]
-    assert 0 <= found["loss"] < 1e-5 and 0 < found["gradient"] < 1e-5
+    for name in ("sharing_check", "packing_check"):
+        found = document(checked.run(1) / "provenance.json")[name]
+        assert 0 <= found["loss"] < 1e-5 and 0 < found["gradient"] < 1e-5
     monkeypatch.undo()
     plain.train(*SETTINGS)
     assert adapter(checked.run(1)) == adapter(plain.run(1))  # the check leaves nothing behind
@@ -56,22 +57,51 @@ def test_wrong_attention_switches_sharing_off(tmp_path: Path, monkeypatch: pytes
     assert history(wrong.run(1))[0]["computed_tokens"] == history(unshared.run(1))[0]["computed_tokens"]
 
 
-def test_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_that_see_each_other_get_rows_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong, single = Series.new(tmp_path / "wrong"), Series.new(tmp_path / "single")
+    single.train(*SETTINGS, "train.tokens_per_row=0")
+    right = attention.layout
+
+    def one_segment_too_few(groups: Sequence[Any], alone: Sequence[int]) -> Layout:
+        """Where nothing is shared, the second sample of a row sees the first."""
+        return right(groups, alone) if groups or len(alone) < 2 else right(groups, [sum(alone[:2]), *alone[2:]])
+
+    monkeypatch.setattr(device, "needs_prefix_check", lambda: True)
+    monkeypatch.setattr(attention, "layout", one_segment_too_few)
+    done = wrong.train(*SETTINGS)
+    assert "each row holds one sample now" in done.stderr and "switched off" not in done.stderr
+    found = document(wrong.run(1) / "provenance.json")["packing_check"]
+    assert found["gradient"] > prefix_check.TOLERANCE[torch.bfloat16]  # noticed in 16 bit as well
+    assert adapter(wrong.run(1)) == adapter(single.run(1))
+
+
+def test_dropout_is_left_out_of_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "needs_prefix_check", lambda: True)
     series = Series.new(tmp_path)
-    series.train(*SETTINGS, "lora.dropout=0.1")  # prefixes are not shared: no check
-    assert document(series.run(1) / "provenance.json")["sharing_check"] is None
+    assert "switched off" not in series.train(*SETTINGS, "lora.dropout=0.1").stderr
+    found = document(series.run(1) / "provenance.json")
+    assert found["sharing_check"]["gradient"] < 1e-5 and found["packing_check"]["gradient"] < 1e-5
 
 
-def test_a_pair_of_rows() -> None:
+def test_dropout_is_put_back() -> None:
+    model = torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Linear(2, 2), torch.nn.Dropout(0.3))
+    with prefix_check.without_dropout(model):
+        assert [one.p for one in model if isinstance(one, torch.nn.Dropout)] == [0, 0]
+    assert [one.p for one in model if isinstance(one, torch.nn.Dropout)] == [0.1, 0.3]
+
+
+def test_pairs_of_rows() -> None:
     examples = [Example(str(n), (*range(50), 100 + n, 7, 8), ((51, 53),)) for n in range(6)]
     examples.append(Example("alone", tuple(range(300, 310)), ((5, 10),)))
-    shared, plain = prefix_check.paired_rows(examples, plan_step(examples, range(7), 4096).rows) or ([], [])
-    (row,) = shared
+    (row,), plain = prefix_check.shared_pair(examples) or ([], [])
     assert row.groups[0].prefix == 50 and len(row.groups[0].members) == prefix_check.SAMPLES
     assert row.tokens == 50 + prefix_check.SAMPLES * 3
     assert [row.tokens for row in plain] == [53] * prefix_check.SAMPLES
-    assert prefix_check.paired_rows(examples, plan_step(examples, [0, 6], 4096).rows) is None
+    assert prefix_check.shared_pair([examples[0], examples[6]]) is None
+    (row,), plain = prefix_check.packed_pair(examples) or ([], [])
+    assert [group.prefix for group in row.groups] == [0] * prefix_check.SAMPLES and row.groups[0].members == (6,)
+    assert row.tokens == sum(one.tokens for one in plain) == 10 + 3 * 53
+    assert prefix_check.packed_pair(examples[:1]) is None
 
 
 def test_not_a_number_is_a_difference() -> None:
