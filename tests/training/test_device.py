@@ -61,6 +61,7 @@ def test_bfloat16_on_a_gpu_without_it_is_a_mistake_of_the_recipe(monkeypatch: py
         device.precision(ModelRecipe(base="builtin:tiny", dtype="bfloat16"))
     (finding,) = caught.value.findings
     assert finding.code == "bfloat16-not-available" and finding.where == "model.dtype" and "7.5" in finding.what
+    assert "UNSLOTH_FORCE_CPU=1" in finding.fix  # float32 would not continue it: model.dtype is bound to the checkpoint
 
 
 @pytest.mark.parametrize(("free", "share"), [(6.3, 0.75), (0.1, 0.1), (8.2, 0.9875)])
