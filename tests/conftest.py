@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import jinja2
 import one_layer
 import pytest
 
@@ -186,6 +187,14 @@ def one_layer_here(small_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def no_power_cut() -> Iterator[None]:
     """Nothing waits for the disk, which a training does a hundred times; test_files.py tests where and when."""
     with patch.object(os, "fsync", lambda descriptor: None):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def templates_compiled_once() -> Iterator[None]:
+    """Jinja compiles each text once. The form of PEFT's page about an adapter (model.save_trained_adapter) is the same in
+    hundreds of trainings, and takes a tenth of a short one."""
+    with patch.object(jinja2.Environment, "compile", functools.lru_cache(256)(jinja2.Environment.compile)):
         yield
 
 
