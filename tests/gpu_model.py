@@ -5,6 +5,7 @@ What Unsloth asks of a GPU itself is answered for it (five functions); its kerne
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -18,13 +19,19 @@ os.environ |= {
 
 import torch
 
+from fasttune.machine import without_collector
+
 CAPABILITY = (8, 6)
 
 
 def import_unsloth() -> Any:
-    """Unsloth's FastLanguageModel with its GPU back end."""
-    import unsloth
-    from unsloth.models import llama
+    """Unsloth's FastLanguageModel with its GPU back end, out of the way of the search for garbage that follows each
+    training step with checkpointing."""
+    with without_collector():
+        import unsloth
+        from unsloth.models import llama
+
+        gc.freeze()
 
     gpu = SimpleNamespace(
         name="none", major=CAPABILITY[0], minor=CAPABILITY[1], total_memory=2**33, multi_processor_count=28,

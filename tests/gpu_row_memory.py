@@ -51,13 +51,15 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-PRODUCTS = (aten.mm.default, aten.mm.out, aten.addmm.default)
+PRODUCTS = (aten.mm.default, aten.mm.out, aten.addmm.default, aten.addmm_.default)
 
 
 def product(func: Any, args: Any, kwargs: Any) -> torch.Tensor:
     """An empty result of a matrix product, or the tensor that it is written into."""
     if func is aten.mm.out:
         return kwargs["out"]
+    if func is aten.addmm_.default:
+        return args[0]
     a, b = args[:2] if func is aten.mm.default else args[1:3]
     return a.new_empty(a.shape[0], b.shape[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib import metadata
@@ -172,3 +173,13 @@ def test_what_the_processor_multiplies_bfloat16_by(
     assert machine.bfloat16_instructions(cpuinfo) == ""
     monkeypatch.setenv("FASTTUNE_CPU_FLAGS", "amx_bf16")
     assert machine.bfloat16_instructions(cpuinfo) == "AMX"
+
+
+def test_a_block_without_the_collector_leaves_it_as_it_was() -> None:
+    with pytest.raises(KeyError), machine.without_collector():
+        assert not gc.isenabled()
+        with machine.without_collector():
+            pass
+        assert not gc.isenabled()
+        raise KeyError
+    assert gc.isenabled()

@@ -8,9 +8,7 @@ Nothing is trained and nothing is downloaded: where a recipe's base is not on th
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,6 +22,7 @@ from fasttune.data.dataset import Sample, read_samples, replayed, split, with_sy
 from fasttune.data.lint import lint
 from fasttune.data.lint_persona import QWEN_DEFAULT
 from fasttune.data.tokenize import Example, encode_all
+from fasttune.machine import without_collector
 from fasttune.planning import data_advice
 from fasttune.planning.auto_values import batch_size
 from fasttune.recipe.load import load_recipe
@@ -94,19 +93,6 @@ class Report:
 
     findings: tuple[Finding, ...]
     figures: Figures
-
-
-@contextlib.contextmanager
-def without_collector() -> Iterator[None]:
-    """No search for cycles of garbage inside the block: it makes millions of objects that all stay, and looking through
-    them again and again takes a third of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 @without_collector()

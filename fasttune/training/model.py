@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 import io
 import logging
 import os
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttune.console import _, error
-from fasttune.machine import cache_folder
+from fasttune.machine import cache_folder, without_collector
 from fasttune.planning.init import context
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
 from fasttune.training import device, four_bits, hub, memory, row_budget
@@ -141,24 +142,27 @@ def load_adapter(model: Any, folder: Path) -> None:
     model.load_adapter(str(folder), "default", is_trainable=True)
 
 
+@functools.cache
 def import_unsloth() -> Any:
     """Unsloth's FastLanguageModel. Unsloth patches transformers' Trainer, so modules that import the Trainer call this
-    first."""
-    import torch
+    first. What is imported stays: no search for garbage looks through it meanwhile, nor ever after."""
+    with without_collector():
+        import torch
 
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", unsloth_cache())
-    if not torch.cuda.is_available():  # on a CPU nothing is compiled, and importing the compiler takes 2 s of 10
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    for name in ("bitsandbytes.backends.cpu.ops", "unsloth"):  # a filter, since the import sets levels anew
-        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
-    with quiet():
-        from unsloth import FastLanguageModel
-    from transformers.utils import logging as transformers_logging
+        os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+        os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", unsloth_cache())
+        if not torch.cuda.is_available():  # on a CPU nothing is compiled, and importing the compiler takes 2 s of 10
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        for name in ("bitsandbytes.backends.cpu.ops", "unsloth"):  # a filter, since the import sets levels anew
+            logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
+        with quiet():
+            from unsloth import FastLanguageModel
+        from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        gc.freeze()
     return FastLanguageModel
 
 
