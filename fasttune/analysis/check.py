@@ -25,6 +25,7 @@ from fasttune.data.tokenize import Example, encode_all
 from fasttune.machine import without_collector
 from fasttune.planning import data_advice
 from fasttune.planning.auto_values import batch_size
+from fasttune.planning.lengths import steps_in
 from fasttune.recipe.load import load_recipe
 from fasttune.recipe.schema import ModelRecipe, Recipe
 from fasttune.runs.bands import band, band_epochs
@@ -224,7 +225,7 @@ def few(source: Source) -> list[Finding]:
     epochs = band_epochs(samples) if recipe is None or recipe.train.epochs == "auto" else recipe.train.epochs
     low, high = band(samples)
     if recipe and recipe.strategy == "fresh" and not recipe.train.max_steps:
-        total = round(batches.steps_per_epoch(samples + len(source.general), size) * epochs)
+        total = steps_in(epochs, batches.steps_per_epoch(samples + len(source.general), size))
         found += data_advice.too_few_steps(total, f"{recipe.path}: train.batch_size")
         if epochs > high + 1 or epochs < low:
             what = _("{epochs:.1f} epochs over {samples} samples; {low:.0f} to {high:.0f} usually suit so many",

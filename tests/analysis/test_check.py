@@ -84,6 +84,28 @@ def test_general_conversations_are_counted_and_must_not_be_too_long(
     assert json.loads(capsys.readouterr().out)["figures"]["general"] == 2
 
 
+@pytest.mark.parametrize(("epochs", "few"), [(4.8, 1), (4.9, 0)])
+def test_the_steps_are_those_of_the_plan(tmp_path: Path, epochs: float, few: int) -> None:
+    """4.9 epochs of 6 steps are 30 steps: training ends its last epoch with a whole step."""
+    path = write(tmp_path / "data.jsonl", *[pair(f"问题{n}", f"好，{n}。") for n in "甲乙丙丁戊己"])
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'name = "r"\n[model]\nbase = "builtin:tiny"\n[data]\ntrain = {json.dumps(path)}\n'
+        f"[train]\nbatch_size = 1\nepochs = {epochs}\n",
+        encoding="utf-8",
+    )
+    found = [one.what for one in check(recipe).findings if one.code == "few-steps"]
+    assert found == ["29 steps in all are very few"] * few
+
+
+def test_what_auto_takes_is_not_called_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the recipes that leave batch size and epochs to fasttune."""
+    monkeypatch.chdir(REPOSITORY)
+    for name in ("nell", "nell_facts"):
+        codes = {one.code for one in check(Path("recipes") / f"{name}.toml", ["model.base=builtin:tiny"]).findings}
+        assert "few-steps" not in codes
+
+
 def test_a_missing_system_prompt_shows_what_the_template_writes(tmp_path: Path) -> None:
     path = write(tmp_path / "data.jsonl", *[pair(f"你叫什么{n}", f"我叫林小栀，第{n}回说了。") for n in "甲乙丙"])
     (found,) = [one for one in check(Path(path)).findings if one.code == "template-default-system"]
