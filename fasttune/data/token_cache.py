@@ -34,7 +34,6 @@ import sys
 import time
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 
@@ -43,7 +42,7 @@ from fasttune.data import chat_template, tokenize
 from fasttune.data.chat_template import ChatTemplate
 from fasttune.data.dataset import Sample
 from fasttune.data.tokenize import Example, Learn, encode_all
-from fasttune.machine import cache_folder, without_cache_errors
+from fasttune.machine import cache_folder, installed_version, without_cache_errors
 
 LIMIT = 512 * 1024 * 1024  # bytes of the database, some 500,000 samples of 217 tokens
 SHARE = 10  # the database takes at most this part of the disk's free space: checkpoints need it more
@@ -97,7 +96,7 @@ class Cache:
 
 def key(chat: ChatTemplate, learn: Learn) -> bytes:
     """A digest of what decides the tokens of all samples."""
-    said = [learn, sys.byteorder, chat.tokenizer.chat_template, *map(metadata.version, LIBRARIES)]
+    said = [learn, sys.byteorder, chat.tokenizer.chat_template, *map(installed_version, LIBRARIES)]
     digest = hashlib.sha256(json.dumps(said).encode())
     digest.update(chat.backend.to_str().encode())
     for source in (tokenize.__file__, chat_template.__file__, __file__):

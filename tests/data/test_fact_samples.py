@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import replace
 
@@ -13,17 +14,23 @@ from fasttune.data.fact_sheet import FactSheet, read_fact_sheet
 from fasttune.data.matching import holds, normalised
 from fasttune.data.measured import ANSWER_LETTERS, Measured
 
-SHEETS = {name: read_fact_sheet(REPOSITORY / "data" / name / "facts.toml") for name in ("linzhi", "nell")}
 FREE = Kept(Measured([]), Measured([]), ())
+
+
+@functools.cache
+def shipped(name: str) -> FactSheet:
+    """The sheet of an example, read where a test needs it: reading both takes half a second, of every process that
+    collects tests."""
+    return read_fact_sheet(REPOSITORY / "data" / name / "facts.toml")
 
 
 def kept(sheet: FactSheet) -> Kept:
     return Kept(Measured(sheet.questions), Measured([], ANSWER_LETTERS), ())
 
 
-@pytest.fixture(scope="module", params=SHEETS)
+@pytest.fixture(scope="module", params=["linzhi", "nell"])
 def sheet(request: pytest.FixtureRequest) -> FactSheet:
-    return SHEETS[request.param]
+    return shipped(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -80,29 +87,29 @@ def one_fact(sheet: FactSheet, ask: tuple[str, ...] | None = None, say: tuple[st
 
 def test_a_fact_that_is_told_and_not_asked_is_left_as_it_is() -> None:
     """Nobody who wants to die is asked whether he is sure, or made to ask for the price too."""
-    hotline = next(fact for fact in SHEETS["linzhi"].facts if fact.id == "hotline")
-    made = [one for one in samples_of(SHEETS["linzhi"], FREE, 8, 1) if "hotline" in one.facts]
+    hotline = next(fact for fact in shipped("linzhi").facts if fact.id == "hotline")
+    made = [one for one in samples_of(shipped("linzhi"), FREE, 8, 1) if "hotline" in one.facts]
     assert {(one.facts, len(one.turns)) for one in made} == {(("hotline",), 1)}
     assert {one.turns[0][0] for one in made} == set(hotline.ask)
 
 
 def test_facts_without_wordings_make_no_samples() -> None:
-    assert samples_of(one_fact(SHEETS["linzhi"], say=()), FREE, 8, 1) == []
-    assert samples_of(one_fact(SHEETS["linzhi"], ask=()), FREE, 8, 1) == []
+    assert samples_of(one_fact(shipped("linzhi"), say=()), FREE, 8, 1) == []
+    assert samples_of(one_fact(shipped("linzhi"), ask=()), FREE, 8, 1) == []
 
 
 def test_few_wordings_come_again_with_lead_ins() -> None:
-    made = samples_of(one_fact(SHEETS["linzhi"], ask=("贵不贵呀？",), say=("二十块一版。",)), FREE, 6, 1)
+    made = samples_of(one_fact(shipped("linzhi"), ask=("贵不贵呀？",), say=("二十块一版。",)), FREE, 6, 1)
     assert len(made) == 6 and len({one.turns for one in made}) == 6
 
 
 def test_no_sample_is_made_twice_however_many_are_asked_for() -> None:
-    made = samples_of(one_fact(SHEETS["linzhi"]), FREE, 120, 1)
+    made = samples_of(one_fact(shipped("linzhi")), FREE, 120, 1)
     assert len(made) > 60 and len({one.turns for one in made}) == len(made)
 
 
 def test_what_is_held_out_is_left_out() -> None:
-    sheet = one_fact(SHEETS["linzhi"])
+    sheet = one_fact(shipped("linzhi"))
     ask, say = sheet.facts[0].ask[0], sheet.facts[0].say[0]
     held_out = Kept(Measured([ask]), Measured([say], ANSWER_LETTERS), ())
     texts = {text for one in samples_of(sheet, FREE, 40, 1) for turn in one.turns for text in turn}
@@ -112,7 +119,7 @@ def test_what_is_held_out_is_left_out() -> None:
 
 
 def test_an_answer_that_would_break_a_rule_is_not_made() -> None:
-    sheet = one_fact(SHEETS["linzhi"])
+    sheet = one_fact(shipped("linzhi"))
     forbidden = Kept(Measured([]), Measured([]), (normalised("不是。"), normalised("没这回事")))
     answers = [answer for one in samples_of(sheet, forbidden, 40, 1) for _question, answer in one.turns]
     assert answers and not [one for one in answers if one.startswith(("不是", "没这回事"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -51,3 +52,16 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError):
         PlainTokenizer(tmp_path)
+
+
+def test_a_tokenizer_is_parsed_once_and_anew_when_its_file_changed(tmp_path: Path) -> None:
+    """A plan reads it three times. The change keeps size and time of the file."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(hub.TINY / name, tmp_path)
+    before, file = PlainTokenizer(tmp_path).backend_tokenizer, tmp_path / "tokenizer.json"
+    assert PlainTokenizer(tmp_path).backend_tokenizer is before
+    taken = file.stat()
+    file.write_bytes(file.read_bytes().replace(b"<|im_end|>", b"<|im_eee|>"))
+    os.utime(file, ns=(taken.st_atime_ns, taken.st_mtime_ns))
+    after = PlainTokenizer(tmp_path).backend_tokenizer
+    assert before.token_to_id("<|im_eee|>") is None is not after.token_to_id("<|im_eee|>")

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,7 +106,7 @@ def test_whatever_changes_tokens_is_rendered_anew(tokenizer: Any, monkeypatch: p
         for made, template, learn in ways:
             monkeypatch.setattr(made, "chat_template", template)
             assert through(samples, made, learn)[1] == expected
-    monkeypatch.setattr(metadata, "version", lambda name: "another")
+    monkeypatch.setattr(token_cache, "installed_version", lambda name: "another")
     assert through(samples, tokenizer)[1] == 10
 
 

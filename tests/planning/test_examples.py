@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Cli
+from conftest import REPOSITORY, Cli, call_here
 
 from fasttune.data import dataset
 from fasttune.data.fact_sheet import read_fact_sheet
@@ -104,7 +104,7 @@ def test_the_wheel_writes_the_example_and_plans_it(installed: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_is_what_lies_in_the_repository(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = call(tmp_path, "init", "--example", name)
+    done = call_here(tmp_path / "runs", "init", "--example", name, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path) == shipped(name)
     said = done.stderr.splitlines()
@@ -127,7 +127,7 @@ def test_every_recipe_belongs_to_an_example() -> None:
 
 
 def test_into_another_folder_the_command_goes_there(tmp_path: Path) -> None:
-    done = call(tmp_path, "init", "--example", "quickstart", "--out", "first tries/lumen")
+    done = call_here(tmp_path / "runs", "init", "--example", "quickstart", "--out", "first tries/lumen", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "first tries" / "lumen") == shipped("quickstart")
     assert done.stdout == "first tries/lumen/recipes/quickstart.toml\n"
@@ -200,7 +200,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_a_usage_error_and_writes_nothing(tmp_path: Path, arguments: list[str], words: str) -> None:
-    done = call(tmp_path, "init", *arguments)
+    done = call_here(tmp_path / "runs", "init", *arguments, cwd=tmp_path)
     assert done.returncode == 2 and words in done.stderr and done.stdout == "" and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
