@@ -89,8 +89,8 @@ def compute_dtype(recipe: ModelRecipe) -> torch.dtype:
     if not has_bfloat16:
         what = _("this GPU has no bfloat16 (compute capability {capability}, it takes 8.0)",
                  capability=".".join(map(str, torch.cuda.get_device_capability())))  # fmt: skip
-        fix = _('for a new run write dtype = "auto", which is float16 here; a run that began in bfloat16 on a CPU goes '
-                "on there with UNSLOTH_FORCE_CPU=1")  # fmt: skip
+        fix = _('for a new run write dtype = "auto", which is float16 here; a run that began in bfloat16 on a CPU '
+                "continues there with UNSLOTH_FORCE_CPU=1")  # fmt: skip
         raise usage_error("bfloat16-not-available", what, where="model.dtype", fix=fix)
     return torch.bfloat16
 
