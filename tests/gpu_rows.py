@@ -23,6 +23,7 @@ import gpu_model  # first: it sets what Unsloth reads
 
 # isort: split
 import gpu_attention
+import gpu_four_bits
 import gpu_row_memory
 import gpu_stand_ins
 import gpu_triton
@@ -96,8 +97,8 @@ def set_lora(model: Any) -> None:
             trained[name].copy_(value)
 
 
-def reference(base: Path) -> tuple[float, dict[str, torch.Tensor]]:
-    """Mean loss and gradients of the step by plain transformers and PEFT, one sample a forward pass."""
+def plain_peft(base: Path) -> Any:
+    """The base with the same LoRA weights by plain transformers and PEFT, in float32."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -107,8 +108,17 @@ def reference(base: Path) -> tuple[float, dict[str, torch.Tensor]]:
     )
     model: Any = get_peft_model(plain, config)
     set_lora(model)
+    return model
+
+
+Reference = tuple[float, dict[str, torch.Tensor]]
+
+
+def reference(model: Any) -> Reference:
+    """Mean loss and gradients of the step by a plain model, one sample a forward pass."""
     step, total = examples(), 0.0
     supervised = sum(end - start for example in step for start, end in example.supervised)
+    model.zero_grad()
     for example in step:
         (start, _end), ids = example.supervised[0], torch.tensor([example.tokens])
         logits = model(input_ids=ids).logits[0].double()
@@ -131,7 +141,10 @@ def in_fork(measure: Callable[[], None]) -> None:
     assert child.exitcode == 0, f"{measure.__name__} failed"
 
 
-EXPECTED_LOSS, EXPECTED = reference(write_base(FOLDER / "base", torch.float32))
+PLAIN = plain_peft(write_base(FOLDER / "base", torch.float32))  # before Unsloth, which patches transformers
+EXPECTED = reference(PLAIN)
+NF4_WEIGHTS = gpu_four_bits.round_to_nf4(PLAIN)
+EXPECTED_NF4 = reference(PLAIN)
 gpu_model.import_unsloth()
 in_fork(write_memory)
 gpu_stand_ins.install()
@@ -145,34 +158,34 @@ def use_own_kernels() -> None:
     attention_kernels.aten = OPERATORS
 
 
-def load(base: Path, *, dtype: Any = "float32", **how: Any) -> Any:
-    recipe = ModelRecipe(base=str(base), max_seq_length=2048, dtype=dtype)
+def load(base: Path, *, dtype: Any = "float32", load_in_4bit: bool = False, **how: Any) -> Any:
+    recipe = ModelRecipe(base=str(base), max_seq_length=2048, dtype=dtype, load_in_4bit=load_in_4bit)
     model = models.add_lora(models.load_base(base, recipe), LORA, 0, **how)
     set_lora(model)
     return model.train()
 
 
 def compute(
-    name: str, model: Any, kernel: str, budget: int, *, shares: bool = True, dtype: Any = torch.float32
+    name: str, model: Any, kernel: str, budget: int, *, shares: bool = True, expected: Reference = EXPECTED
 ) -> None:
     """The step in rows of at most `budget` tokens by one attention kernel: its errors, and what was called."""
+    expected_loss, gradients = expected
     attention_kernels.kernel_for = lambda query: getattr(attention_kernels, kernel)
     OPERATORS.calls.clear()
     models.drop_gradients(model)
     step, total = packing.plan_step(examples(), range(9), budget, shared_prefix=shares), 0.0
     for row in step.rows:
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            batch = engine.collate(row, examples())
-            loss, _hits = engine.loss(models.hidden_states(model, batch), models.lm_head_weight(model), batch)
+        batch = engine.collate(row, examples())
+        loss, _hits = engine.loss(models.hidden_states(model, batch), models.lm_head_weight(model), batch)
         (loss / step.supervised).backward()
         models.collect_gradients(model)
         total += loss.item() / step.supervised
     named = dict(model.named_parameters())
-    apart = sum((named[n].grad.double() - g.double()).square().sum().item() for n, g in EXPECTED.items())
-    whole = sum(g.double().square().sum().item() for g in EXPECTED.values())
+    apart = sum((named[n].grad.double() - g.double()).square().sum().item() for n, g in gradients.items())
+    whole = sum(g.double().square().sum().item() for g in gradients.values())
     FOUND[name] = {
-        "rows": len(step.rows), "loss": abs(total / EXPECTED_LOSS - 1), "gradient": (apart / whole) ** 0.5,
-        "calls": dict(OPERATORS.calls), "float32": all(named[n].grad.dtype == torch.float32 for n in EXPECTED),
+        "rows": len(step.rows), "loss": abs(total / expected_loss - 1), "gradient": (apart / whole) ** 0.5,
+        "calls": dict(OPERATORS.calls), "float32": all(named[n].grad.dtype == torch.float32 for n in gradients),
     }  # fmt: skip
 
 
@@ -191,6 +204,22 @@ def exactness() -> None:
     offloading = load(FOLDER / "base", checkpointing=True, offload=True)
     compute("offloading", offloading, "FLASH", 4096)
     compute("offloading, single", offloading, "FLASH", 0)
+
+
+def four_bits() -> None:
+    """QLoRA: the ways of computing a step over NF4 weights, against plain PEFT over what these stand for."""
+    gpu_four_bits.use_four_bits()
+    model = load(FOLDER / "base", load_in_4bit=True, checkpointing=False)
+    compute("NF4, shared", model, "FLASH", 4096, expected=EXPECTED_NF4)
+    launches = dict(gpu_four_bits.LAUNCHES)
+    compute("NF4, packed", model, "FLASH", 4096, shares=False, expected=EXPECTED_NF4)
+    compute("NF4, single", model, "FLASH", 0, expected=EXPECTED_NF4)
+    gradient_checkpointing.enable(model)
+    compute("NF4, after out of memory", model, "FLASH", 4096, expected=EXPECTED_NF4)
+    FOUND["NF4"] = {
+        "linears": gpu_four_bits.same_weights(model, NF4_WEIGHTS), "launches": launches,
+        "repeated": gpu_four_bits.LAUNCHES["scratch, repeated"], "rounded": abs(EXPECTED_NF4[0] / EXPECTED[0] - 1),
+    }  # fmt: skip
 
 
 def hidden(model: Any) -> torch.Tensor:
@@ -395,6 +424,6 @@ def graphs() -> None:
 
 
 use_own_kernels()
-for stage in (exactness, count_launches, update, graphs):
+for stage in (exactness, four_bits, count_launches, update, graphs):
     stage()
     (FOLDER / "found.json").write_text(json.dumps(FOUND))

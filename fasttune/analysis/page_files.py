@@ -10,7 +10,7 @@ from fasttune.analysis.page_blocks import NONE, Bars, Part, Row, Table, figure
 from fasttune.analysis.report_data import DataPicture
 from fasttune.analysis.run_report import RunReport
 from fasttune.console import _, ngettext
-from fasttune.runs.documents import ArtifactDocument
+from fasttune.runs.documents import ArtifactDocument, Provenance
 from fasttune.runs.summary import Figures
 
 
@@ -111,6 +111,7 @@ def versions(report: RunReport) -> Part | None:
         ("fasttune", found.fasttune + (f" ({found.commit[:12]})" if found.commit else "")),
         (_("began"), found.created),
         (_("device"), str(found.device.get("name") or found.device.get("kind") or NONE)),
+        *kernels(found),
         ("Python", found.python),
         (_("system"), found.platform),
         (_("base"), f"{found.base.name} {found.base.revision}".strip()),
@@ -127,3 +128,20 @@ def versions(report: RunReport) -> Part | None:
         ]
     table = Table((_("what"), _("value")), tuple(Row(row) for row in rows), numbers=False)
     return Part("versions", _("Versions and settings"), table=table)
+
+
+def kernels(found: Provenance) -> list[tuple[str, str]]:
+    """How rows were computed on a GPU: what was compared with plain attention before training, and CUDA graphs."""
+    checks = (
+        (_("shared prefixes beside single samples"), found.sharing_check),
+        (_("packed rows beside single samples"), found.packing_check),
+    )
+    rows = [
+        (what, _("relative difference: loss {loss:.1e}, gradient {gradient:.1e}", loss=one.loss, gradient=one.gradient))
+        for what, one in checks
+        if one is not None
+    ]
+    if found.cuda_graphs:
+        state = _("on") if found.cuda_graphs == "on" else _("off: {why}", why=found.cuda_graphs_off or NONE)
+        rows.append(("CUDA graphs", state))
+    return rows

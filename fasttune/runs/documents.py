@@ -169,7 +169,8 @@ class PrefixDifference:
 class Provenance:
     """provenance.json. `created` is UTC in ISO 8601, `device` the GPU or processor, `system` the system prompt that the
     trained model is served with, `longest_answer` the tokens of the longest supervised span (0: from before it was
-    recorded), `cuda_graphs` whether the rows trained last were graphs: "on", "off", or empty for false."""
+    recorded), `cuda_graphs` whether the rows trained last were graphs: "on", "off", or empty for false,
+    `cuda_graphs_off` why they weren't, as it was said."""
 
     fasttune: str
     commit: str
@@ -190,6 +191,7 @@ class Provenance:
     sharing_check: PrefixDifference | None = None
     packing_check: PrefixDifference | None = None
     cuda_graphs: str = ""
+    cuda_graphs_off: str = ""
 
 
 @dataclass(frozen=True)

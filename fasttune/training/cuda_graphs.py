@@ -90,11 +90,11 @@ class RowGraphs:
             self.become("on" if self.mode is True else "measuring")
         return usual
 
-    def become(self, state: State) -> None:
-        """Take a state, and keep in provenance.json whether the rows from here on are graphs."""
+    def become(self, state: State, why: str = "") -> None:
+        """Take a state, and keep in provenance.json whether the rows from here on are graphs, and `why` they aren't."""
         self.state = state
         if state in ("on", "off") and self.trainer.is_rank_zero:
-            documents.update_provenance(self.trainer.run, cuda_graphs=state)
+            documents.update_provenance(self.trainer.run, cuda_graphs=state, cuda_graphs_off=why)
 
     # Whether -------------------------------------------------------------------------------------------------------
 
@@ -110,20 +110,20 @@ class RowGraphs:
     def decide(self, launched: float, done: float) -> None:
         """Graphs from now on, or never, by the mean seconds of a row until it is launched and until it is done."""
         if launched >= HOST_SHARE * done:
-            self.become("on")
             text = _("rows are CUDA graphs from now on: launching one took {launched:.0f} of its {done:.0f} ms, so "
                      "the GPU waited", launched=launched * 1e3, done=done * 1e3)  # fmt: skip
+            self.become("on")
         else:
-            self.become("off")
             text = _("rows are not made CUDA graphs: launching one took {launched:.0f} of its {done:.0f} ms, so the "
                      "GPU is busy without", launched=launched * 1e3, done=done * 1e3)  # fmt: skip
+            self.become("off", text)
         self.watch_anew()
         say(text)
 
     def turn_off(self, why: str, level: Literal["", "info", "warning"]) -> None:
         """No graphs for the rest of the run, and their memory given back; said unless `level` is empty."""
         self.is_usual = False
-        self.become("off")
+        self.become("off", why)
         self.watch_anew()
         self.forget()
         if level:

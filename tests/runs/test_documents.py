@@ -119,6 +119,7 @@ def test_a_document_without_a_format_number_is_read_whole(tmp_path: Path, name: 
             "sharing_check": None,
             "packing_check": None,
             "cuda_graphs": "",
+            "cuda_graphs_off": "",
             "longest_answer": 0,
             "base": before["base"] | {"folder": ""},
         }

@@ -139,6 +139,7 @@ def test_auto_goes_by_the_first_rows_times(tmp_path: Path, launched: float, done
     assert f"launching one took {launched * 1e3:.0f} of its 72 ms" in shown and text in shown
     assert bool(graphs.made) == (text == "the GPU waited")
     assert kept(series) == ("on" if graphs.made else "off")
+    assert (text in document(series.run(1) / "provenance.json")["cuda_graphs_off"]) == (not graphs.made)
 
 
 CANNOT = {
@@ -153,6 +154,7 @@ def test_what_no_graph_may_do(tmp_path: Path, setting: str) -> None:
     with cuda_graphs_here() as graphs:
         done = series.train("train.max_steps=4", setting, "train.cuda_graphs=true")
     assert OFF in done.stderr and CANNOT[setting] in done.stderr and graphs.made == []
+    assert CANNOT[setting] in document(series.run(1) / "provenance.json")["cuda_graphs_off"]
 
 
 def test_without_a_gpu_the_setting_has_no_effect(tmp_path: Path, plain: Path) -> None:

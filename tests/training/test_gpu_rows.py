@@ -24,7 +24,8 @@ def found(gpu_model_found: Path) -> dict[str, Any]:
 WAYS = {
     "shared": ("flash", 1), "shared, efficient": ("efficient", 1), "cut": ("flash", 4), "packed": ("flash", 1),
     "single": ("", 9), "after out of memory": ("flash", 1), "after out of memory, packed": ("flash", 1),
-    "offloading": ("flash", 1), "offloading, single": ("", 9),
+    "offloading": ("flash", 1), "offloading, single": ("", 9), "NF4, shared": ("flash", 1), "NF4, packed": ("flash", 1),
+    "NF4, single": ("", 9), "NF4, after out of memory": ("flash", 1),
 }  # fmt: skip
 
 
@@ -50,6 +51,15 @@ def test_triton_s_kernels_compute_what_torch_computes(found: dict[str, Any]) -> 
     """In Triton's interpreter, against float64; NF4 bit for bit."""
     errors = found["kernels"]
     assert len(errors) == 6 and max(errors.values()) < 1e-6 and errors["NF4"] == 0
+
+
+def test_four_bits_are_dequantized_by_unsloth_s_functions(found: dict[str, Any]) -> None:
+    """All linear layers of two layers stand for what bitsandbytes makes of their weights. Each is dequantized once in a
+    row's forward pass, into the one scratch buffer of all, which the next row repeats, and once in its backward pass."""
+    one = found["NF4"]
+    assert one["linears"] == 2 * 7 and one["rounded"] > 1e-4
+    assert one["launches"]["scratch"] == 2 * 7 and sum(one["launches"].values()) == 2 * 2 * 7
+    assert one["repeated"] > 9 * 2 * 7
 
 
 def test_a_disabled_adapter_is_the_base(found: dict[str, Any]) -> None:
