@@ -369,9 +369,10 @@ def like_them() -> list[Example]:
     return made
 
 
-def replayed(base: Path, kernel: str, dtype: torch.dtype) -> dict[str, Any]:
+def replayed(base: Path, kernel: str, dtype: torch.dtype, load_in_4bit: bool = False) -> dict[str, Any]:
     """Rows as CUDA graphs: how far a replayed row, and one after the weights were changed, are from the row itself."""
-    model: Any = load(base, dtype=str(dtype).removeprefix("torch."), checkpointing=False)
+    name = str(dtype).removeprefix("torch.")
+    model: Any = load(base, dtype=name, load_in_4bit=load_in_4bit, checkpointing=False)
     attention_kernels.kernel_for, attention_kernels.aten = lambda query: getattr(attention_kernels, kernel), Recorded()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -421,6 +422,7 @@ def graphs() -> None:
         ("bfloat16", half, "FLASH", torch.bfloat16),
     ):  # fmt: skip
         FOUND[f"graphs: {name}"] = replayed(base, kernel, dtype)
+    FOUND["graphs: NF4"] = replayed(FOLDER / "base", "FLASH", torch.float32, load_in_4bit=True)
 
 
 use_own_kernels()

@@ -90,7 +90,9 @@ def test_copies_follow_the_weights(found: dict[str, Any]) -> None:
     assert one["twice"] and one["fresh"] and one["left"] == 0
 
 
-@pytest.mark.parametrize(("kind", "rounding"), [("flash", 1e-6), ("efficient", 1e-6), ("bfloat16", 5e-2)])
+@pytest.mark.parametrize(
+    ("kind", "rounding"), [("flash", 1e-6), ("efficient", 1e-6), ("bfloat16", 5e-2), ("NF4", 1e-6)]
+)
 def test_rows_as_cuda_graphs_are_the_rows(found: dict[str, Any], kind: str, rounding: float) -> None:
     """Unsloth's model recorded on a row of padding, with nothing in it that waits for the GPU, and replayed for rows
     that are packed otherwise; the second one of these after the weights were changed."""
