@@ -45,7 +45,9 @@ def of_run(
     """The commands for a run of our own; `best_epochs` is where its held-out loss was at its best, `earlier` the epoch
     kept there, if one is."""
     train, lora = plan.values.get("train.learning_rate", 2e-4), plan.values.get("lora.r", 8)
-    suits = bands.suiting_learning_rate(plan.epochs, plan.train_samples, plan.values.get("model.base"))
+    suits = bands.suiting_learning_rate(
+        plan.epochs, plan.train_samples, plan.values.get("lora.alpha"), plan.values.get("model.base")
+    )
     shorter = best_epochs or max(1.0, plan.epochs / 2)
     samples = plan.train_samples + (0 if isinstance(plan.values.get("data.val"), str) else plan.val_samples)
     return Remedies(

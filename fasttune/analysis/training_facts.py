@@ -21,8 +21,8 @@ class Training:
     """What the rules of curve_findings.py read.
 
     `where` names it for people; `attempts` are the trainings that one log or folder holds, oldest first.
-    `held_out_samples` is None where nobody knows; `samples`, `rank` and `total_steps` too. `check_batches` are the
-    losses of the check batch (when saved, now) of each continuation of a run of our own.
+    `held_out_samples` is None where nobody knows; `samples`, `rank`, `alpha` and `total_steps` too. `check_batches` are
+    the losses of the check batch (when saved, now) of each continuation of a run of our own.
     """
 
     where: str
@@ -34,6 +34,7 @@ class Training:
     total_steps: int | None = None
     samples: int | None = None
     rank: int | None = None
+    alpha: int | None = None
     base: str | None = None
     is_ours: bool = True
     device: str = ""
@@ -87,7 +88,7 @@ class Training:
     def suiting_learning_rate(self) -> float:
         """The learning rate that suits the epochs that were planned, where they and the samples are known."""
         epochs = self.total_steps / self.steps_per_epoch if self.total_steps else None
-        return bands.suiting_learning_rate(epochs, self.samples, self.base)
+        return bands.suiting_learning_rate(epochs, self.samples, self.alpha, self.base)
 
     def epoch(self, step: int) -> float:
         """The epoch of a step."""

@@ -56,8 +56,8 @@ def with_learning_rate(
     """The recipe with a number for learning_rate; `epochs` are those that this run trains."""
     if recipe.train.learning_rate != AUTO:
         return recipe
-    suited = suiting_learning_rate(epochs, samples, recipe.model.base)
-    reason = f"{epochs:.3g} epoch{'s' * (epochs != 1)} of {counted(samples)}"
+    suited = suiting_learning_rate(epochs, samples, recipe.lora.alpha, recipe.model.base)
+    reason = f"{epochs:.3g} epoch{'s' * (epochs != 1)} of {counted(samples)}, alpha {recipe.lora.alpha}"
     rate, source = as_before("train.learning_rate", stopped or parent, suited, reason)
     train, sources = replace(recipe.train, learning_rate=rate), {**recipe.sources, "train.learning_rate": source}
     return replace(recipe, train=train, sources=sources)

@@ -203,7 +203,7 @@ class TrainRecipe:
         0, "stop after this many optimizer steps; 0: after `epochs`", ge=0, le=MOST_STEPS, most=STEPS
     )
     learning_rate: float | Literal["auto"] = setting(
-        "auto", "peak learning rate; auto: by the epochs", gt=0, le=1, most=RATE
+        "auto", "peak learning rate; auto: by the epochs and alpha", gt=0, le=1, most=RATE
     )
     batch_size: int | Literal["auto"] = setting(
         "auto",

@@ -95,8 +95,11 @@ def rate(plan: Plan) -> tuple[Any, str]:
 
 
 def test_what_was_chosen_is_said_with_its_reason(folder: Path) -> None:
-    assert rate(planned()) == (2e-3, "default (auto: 6.6 epochs of 10 samples)")  # 6.5 epochs end within a step
-    assert rate(planned("train.max_steps=5")) == (5e-3, "default (auto: 1 epoch of 10 samples)")
+    assert rate(planned()) == (
+        1.6e-3,
+        "default (auto: 6.6 epochs of 10 samples, alpha 16)",
+    )  # 6.5 epochs end within a step
+    assert rate(planned("train.max_steps=5")) == (5e-3, "default (auto: 1 epoch of 10 samples, alpha 16)")
 
 
 def test_a_given_learning_rate_is_kept(folder: Path) -> None:

@@ -27,19 +27,26 @@ def test_epochs_by_the_number_of_samples(samples: int, band: tuple[float, float]
 @pytest.mark.parametrize(
     ("epochs", "samples", "suited"),
     [
-        (6.5, 17, 2e-4),
-        (3.0, 17, 4.3e-4),
+        (6.5, 17, 1.7e-4),
+        (3.0, 17, 3.6e-4),
         (1.0, 17, 5e-4),
-        (10.0, 17, 1.3e-4),
-        (2.5, 486, 2e-4),
+        (10.0, 17, 1.1e-4),
+        (3.5, 119, 2.3e-4),
+        (2.5, 486, 2.7e-4),
         (1.0, 486, 5e-4),
         (9.0, 486, 1e-4),
     ],
 )
 def test_fewer_epochs_get_a_higher_learning_rate(epochs: float, samples: int, suited: float) -> None:
     """Learning rate × epochs is the same within the bounds."""
-    assert bands.suiting_learning_rate(epochs, samples, "Qwen/Qwen2.5-0.5B-Instruct") == suited
-    assert bands.suiting_learning_rate(epochs, samples, "builtin:tiny") == pytest.approx(10 * suited)
+    assert bands.suiting_learning_rate(epochs, samples, 16, "Qwen/Qwen2.5-0.5B-Instruct") == suited
+    assert bands.suiting_learning_rate(epochs, samples, 16, "builtin:tiny") == pytest.approx(10 * suited, rel=0.05)
+
+
+@pytest.mark.parametrize(("alpha", "suited"), [(None, 3.6e-4), (16, 3.6e-4), (32, 2.6e-4), (64, 1.8e-4), (4, 7.2e-4)])
+def test_four_times_the_alpha_gets_half_the_learning_rate(alpha: int | None, suited: float) -> None:
+    """docs/defaults.md: alpha 16 at 4e-4 and alpha 64 at 2e-4 end alike, and the rank decides nothing."""
+    assert bands.suiting_learning_rate(3.0, 17, alpha) == suited
 
 
 @pytest.mark.parametrize(("epochs", "samples"), [(None, 17), (3.0, None), (0.0, 17), (None, None)])
