@@ -124,9 +124,8 @@ def packed_pair(examples: Sequence[Example]) -> Pair | None:
     members = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))[:SAMPLES]
     if len(members) < 2:
         return None
-    return [Row(tuple(Group(0, (i,)) for i in members), sum(len(examples[i].tokens) for i in members))], alone(
-        examples, members
-    )
+    single = alone(examples, members)
+    return [Row(tuple(group for row in single for group in row.groups), sum(row.tokens for row in single))], single
 
 
 def alone(examples: Sequence[Example], members: Sequence[int]) -> list[Row]:
