@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -396,22 +397,35 @@ def read(path: Path, kind: type[Document]) -> Document:
     can't be read, is no JSON object, or has a field that is missing or of another type.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return parse(text, kind)
     except FileNotFoundError:
         raise damaged(path, _("the file is missing")) from None
+    except NewerFormat as newer:
+        what = _("this was written by a newer fasttune (format {written}; this version reads up to {known})",
+                 written=newer, known=FORMAT)  # fmt: skip
+        raise error("document-newer", what, where=str(path), fix=_("update fasttune")) from None
     except (OSError, ValueError, RecursionError) as problem:
         raise damaged(path, str(problem)) from None
+
+
+class NewerFormat(Exception):
+    """The format number of a document that a newer fasttune wrote."""
+
+
+@lru_cache(maxsize=64)  # a list of runs asks each of a few documents a dozen times; nothing in one can be changed
+def parse(text: str, kind: type[Document]) -> Document:
+    """The document of a kind in a text. Raises ValueError with what is wrong, and NewerFormat."""
+    content = json.loads(text)
     if not isinstance(content, dict):
-        raise damaged(path, _("this is not a JSON object"))
+        raise ValueError(_("this is not a JSON object"))
     written = content.get("format", 0)
     if type(written) is int and written > FORMAT:
-        what = _("this was written by a newer fasttune (format {written}; this version reads up to {known})",
-                 written=written, known=FORMAT)  # fmt: skip
-        raise error("document-newer", what, where=str(path), fix=_("update fasttune"))
+        raise NewerFormat(written)
     try:
         return from_json(kind, content)
     except ValueError as problem:
-        raise damaged(path, _("its field {field} is missing or damaged", field=problem)) from None
+        raise ValueError(_("its field {field} is missing or damaged", field=problem)) from None
 
 
 def damaged(path: Path, what: str) -> FasttuneError:
