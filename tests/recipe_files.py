@@ -35,6 +35,7 @@ mirror = "modelscope"
 train = ["a.jsonl", "b.jsonl"]
 val = 0.1
 system = ""
+system_facts = "facts.toml"
 learn = "all"
 replay = 0.05
 [lora]

@@ -19,6 +19,7 @@ from fasttune.console import FasttuneError, Finding, _, usage_error
 from fasttune.data import batches, mend, tokenize
 from fasttune.data.chat_template import ChatTemplate
 from fasttune.data.dataset import Sample, read_samples, replayed, split, with_system
+from fasttune.data.fact_prompt import sheet_to_tell, tell_facts
 from fasttune.data.lint import lint
 from fasttune.data.lint_persona import QWEN_DEFAULT
 from fasttune.data.tokenize import Example, encode_all
@@ -150,6 +151,8 @@ def of_recipe(recipe: Recipe) -> Source:
             train, held_out = split(train, recipe.data.val, recipe.train.seed)
         except FasttuneError as problem:
             findings += problem.findings
+    sheet = sheet_to_tell(recipe.data)
+    train, held_out = tell_facts(train, sheet, train), tell_facts(held_out, sheet, train)
     general, too_few = replayed(train, recipe.data.replay, recipe.train.seed)
     return Source(tuple(train), tuple(held_out), without_repeats([*findings, *too_few]), recipe, general)
 

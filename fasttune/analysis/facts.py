@@ -29,7 +29,7 @@ from fasttune.export.llama import Sampling
 from fasttune.files import file_sha256
 from fasttune.runs import documents, epochs, store
 from fasttune.runs.adapters import NamedAdapter
-from fasttune.runs.documents import Scores
+from fasttune.runs.documents import PlanDocument, Scores
 from fasttune.runs.outcomes import ArmFacts, FactResult, FactScores, FactState, RuleResult
 from fasttune.runs.store import Run
 
@@ -52,6 +52,9 @@ def facts(
     adapter = other.folder if other else sources.finished_adapter(run)
     loaded = sources.loaded_model(run, adapter)
     plan = documents.read_plan(run)
+    if prompt == "facts" and tells_facts(plan):
+        what = _("the facts stand in the trained system prompt already (data.system_facts)")
+        raise usage_error("contradiction", what, where=run.id, fix=_("leave out --prompt"))
     is_tried = prompt == "facts" and plan.with_facts is None
     served = with_facts(plan.system, sheet) if is_tried else plan.with_facts
     answers = ask_arms(loaded, (plan.system, served), sheet, Sampling(max_new_tokens), other.name if other else run.id)
@@ -76,6 +79,11 @@ def recipe_sheet(run: Run) -> Path:
         return Path(name)
     fix = _('write [facts] and below it file = "data/mine/facts.toml" in the recipe, or name a sheet by `--file FILE`')
     raise usage_error("no-facts", _("the recipe of this run names no fact sheet"), where=run.id, fix=fix)
+
+
+def tells_facts(plan: PlanDocument) -> bool:
+    """Whether the facts of a sheet stand in the system prompt that a run was trained with."""
+    return bool(plan.values.get("data.system_facts"))
 
 
 def ask_arms(
@@ -185,21 +193,23 @@ def not_kept(run: Run, scores: FactScores, arm: str) -> list[Finding]:
     if wrong := names["contradicted"]:
         what = ngettext("{n} of {total} facts is contradicted: {ids}", "{n} of {total} facts are contradicted: {ids}",
                         len(wrong), total=len(scores.facts), ids=", ".join(wrong))  # fmt: skip
-        found.append(Finding("facts-contradicted", "warning", run.id, what, fix=advice(scores, wrong)))
+        found.append(Finding("facts-contradicted", "warning", run.id, what, fix=advice(run, scores, wrong)))
     if lost := names["lost"]:
         what = ngettext("{n} of {total} facts is lost: {ids}", "{n} of {total} facts are lost: {ids}",
                         len(lost), total=len(scores.facts), ids=", ".join(lost))  # fmt: skip
-        found.append(Finding("facts-lost", "warning", run.id, what, fix=advice(scores, lost)))
+        found.append(Finding("facts-lost", "warning", run.id, what, fix=advice(run, scores, lost)))
     return found
 
 
-def advice(scores: FactScores, ids: Sequence[str]) -> str:
+def advice(run: Run, scores: FactScores, ids: Sequence[str]) -> str:
     """What to do about facts that are not kept, by where they stand."""
-    if any(fact.source == "data" for fact in scores.facts if fact.id in ids):
+    in_prompt = {"system", "data"} if tells_facts(documents.read_plan(run)) else {"system"}
+    if any(fact.source not in in_prompt for fact in scores.facts if fact.id in ids):
         return _(
-            'make training samples of them, `{command}`, or serve them in the system prompt, export.prompt = "facts"; '
-            "or take a larger base",
+            "make training samples of them, `{command}`, and train with the facts in the system prompt, "
+            'data.system_facts = "{sheet}"; or take a larger base',
             command=command_line(["augment", scores.sheet]),
+            sheet=scores.sheet,
         )
     return _("they stand in the system prompt: train on more samples that use them, or take a larger base")
 

@@ -20,8 +20,9 @@ from typing import Literal
 
 from fasttune.console import FasttuneError, Finding, _, error, ngettext
 from fasttune.data import general
+from fasttune.data.fact_prompt import sheet_to_tell, tell_facts
 from fasttune.data.formats import conversation, made_from
-from fasttune.data.messages import Message, Notes, check_characters, listed
+from fasttune.data.messages import Message, Notes, Sample, check_characters, listed
 from fasttune.data.reader import read_records
 from fasttune.recipe.schema import DataRecipe
 
@@ -42,19 +43,6 @@ __all__ = [
 # The name of a field is short: without an end to it, a long word behind {{ would be searched from each of its letters.
 PLACEHOLDER = re.compile(r"\{\{ ?(?:name|author|char|user|bot|assistant|\w{0,40}name)\w{0,40} ?\}\}", re.IGNORECASE)
 MOST_OF_THEM = 0.8  # of the samples: where so many share a system prompt, the others are exceptions
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One conversation. `id` is "file:line": the file as the user named it, the line its record starts on.
-
-    Where several elements of a JSON array start on one line, "file:line#n" is the n-th element of the array.
-    `made_from` names the fact sheet and the facts that `fasttune augment` made it of; "" for any other sample.
-    """
-
-    id: str
-    messages: tuple[Message, ...]
-    made_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,17 +77,20 @@ def load_dataset(recipe: DataRecipe, seed: int) -> Dataset:
     """The data set that a recipe's [data] table names; `seed` decides what a fraction in data.val holds out, and which
     general conversations are mixed in.
 
-    Raises FasttuneError with every finding of every file, warnings too, where at least one is an error.
+    Raises FasttuneError with every finding of every file, warnings too, where at least one is an error, and UsageError
+    where the sheet of data.system_facts can't be used.
     """
     train_paths = list(recipe.train)
     held_out_paths = [recipe.val] if isinstance(recipe.val, str) and recipe.val else []
     findings = _listed_twice(train_paths) + _system_problems(recipe.system)
+    sheet = sheet_to_tell(recipe)
     readings = {path: read_samples(path) for path in [*train_paths, *held_out_paths]}
     findings += [finding for reading in readings.values() for finding in reading.findings]
     if any(finding.level == "error" for finding in findings):
         raise FasttuneError(*findings)
     train = [sample for path in train_paths for sample in with_system(readings[path].samples, recipe.system)]
     held_out = [sample for path in held_out_paths for sample in with_system(readings[path].samples, recipe.system)]
+    train, held_out = tell_facts(train, sheet, train), tell_facts(held_out, sheet, train)
     findings += [*_duplicates(train), *_many_system_prompts(train), *_placeholders(train)]
     if isinstance(recipe.val, float) and recipe.val > 0:
         train, held_out = split(train, recipe.val, seed)

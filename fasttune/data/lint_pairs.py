@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -12,10 +11,8 @@ from itertools import pairwise
 
 from fasttune.console import Finding, _
 from fasttune.data.dataset import Message, Sample, conversation_key
-from fasttune.data.near_duplicates import SIMILAR, Pair, Said, jaccard, near_pairs, trigrams
+from fasttune.data.near_duplicates import SIMILAR, Pair, Said, jaccard, near_pairs, normal, trigrams
 
-NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
-PARTICLES = re.compile("[吗呢呀啊吧哦嘛了]+$")
 # Questions with one right answer: who, what name, how many, where, when, which colour.
 ASKS_A_FACT = re.compile(
     "叫什么|名字|几岁|多大|多少|几[个只点月号块年]|哪[里儿年天国]|是谁|什么颜色|什么时候|生日|多高|多重"
@@ -239,9 +236,3 @@ def telling(text: str) -> set[str]:
 def first_question(sample: Sample) -> str:
     """The first thing the user says."""
     return next((message.content for message in sample.messages if message.role == "user"), "")
-
-
-def normal(text: str) -> str:
-    """A text without marks and spaces, in one case and one width, its last particles left out."""
-    letters = NOT_ALPHANUMERIC.sub("", unicodedata.normalize("NFKC", text).casefold())
-    return PARTICLES.sub("", letters) or letters

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fasttune.data.lint_pairs import normal
-from fasttune.data.near_duplicates import SIMILAR, jaccard, trigrams
+from fasttune.data.near_duplicates import SIMILAR, jaccard, normal, trigrams
 
 QUESTION_LETTERS, ANSWER_LETTERS = 3, 12  # of a measured text that is no accident inside another one
 

@@ -38,6 +38,19 @@ class Message:
     learn: bool = True
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One conversation. `id` is "file:line": the file as the user named it, the line its record starts on.
+
+    Where several elements of a JSON array start on one line, "file:line#n" is the n-th element of the array.
+    `made_from` names the fact sheet and the facts that `fasttune augment` made it of; "" for any other sample.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    made_from: str = ""
+
+
 class Label(NamedTuple):
     """What a message is called in findings: `message` with its `{number}` and `{key}`. It is put into words where a
     finding needs it and not before, for a file has hundreds of thousands of messages that need none."""

@@ -17,11 +17,15 @@ threshold and never names one below it.
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
+PARTICLES = re.compile("[吗呢呀啊吧哦嘛了]+$")
 SIMILAR = 0.5  # Jaccard similarity from which on two texts are nearly the same
 EXACT_UP_TO = 20_000  # conversations that the inverted index takes
 # A pair of similarity s becomes a candidate with probability 1 - (1 - s^4)^64: 0.98 at 0.5, 0.9998 at 0.6.
@@ -67,6 +71,12 @@ def trigrams(text: str) -> frozenset[str]:
     """The character trigrams of a text without its white space; of a shorter one the whole text."""
     text = "".join(text.split())
     return frozenset(text[at : at + 3] for at in range(max(1, len(text) - 2)))
+
+
+def normal(text: str) -> str:
+    """A text without marks and spaces, in one case and one width, its last particles left out."""
+    letters = NOT_ALPHANUMERIC.sub("", unicodedata.normalize("NFKC", text).casefold())
+    return PARTICLES.sub("", letters) or letters
 
 
 def jaccard(one: frozenset[str], other: frozenset[str]) -> float:

@@ -200,16 +200,17 @@ def larger_base(plan: Plan) -> list[Finding]:
 def facts_in_prompt(plan: Plan) -> list[Finding]:
     """What the facts in the served system prompt take of the context; a warning where little is left for talk."""
     recipe = plan.recipe
-    if recipe.export.prompt != "facts":
+    key = "data.system_facts" if recipe.data.system_facts else "export.prompt"
+    if key == "export.prompt" and recipe.export.prompt != "facts":
         return []
-    trained, served = (estimate_tokens(text or "") for text in (plan.system, plan.served_system))
+    served = estimate_tokens(plan.served_system or "")
     share = served / recipe.export.num_ctx
-    what = _("with the facts the served system prompt has about {served:.0f} tokens, without them {trained:.0f}: "
-             "{share:.0%} of the context", served=served, trained=trained, share=share)  # fmt: skip
+    what = _("with the facts the served system prompt has about {served:.0f} tokens: {share:.0%} of the context",
+             served=served, share=share)  # fmt: skip
     why = _("a conversation has what is left of it, and the oldest turns are dropped sooner")
     fix = _("raise export.num_ctx = {num_ctx}", num_ctx=recipe.export.num_ctx) if share > MUCH_OF_CONTEXT else ""
     level: Level = "warning" if fix else "info"
-    return [Finding("facts-in-prompt", level, f"{recipe.path}: export.prompt", what, why, fix)]
+    return [Finding("facts-in-prompt", level, f"{recipe.path}: {key}", what, why, fix)]
 
 
 def not_shared(plan: Plan) -> list[Finding]:

@@ -144,7 +144,8 @@ def other_data(recipe: Recipe | None, out: Path) -> Dataset | None:
         return None
     own = os.path.realpath(out)
     train = tuple(path for path in recipe.data.train if os.path.realpath(path) != own)
-    return load_dataset(replace(recipe.data, train=train), recipe.train.seed) if train else None
+    data = replace(recipe.data, train=train, system_facts="")  # made samples get the bare prompt, as the others have it
+    return load_dataset(data, recipe.train.seed) if train else None
 
 
 def kept_from(sheet: FactSheet, data: Dataset | None) -> Kept:

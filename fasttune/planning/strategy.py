@@ -122,9 +122,10 @@ class Plan:
     def served_system(self) -> str | None:
         """The system prompt the trained model is served with, by export.prompt: `system`, or that and the facts of the
         sheet. Raises UsageError where the sheet can't be read."""
-        if self.recipe.export.prompt != "facts":
+        recipe = self.recipe
+        if recipe.export.prompt != "facts" or recipe.facts.file == recipe.data.system_facts:  # said in training already
             return self.system
-        return with_facts(self.system, read_fact_sheet(Path(self.recipe.facts.file)))
+        return with_facts(self.system, read_fact_sheet(Path(recipe.facts.file)))
 
     def document(self) -> PlanDocument:
         """What plan.json holds: every resolved value with its source, and the counts that follow from the data."""

@@ -160,6 +160,9 @@ class DataRecipe:
         "the chat template does not add its own",
         prose=True,
     )
+    system_facts: str = setting(
+        "", "fact sheet (TOML) whose facts stand below the system prompt, in training and when served; empty: none"
+    )
     learn: Literal["assistant", "all"] = setting("assistant", "train on the assistant's turns, or on every token")
     replay: float = setting(
         0.0,

@@ -26,6 +26,7 @@ from fasttune.console import (
 )
 from fasttune.data import dataset
 from fasttune.data.dataset import Sample
+from fasttune.data.fact_prompt import sheet_to_tell, tell_facts
 from fasttune.data.reader import read_records
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
@@ -38,6 +39,7 @@ from fasttune.terminal.verdicts import result_lines
 if TYPE_CHECKING:
     from fasttune.export import Artifact
     from fasttune.export.ollama_import import OllamaImport
+    from fasttune.recipe.schema import DataRecipe
     from fasttune.runs.documents import Probe
     from fasttune.training.estimate import Estimate
     from fasttune.training.train import RunRecord
@@ -128,7 +130,7 @@ def show_sample(where: str, base: str, recipe_file: Path | None, overrides: Sequ
     recipe = load_recipe(recipe_file, overrides) if recipe_file else None
     data = recipe.data if recipe else DataRecipe(train=(where.rpartition(":")[0],))
     model = recipe.model if recipe else ModelRecipe(base=base)
-    sample = find_sample(where, data.system)
+    sample = find_sample(where, data)
     tokenizer = models.load_tokenizer(hub.locate(model))
     tokenized = tokenize_samples([sample], tokenizer, data, ANY_LENGTH)
     (example,) = tokenized.examples
@@ -152,8 +154,8 @@ def show_sample(where: str, base: str, recipe_file: Path | None, overrides: Sequ
     )  # fmt: skip
 
 
-def find_sample(where: str, system: str | None) -> Sample:
-    """The sample that begins at FILE:LINE or holds that line, with the system prompt where it has none. Raises as
+def find_sample(where: str, data: DataRecipe) -> Sample:
+    """The sample that begins at FILE:LINE or holds that line, with the system prompt and facts of `data`. Raises as
     `show_sample` does.
     """
     path, _colon, line = where.rpartition(":")
@@ -162,7 +164,9 @@ def find_sample(where: str, system: str | None) -> Sample:
         raise usage_error("not-a-sample", what, fix=_("for example data/linzhi/train.jsonl:17"))
     reading = dataset.read_samples(path)
     begins = where if "#" in line else beginning(path, int(line))
-    found = [sample for sample in dataset.with_system(reading.samples, system) if sample.id in (where, begins)]
+    prompted = dataset.with_system(reading.samples, data.system)
+    prompted = tell_facts(prompted, sheet_to_tell(data), prompted)
+    found = [sample for sample in prompted if sample.id in (where, begins)]
     if found:
         if found[0].id != where:
             say(_("line {line} is in the sample that begins at {place}", line=line, place=found[0].id))

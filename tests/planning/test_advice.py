@@ -175,3 +175,5 @@ def test_what_facts_in_the_prompt_take_of_the_context(tmp_path: Path, monkeypatc
     assert (note.level, note.fix) == ("info", "") and "% of the context" in note.what
     (warning,) = by_code(advice(*with_facts, "export.num_ctx=512"), "facts-in-prompt")
     assert warning.level == "warning" and "export.num_ctx = 512" in warning.fix
+    (trained,) = by_code(advice("data.system_facts=facts.toml"), "facts-in-prompt")
+    assert (trained.where, trained.what) == ("persona.toml: data.system_facts", note.what)
