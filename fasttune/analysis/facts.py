@@ -44,17 +44,17 @@ def facts(
     """Ask the facts of a sheet, by default the recipe's, keep what came of it in scores.json and return it; of an
     adapter `other` than the one that the run serves, or with another `prompt` ("facts") than its own, nothing is kept.
 
-    Raises FasttuneError where run, base or sheet can't be used, or another process uses the run before anything is
+    Raises UsageError where the run was trained with the facts in its prompt and they are asked for there, FasttuneError
+    where run, base or sheet can't be used, or another process uses the run before anything is
     asked.
     """
-    sheet = read_fact_sheet(file or recipe_sheet(run))
-    store.require_unused(run)
-    adapter = other.folder if other else sources.finished_adapter(run)
-    loaded = sources.loaded_model(run, adapter)
-    plan = documents.read_plan(run)
+    sheet, plan = read_fact_sheet(file or recipe_sheet(run)), documents.read_plan(run)
     if prompt == "facts" and tells_facts(plan):
         what = _("the facts stand in the trained system prompt already (data.system_facts)")
         raise usage_error("contradiction", what, where=run.id, fix=_("leave out --prompt"))
+    store.require_unused(run)
+    adapter = other.folder if other else sources.finished_adapter(run)
+    loaded = sources.loaded_model(run, adapter)
     is_tried = prompt == "facts" and plan.with_facts is None
     served = with_facts(plan.system, sheet) if is_tried else plan.with_facts
     answers = ask_arms(loaded, (plan.system, served), sheet, Sampling(max_new_tokens), other.name if other else run.id)

@@ -13,6 +13,7 @@ from run_folders import write_run
 
 from fasttune.analysis import facts
 from fasttune.analysis.answers import LoadedModel, Prompt, TorchSource
+from fasttune.console import UsageError
 from fasttune.data.fact_sheet import FactSheet, read_fact_sheet
 from fasttune.export.llama import Sampling
 from fasttune.recipe.schema import ModelRecipe
@@ -185,3 +186,12 @@ def test_a_run_that_is_not_finished(tmp_path: Path, sheet: FactSheet) -> None:
     write_run(tmp_path / "runs", finished=False)
     done = call_here(tmp_path / "runs", "facts", "persona", "--file", sheet.path)
     assert done.returncode == 1 and "fasttune run" in done.stderr
+
+
+def test_a_run_trained_with_the_facts_in_its_prompt_is_told_of_more_samples(sheet: FactSheet, tmp_path: Path) -> None:
+    run = write_run(tmp_path, data__system_facts="facts.toml")
+    answers = {"tuned": dict.fromkeys([*NAME, *NIGHTS, *RULE], "")}
+    (lost,) = facts.findings(run, facts.score(sheet, answers, 64))[:1]
+    assert lost.code == "facts-lost" and lost.fix.startswith("they stand in the system prompt")
+    with pytest.raises(UsageError, match="stand in the trained system prompt already"):
+        facts.facts(run, sheet.path, 64, prompt="facts")

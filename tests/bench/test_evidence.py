@@ -37,6 +37,8 @@ def test_the_tables_of_the_documents_come_from_the_evidence(path: Path) -> None:
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows = script("evidence").table(lines)
     assert len(rows) == len(lines) + 2
-    page = "".join((REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("defaults.md", "linzhi.md"))
+    page = "".join(
+        (REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("defaults.md", "facts.md", "linzhi.md")
+    )
     missing = [row for row in rows if row not in page]
     assert not missing, f"python -m benchmarks.evidence --table {path.relative_to(REPOSITORY)}"
