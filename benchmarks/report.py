@@ -2,6 +2,7 @@
 
     python benchmarks/report.py benchmarks/results/2026-01-30_epyc              # README.md and charts in that folder
     python benchmarks/report.py benchmarks/results/2026-01-30_epyc --readme     # and the table in the project's READMEs
+    python benchmarks/report.py benchmarks/results/*_epyc benchmarks/results/*_xeon --readme     # those of both
 
 The project's READMEs keep the table between two comment lines; everything between them is written anew. An arm whose
 losses were not the reference's has no speed in any table. Charts are plain SVG, drawn here: two need no library.
@@ -45,15 +46,16 @@ Points = Sequence[tuple[float, float]]
 def main() -> None:
     """Read the command line and write the page and the charts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--readme", action="store_true", help="also write the project's two READMEs")
     options = parser.parse_args()
-    document = json.loads((options.folder / "result.json").read_text(encoding="utf-8"))
-    charts = draw(document, options.folder)
-    (options.folder / "README.md").write_text(whole_page(document, charts), encoding="utf-8")
+    documents = {folder: json.loads((folder / "result.json").read_text(encoding="utf-8")) for folder in options.folders}
+    for folder, document in documents.items():
+        (folder / "README.md").write_text(whole_page(document, draw(document, folder)), encoding="utf-8")
     for language, page in PAGES.items() if options.readme else ():
-        link = Path(os.path.relpath(options.folder, page.parent)).as_posix()
-        put(page, summary(document["entries"], language, f"{link}/README.md"))
+        links = {folder: Path(os.path.relpath(folder, page.parent)).as_posix() for folder in documents}
+        put(page, "\n".join(summary(one["entries"], language, f"{links[folder]}/README.md")
+                            for folder, one in documents.items()))  # fmt: skip
 
 
 # Tables -------------------------------------------------------------------------------------------------------------

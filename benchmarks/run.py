@@ -31,6 +31,7 @@ from typing import Any
 
 import cases
 import shapes
+import torch
 
 from fasttune.bench.arms import parse_arms
 from fasttune.bench.experiment import Experiment
@@ -329,10 +330,11 @@ def versions() -> str:
 
 
 def processor() -> str:
-    """The processor's name as Linux knows it, else as Python does."""
+    """The processor's name as Linux knows it, else as Python does, and the instructions that torch takes: processors of
+    one name differ in them."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def growth(options: argparse.Namespace) -> list[dict[str, float]]:
