@@ -9,7 +9,7 @@ from typing import Any
 from fasttune.command import OnExisting, command_line, runs_option
 from fasttune.console import FasttuneError, Finding, UsageError, _, ngettext, usage_error
 from fasttune.planning.parents import MORE_EPOCHS, is_running, resume_command, run_command, unfinished
-from fasttune.planning.strategy import Plan, differences
+from fasttune.planning.strategy import SAMPLES, Plan, differences
 from fasttune.runs import documents, store
 from fasttune.runs.store import Run
 
@@ -104,13 +104,16 @@ def series_exists(root: Path, plan: Plan, earlier: Sequence[Run]) -> UsageError:
 
 
 def resume_differs(run: Run, plan: Plan, key: str, old: Any, new: Any) -> Finding:
-    """The finding for one setting whose value is not the one that the stopped run began with."""
-    return Finding(
-        "resume-differs", "error", f"{run.id}: {key}",
-        _("the stopped run began with {old}, now it is {new}", old=old, new=new),
-        why=_("a resumed run must equal one that was never stopped"),
-        fix=_("`{resume}` resumes it as it began, and `{new}` trains another run beside it; once it is finished, "
-              "`{retune}` takes other parameters, and `--continue custom` other data",
-              resume=resume_command(run), new=run_command(plan.recipe, run.root, on_existing="new"),
-              retune=run_command(plan.recipe, run.root, strategy="retune")),
-    )  # fmt: skip
+    """The finding for one setting whose value is not the one that the stopped run began with.
+
+    The command that resumes names the files of then; no command brings back what stood in them.
+    """
+    fix = _("`{resume}` resumes it as it began, and `{new}` trains another run beside it; once it is finished, "
+            "`{retune}` takes other parameters, and `--continue custom` other data",
+            resume=resume_command(run), new=run_command(plan.recipe, run.root, on_existing="new"),
+            retune=run_command(plan.recipe, run.root, strategy="retune"))  # fmt: skip
+    if key == SAMPLES:
+        fix = _("restore the data files that were edited; {fix}", fix=fix)
+    what = _("the stopped run began with {old}, now it is {new}", old=old, new=new)
+    why = _("a resumed run must equal one that was never stopped")
+    return Finding("resume-differs", "error", f"{run.id}: {key}", what, why, fix)
