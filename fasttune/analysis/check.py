@@ -18,8 +18,7 @@ from fasttune.command import command_line
 from fasttune.console import FasttuneError, Finding, _, usage_error
 from fasttune.data import batches, mend, tokenize
 from fasttune.data.chat_template import ChatTemplate
-from fasttune.data.dataset import Sample, read_samples, replayed, split, with_system
-from fasttune.data.fact_prompt import sheet_to_tell, tell_facts
+from fasttune.data.dataset import Sample, prompted, read_samples, replayed, split
 from fasttune.data.lint import lint
 from fasttune.data.lint_persona import QWEN_DEFAULT
 from fasttune.data.tokenize import Example, encode_all
@@ -139,20 +138,15 @@ def mended_copy(path: Path, out: Path, overrides: Sequence[str] = ()) -> list[Fi
 def of_recipe(recipe: Recipe) -> Source:
     """The samples of a recipe's [data], split as training would."""
     readings = [read_samples(path) for path in recipe.data.train]
-    train = with_system([sample for one in readings for sample in one.samples], recipe.data.system)
-    held_out: list[Sample] = []
-    findings = [finding for one in readings for finding in one.findings]
-    if isinstance(recipe.data.val, str) and recipe.data.val:
-        reading = read_samples(recipe.data.val)
-        held_out = with_system(reading.samples, recipe.data.system)
-        findings += reading.findings
-    elif isinstance(recipe.data.val, float) and recipe.data.val > 0:
+    held_out_readings = [read_samples(recipe.data.val)] if isinstance(recipe.data.val, str) and recipe.data.val else []
+    findings = [finding for one in [*readings, *held_out_readings] for finding in one.findings]
+    train, held_out = ([sample for one in some for sample in one.samples] for some in (readings, held_out_readings))
+    train, held_out = prompted(train, held_out, recipe.data)
+    if isinstance(recipe.data.val, float) and recipe.data.val > 0:
         try:
             train, held_out = split(train, recipe.data.val, recipe.train.seed)
         except FasttuneError as problem:
             findings += problem.findings
-    sheet = sheet_to_tell(recipe.data)
-    train, held_out = tell_facts(train, sheet, train), tell_facts(held_out, sheet, train)
     general, too_few = replayed(train, recipe.data.replay, recipe.train.seed)
     return Source(tuple(train), tuple(held_out), without_repeats([*findings, *too_few]), recipe, general)
 

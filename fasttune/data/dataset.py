@@ -83,14 +83,13 @@ def load_dataset(recipe: DataRecipe, seed: int) -> Dataset:
     train_paths = list(recipe.train)
     held_out_paths = [recipe.val] if isinstance(recipe.val, str) and recipe.val else []
     findings = _listed_twice(train_paths) + _system_problems(recipe.system)
-    sheet = sheet_to_tell(recipe)
     readings = {path: read_samples(path) for path in [*train_paths, *held_out_paths]}
     findings += [finding for reading in readings.values() for finding in reading.findings]
     if any(finding.level == "error" for finding in findings):
         raise FasttuneError(*findings)
-    train = [sample for path in train_paths for sample in with_system(readings[path].samples, recipe.system)]
-    held_out = [sample for path in held_out_paths for sample in with_system(readings[path].samples, recipe.system)]
-    train, held_out = tell_facts(train, sheet, train), tell_facts(held_out, sheet, train)
+    train = [sample for path in train_paths for sample in readings[path].samples]
+    held_out = [sample for path in held_out_paths for sample in readings[path].samples]
+    train, held_out = prompted(train, held_out, recipe)
     findings += [*_duplicates(train), *_many_system_prompts(train), *_placeholders(train)]
     if isinstance(recipe.val, float) and recipe.val > 0:
         train, held_out = split(train, recipe.val, seed)
@@ -263,6 +262,16 @@ def _system_problems(system: str | None) -> list[Finding]:
     if system is not None:
         check_characters("data.system", system, notes)
     return notes.findings
+
+
+def prompted(
+    train: Sequence[Sample], held_out: Sequence[Sample], recipe: DataRecipe
+) -> tuple[list[Sample], list[Sample]]:
+    """The samples with the system prompt of data.system where they have none of their own, and the facts of
+    data.system_facts below it. Raises as `sheet_to_tell` does."""
+    sheet = sheet_to_tell(recipe)
+    train, held_out = with_system(train, recipe.system), with_system(held_out, recipe.system)
+    return tell_facts(train, sheet, train), tell_facts(held_out, sheet, train)
 
 
 def with_system(samples: Sequence[Sample], system: str | None) -> list[Sample]:

@@ -122,10 +122,10 @@ class Plan:
     def served_system(self) -> str | None:
         """The system prompt the trained model is served with, by export.prompt: `system`, or that and the facts of the
         sheet. Raises UsageError where the sheet can't be read."""
-        recipe = self.recipe
-        if recipe.export.prompt != "facts" or recipe.facts.file == recipe.data.system_facts:  # said in training already
-            return self.system
-        return with_facts(self.system, read_fact_sheet(Path(recipe.facts.file)))
+        sheet, trained = Path(self.recipe.facts.file), Path(self.recipe.data.system_facts)
+        if self.recipe.export.prompt != "facts" or sheet.resolve() == trained.resolve():
+            return self.system  # the facts are not told, or stand in it already
+        return with_facts(self.system, read_fact_sheet(sheet))
 
     def document(self) -> PlanDocument:
         """What plan.json holds: every resolved value with its source, and the counts that follow from the data."""

@@ -26,7 +26,6 @@ from fasttune.console import (
 )
 from fasttune.data import dataset
 from fasttune.data.dataset import Sample
-from fasttune.data.fact_prompt import sheet_to_tell, tell_facts
 from fasttune.data.reader import read_records
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.values import as_toml
@@ -164,9 +163,8 @@ def find_sample(where: str, data: DataRecipe) -> Sample:
         raise usage_error("not-a-sample", what, fix=_("for example data/linzhi/train.jsonl:17"))
     reading = dataset.read_samples(path)
     begins = where if "#" in line else beginning(path, int(line))
-    prompted = dataset.with_system(reading.samples, data.system)
-    prompted = tell_facts(prompted, sheet_to_tell(data), prompted)
-    found = [sample for sample in prompted if sample.id in (where, begins)]
+    samples, _held_out = dataset.prompted(reading.samples, (), data)
+    found = [sample for sample in samples if sample.id in (where, begins)]
     if found:
         if found[0].id != where:
             say(_("line {line} is in the sample that begins at {place}", line=line, place=found[0].id))

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from data_files import pair, write
+from data_files import SHEET, pair, write
 
-from fasttune.analysis.check import check, mended_copy
+from fasttune.analysis.check import check, mended_copy, of_recipe
 from fasttune.console import UsageError
 from fasttune.data.batches import epoch_batches
+from fasttune.data.dataset import load_dataset
+from fasttune.recipe.load import load_recipe
 from fasttune.terminal import check_report
 from fasttune.terminal.check_report import histogram
 
@@ -25,6 +27,23 @@ def test_good_data_have_no_warning(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert figures.exact and figures.held_out and 0 < figures.prefix_computed < figures.prefix_tokens
     assert figures.steps == len(epoch_batches(figures.samples, 16 if name == "linzhi" else 2, 3407, 0))
     assert figures.prefix_tokens == sum(figures.sample_tokens)
+
+
+@pytest.mark.parametrize("val", ["val.jsonl", 0.2])
+def test_a_recipe_is_read_as_the_training_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val: str | float
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("facts.toml").write_text(SHEET, encoding="utf-8")
+    write(Path("train.jsonl"), *[pair(f"问题{n}", "好。") for n in "甲乙丙丁戊己庚辛壬癸"])
+    write(Path("val.jsonl"), pair("别的", "不。"))
+    data = {"train": "train.jsonl", "val": val, "system": "你是猫。", "system_facts": "facts.toml"}
+    settings = "\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in data.items())
+    Path("r.toml").write_text(f'name = "r"\nmodel.base = "builtin:tiny"\n[data]\n{settings}\n', encoding="utf-8")
+    recipe = load_recipe("r.toml")
+    source, trained = of_recipe(recipe), load_dataset(recipe.data, recipe.train.seed)
+    assert (source.train, source.held_out) == (trained.train, trained.held_out)
+    assert all("猫叫定影" in sample.messages[0].content for sample in (*source.train, *source.held_out))
 
 
 def test_a_file_takes_the_held_out_file_beside_it_and_a_leak_is_an_error(tmp_path: Path) -> None:

@@ -142,6 +142,14 @@ def test_records_have_the_usual_system_prompt_and_a_mark_that_is_not_trained_on(
     assert "facts.toml" not in str([one.messages for one in reading.samples])
 
 
+def test_records_have_the_bare_prompt_where_the_facts_are_told_below_it_in_training(here: Path) -> None:
+    recipe = Path("mine.toml")
+    told = recipe.read_text(encoding="utf-8").replace("data = {", 'data = { system_facts = "facts.toml",')
+    recipe.write_text(told, encoding="utf-8")
+    made()
+    assert {record["messages"][0]["content"] for record in records()} == {"你是林栀。"}
+
+
 def test_from_a_sheet_alone_without_a_system_message_or_with_that_of_a_file(here: Path) -> None:
     assert not made("facts.toml").has_system
     assert {message["role"] for record in records() for message in record["messages"]} == {"user", "assistant"}

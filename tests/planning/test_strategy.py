@@ -100,6 +100,19 @@ def test_the_served_prompt_has_the_facts_where_the_recipe_asks_for_them(tmp_path
     assert documents.read_plan(run).served_system == plan.served_system
 
 
+def test_facts_that_were_trained_are_not_served_twice(tmp_path: Path) -> None:
+    sheet = tmp_path / "facts.toml"
+    sheet.write_text(SHEET, encoding="utf-8")
+    trained = (f"data.system_facts={sheet}", "export.prompt=facts")
+    for same in (sheet, tmp_path / "." / ".." / tmp_path.name / "facts.toml"):
+        plan = planned(tmp_path, f"facts.file={same}", *trained)
+        assert plan.served_system == plan.system and str(plan.system).count("猫叫定影") == 1
+    other = tmp_path / "more.toml"
+    other.write_text(SHEET.replace("猫叫定影", "狗叫显影"), encoding="utf-8")
+    served = str(planned(tmp_path, f"facts.file={other}", *trained).served_system)
+    assert "猫叫定影" in served and "狗叫显影" in served
+
+
 def test_a_sheet_that_is_missing_is_told_with_the_plan(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused:
         planned(tmp_path, f"facts.file={tmp_path}/none.toml", "export.prompt=facts").document()

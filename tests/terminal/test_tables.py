@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Cli
+from data_files import SHEET
 from run_folders import write_run
 
+from fasttune.data.fact_prompt import CHINESE_HEADING
 from fasttune.pipeline import Planner, RunRequest
 from fasttune.runs.documents import Probe
 from fasttune.runs.store import Run
@@ -55,6 +57,20 @@ def test_a_recipe_decides_the_system_prompt_and_what_is_supervised(fasttune: Cli
         fasttune("show", f"{data}:1", "--recipe", recipe, "--set", "data.learn=all", "--json").stdout
     )
     assert everything["supervised"] == everything["tokens"] - 1
+
+
+def test_the_facts_of_a_recipe_stand_below_the_system_prompt(fasttune: Cli, tmp_path: Path) -> None:
+    data, sheet, recipe = tmp_path / "bare.jsonl", tmp_path / "facts.toml", tmp_path / "bare.toml"
+    data.write_text('{"prompt": "你好", "completion": "好。"}\n', encoding="utf-8")
+    sheet.write_text(SHEET, encoding="utf-8")
+    recipe.write_text(
+        f'name = "bare"\n[model]\nbase = "builtin:tiny"\n[data]\ntrain = "{data}"\nsystem = "你是猫。"\n'
+        f'system_facts = "{sheet}"\n',
+        encoding="utf-8",
+    )
+    pieces = json.loads(fasttune("show", f"{data}:1", "--recipe", recipe, "--json").stdout)["pieces"]
+    (system, rest) = "".join(piece["text"] for piece in pieces).split("<|im_end|>", 1)
+    assert system == f"<|im_start|>system\n你是猫。\n\n{CHINESE_HEADING}\n猫叫定影。" and "猫叫" not in rest
 
 
 def test_a_sample_that_is_too_long_is_shown_and_called_so(fasttune: Cli, tmp_path: Path) -> None:
