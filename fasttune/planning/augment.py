@@ -101,7 +101,7 @@ def augment(request: AugmentRequest) -> Augmented:
     findings = [*missing, *held_out(sheet, data), *fewer(sheet, kept, counts, request)]
     named = [] if recipe is None else [os.path.realpath(path) for path in recipe.data.train]
     is_named = os.path.realpath(out) in named
-    train = list(recipe.data.train) if recipe else []
+    train = [path for path in recipe.data.train if is_named or not is_made_of(sheet, path)] if recipe else []
     train += [] if is_named else [out.as_posix()]
     return Augmented(out, sheet.path, tuple(samples), dict(counts), system is not None, tuple(findings), tuple(train),
                      request.source if recipe else None, is_named)  # fmt: skip
@@ -136,6 +136,14 @@ def require_own(out: Path) -> None:
         return
     what = _("the file already exists, and it is not one that `fasttune augment` wrote")
     raise usage_error("file-exists", what, where=str(out), fix=_("write another one with `--out FILE`"))
+
+
+def is_made_of(sheet: FactSheet, path: str) -> bool:
+    """Whether a training file holds nothing but samples made of this sheet: a new one takes its place."""
+    records, findings = read_records(path)
+    marks = [made_from(record.value) for record in records]
+    sheets = {os.path.realpath(Path(path).parent / mark.rpartition("#")[0]) if mark else "" for mark in marks}
+    return not findings and sheets == {os.path.realpath(sheet.path)}
 
 
 def other_data(recipe: Recipe | None, out: Path) -> Dataset | None:

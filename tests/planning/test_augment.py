@@ -240,3 +240,16 @@ def test_how_it_is_trained_on(here: Path) -> None:
     )
     again = made()
     assert again.is_named and again.command.endswith("run mine.toml")
+
+
+def test_another_file_of_the_sheet_takes_the_place_of_the_one_that_is_named(here: Path) -> None:
+    made()
+    Path("mine.toml").write_text(
+        Path("mine.toml").read_text().replace('"train.jsonl"', '["facts-train.jsonl", "train.jsonl"]')
+    )
+    found = made(out=Path("few.jsonl"), per_fact=2)
+    assert found.line == 'train = ["train.jsonl", "few.jsonl"]' and not found.is_named
+    other = json.loads(Path("facts-train.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    other["made_from"]["sheet"] = "other.toml"
+    write(Path("facts-train.jsonl"), other)  # of another sheet: it stays
+    assert made(out=Path("few.jsonl"), per_fact=2).line == 'train = ["facts-train.jsonl", "train.jsonl", "few.jsonl"]'
