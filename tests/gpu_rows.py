@@ -7,6 +7,7 @@ python gpu_rows.py FOLDER       writes FOLDER/found.json: for each way of comput
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -141,8 +142,32 @@ def in_fork(measure: Callable[[], None]) -> None:
     assert child.exitcode == 0, f"{measure.__name__} failed"
 
 
+def prompt_logits(model: Any) -> list[tuple[str, torch.Tensor]]:
+    """The logits of a prompt by a model, by the same one with larger LoRA weights, and without its adapter."""
+    prompt, found = torch.tensor([examples()[0].tokens]), []
+    unsloth = hasattr(model, "adapter_copies")
+    for state in ("fresh", "changed", "base alone"):
+        with (
+            models.inference(model) if unsloth else contextlib.nullcontext(),
+            torch.inference_mode() if unsloth else torch.no_grad(),
+            model.disable_adapter() if state == "base alone" else contextlib.nullcontext(),
+        ):
+            found.append((state, model(input_ids=prompt).logits.double()))
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                weight.mul_(-40 if "lora_B" in name else 1)
+    return found
+
+
 PLAIN = plain_peft(write_base(FOLDER / "base", torch.float32))  # before Unsloth, which patches transformers
 EXPECTED = reference(PLAIN)
+HOW_ANSWERED = {
+    "float32": (FOLDER / "base", "float32"),
+    "bfloat16": (write_base(FOLDER / "answers", torch.bfloat16), "bfloat16"),
+}
+EXPECTED_ANSWERS = {
+    name: [logits for _state, logits in prompt_logits(plain_peft(base))] for name, (base, _) in HOW_ANSWERED.items()
+}
 NF4_WEIGHTS = gpu_four_bits.round_to_nf4(PLAIN)
 EXPECTED_NF4 = reference(PLAIN)
 gpu_model.import_unsloth()
@@ -225,6 +250,18 @@ def four_bits() -> None:
 def hidden(model: Any) -> torch.Tensor:
     (row,) = packing.plan_step(examples(), range(9), 4096).rows
     return models.hidden_states(model, engine.collate(row, examples()))
+
+
+def answers() -> None:
+    """How Unsloth reads the prompt of an answer: in a model that has computed no row, and after its weights changed."""
+    attention_kernels.kernel_for = lambda query: attention_kernels.FLASH
+    for name, (base, dtype) in HOW_ANSWERED.items():
+        model = load(base, dtype=dtype, checkpointing=False)
+        FOUND[f"answers: {name}"] = {
+            state: float((made - expected).norm() / expected.norm())
+            for (state, made), expected in zip(prompt_logits(model), EXPECTED_ANSWERS[name], strict=True)
+        }
+        hidden(model).float().square().mean().backward()  # what was made in inference mode could not be trained with
 
 
 def with_adapter(model: Any) -> torch.Tensor:
@@ -426,6 +463,6 @@ def graphs() -> None:
 
 
 use_own_kernels()
-for stage in (exactness, four_bits, count_launches, update, graphs):
+for stage in (exactness, four_bits, count_launches, update, answers, graphs):
     stage()
     (FOLDER / "found.json").write_text(json.dumps(FOUND))

@@ -60,9 +60,12 @@ def use_cuda_layers(model: Any) -> None:
 
     attention_dispatch._flex_shared_prefix_attention = shared_prefix_attention
     watch_optimizers()
-    model.adapter_copies = AdapterCopies(model.get_input_embeddings().weight.dtype)
-    for layer in model.get_base_model().model.layers:
-        use_fused_functions(layer.self_attn, layer.mlp, model.adapter_copies)
+    model.adapter_copies = copies = AdapterCopies(model.get_input_embeddings().weight.dtype)
+    backbone = model.get_base_model().model
+    for layer in backbone.layers:
+        use_fused_functions(layer.self_attn, layer.mlp, copies)
+    # Whoever calls it: a row of the training, or Unsloth to read the prompt of an answer.
+    backbone.register_forward_pre_hook(lambda *_module_and_inputs: copies.refresh())
 
 
 def require_known_unsloth() -> None:
@@ -154,7 +157,10 @@ class AdapterCopies:
         return list(range(len(self.linears) - len(linears), len(self.linears)))
 
     def refresh(self) -> None:
-        """Make the copies equal to the weights where one of these has changed since: in a few launches for all."""
+        """Make the copies equal to the weights where one of these has changed since: in a few launches for all.
+
+        Outside of inference mode, in which Unsloth reads prompts: a tensor made there can't be trained with.
+        """
         weights = [linear._parameters["weight"] for linear in self.linears]
         now = [self.optimizer_steps, *((id(weight), weight._version) for weight in weights if weight is not None)]
         if now == self.copied:
@@ -162,9 +168,9 @@ class AdapterCopies:
         if self.dtype == torch.float32:
             self.copies = weights
         else:
-            if len(self.copies) != len(weights):
-                self.copies = [torch.empty_like(weight, dtype=self.dtype).requires_grad_() for weight in weights]
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
+                if len(self.copies) != len(weights):
+                    self.copies = [torch.empty_like(weight, dtype=self.dtype).requires_grad_() for weight in weights]
                 torch._foreach_copy_(self.copies, weights)
         self.copied = now
 

@@ -261,7 +261,6 @@ def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
         batch = engine.pad_row(batch, cross_entropy.ROWS)
         layout: dict[str, Any] = {"layout": batch.layout}
     else:
-        model.adapter_copies.refresh()
         layout = cuda_layers.layout_arguments(batch.layout)
     return backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout)[0]
 

@@ -90,6 +90,13 @@ def test_copies_follow_the_weights(found: dict[str, Any]) -> None:
     assert one["twice"] and one["fresh"] and one["left"] == 0
 
 
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-5), ("bfloat16", 5e-2)])
+def test_prompts_are_read_with_the_weights_as_they_are(found: dict[str, Any], dtype: str, rounding: float) -> None:
+    """Also before the first row, and outside of fasttune's own call of the model: an answer begins in `generate`."""
+    one = found[f"answers: {dtype}"]
+    assert set(one) == {"fresh", "changed", "base alone"} and max(one.values()) < rounding
+
+
 @pytest.mark.parametrize(
     ("kind", "rounding"), [("flash", 1e-6), ("efficient", 1e-6), ("bfloat16", 5e-2), ("NF4", 1e-6)]
 )
