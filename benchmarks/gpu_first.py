@@ -235,7 +235,7 @@ def persona_samples(count: int, vocabulary: int, seed: int = 1) -> list[Example]
 
 def step(model: Any, examples: Sequence[Example], budget: int, share: bool) -> tuple[float, torch.Tensor]:
     """The mean loss of one step, and its gradients in one vector."""
-    model.zero_grad()
+    models.drop_gradients(model)
     total = backward(model, examples, budget, share)
     gradients = [parameter.grad.flatten().float() for parameter in model.parameters() if parameter.grad is not None]
     return float(total), torch.cat(gradients)
@@ -244,13 +244,13 @@ def step(model: Any, examples: Sequence[Example], budget: int, share: bool) -> t
 def backward(model: Any, examples: Sequence[Example], budget: int, share: bool) -> torch.Tensor:
     """Loss and gradients of one step as the trainer computes them; returns the mean loss, on the device."""
     planned = packing.plan_step(examples, range(len(examples)), budget, shared_prefix=share)
-    where = device.device_type()
-    losses = []
+    losses, dtype = [], models.lm_head_weight(model).dtype
     for row in planned.rows:
-        batch = engine.collate(row, examples).to(torch.device(where))
-        with torch.autocast(where, dtype=torch.bfloat16, enabled=where == "cuda"):
+        batch = engine.collate(row, examples).to(model.device)
+        with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
             loss, _hits = engine.loss(models.hidden_states(model, batch), models.lm_head_weight(model), batch)
         (loss / planned.supervised).backward()
+        models.collect_gradients(model)
         losses.append(loss.detach())
     return torch.stack(losses).sum() / planned.supervised
 
@@ -262,7 +262,7 @@ def row_cost(base: Path, count: int, checkpointing: bool) -> dict[str, Any]:
     tokens = packing.plan_step(examples, range(count), 10**6).computed_tokens
 
     def work() -> None:
-        model.zero_grad()
+        models.drop_gradients(model)
         backward(model, examples, 10**6, share=True)
 
     work()

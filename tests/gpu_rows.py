@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import gpu_model  # first: it sets what Unsloth reads
 
@@ -34,6 +34,7 @@ import torch
 from fasttune.data.tokenize import Example
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
 from fasttune.training import (
+    attention,
     attention_kernels,
     cuda_graphs,
     engine,
@@ -264,6 +265,57 @@ def answers() -> None:
         hidden(model).float().square().mean().backward()  # what was made in inference mode could not be trained with
 
 
+def checked(model: Any, examples: list[Example]) -> dict[str, list[float]]:
+    """What the check before the first step finds: with the layout as it is, and with suffixes that see one token of
+    another sample in place of the first one of their prefix."""
+    dtype, layouts = models.lm_head_weight(model).dtype, cast(Any, attention.Layout)
+    right = layouts.keys
+
+    def row_loss(examples: list[Example], row: packing.Row) -> Any:
+        batch = engine.collate(row, examples)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return engine.loss(models.hidden_states(model, batch), models.lm_head_weight(model), batch)
+
+    recipe = SimpleNamespace(model=ModelRecipe(base="", dtype="float32" if dtype == torch.float32 else "bfloat16"))
+    trainer: Any = SimpleNamespace(
+        model=model, examples=examples, row_loss=row_loss, plan=SimpleNamespace(recipe=recipe)
+    )
+    found = {}
+    for name, pair in (("shared", prefix_check.shared_pair(examples)), ("packed", prefix_check.packed_pair(examples))):
+        assert pair is not None
+        for keys in (right, property(lambda layout: slice(1, layout.prefix_tokens + 1))):
+            layouts.keys = keys
+            difference = prefix_check.measure(trainer, pair)
+            assert difference is not None
+            found[name if keys is right else f"{name}, wrong"] = [difference.loss, difference.gradient]
+    layouts.keys = right
+    return found
+
+
+def prefix_checks() -> None:
+    attention_kernels.kernel_for = lambda query: attention_kernels.FLASH
+    FOUND["check: float32"] = checked(load(FOLDER / "base", checkpointing=False), examples())
+    FOUND["check: bfloat16"] = checked(half_precision(2), examples())
+    FOUND["check: NF4"] = checked(load(FOLDER / "base", load_in_4bit=True, checkpointing=False), examples())
+
+
+def first_questions() -> None:
+    """The steps of benchmarks/gpu_first.py in 16 bit, where gradients lie in the copies until they are collected."""
+    sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+    import gpu_first
+
+    attention_kernels.kernel_for = lambda query: attention_kernels.FLASH
+    model = half_precision(2)
+    samples = gpu_first.persona_samples(4, 5000)
+    loss, gradients = gpu_first.step(model, samples, 0, False)
+    shared_loss, shared = gpu_first.step(model, samples, 8192, True)
+    weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    FOUND["first questions"] = {
+        "loss": abs(shared_loss / loss - 1), "gradient": gpu_first.relative_error(shared, gradients),
+        "values": len(gradients), "weights": weights,
+    }  # fmt: skip
+
+
 def with_adapter(model: Any) -> torch.Tensor:
     model.base_model.enable_adapter_layers()
     try:
@@ -463,6 +515,6 @@ def graphs() -> None:
 
 
 use_own_kernels()
-for stage in (exactness, four_bits, count_launches, update, answers, graphs):
+for stage in (exactness, four_bits, count_launches, update, answers, prefix_checks, first_questions, graphs):
     stage()
     (FOLDER / "found.json").write_text(json.dumps(FOUND))

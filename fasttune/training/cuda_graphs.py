@@ -12,7 +12,6 @@ compared. Where they differ, or memory runs out, there are no graphs for the res
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -292,8 +291,7 @@ def difference_of(
 ) -> prefix_check.Difference | None:
     """How far summed losses of so many tokens and gradients are apart; None where the expected gradient is 0 or not
     finite. One nat a token is added to both losses, or rounding would count for much where the loss is nearly 0."""
-    norm = torch.stack(torch._foreach_norm(expected[1])).norm().item()
-    if not 0 < norm < math.inf:
+    if not prefix_check.is_finite_and_not_zero(expected[1]):
         return None
     loss, other = (one[0] / supervised + 1 for one in (found, expected))
     return prefix_check.relative_difference((loss, found[1]), (other, expected[1]))

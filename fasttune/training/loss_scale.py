@@ -21,10 +21,15 @@ SMALLEST_SCALE = 1.0  # what overflows without a scale is a training that diverg
 Computed = TypeVar("Computed")
 
 
-def set_first_scale(scaler: GradScaler | None) -> None:
-    """Let a fresh scaler begin with FIRST_SCALE; a checkpoint's is loaded afterwards."""
+def set_first_scale(scaler: GradScaler | None, device: torch.device) -> None:
+    """Let a fresh scaler begin with FIRST_SCALE; a checkpoint's is loaded afterwards.
+
+    A scaler makes its scale when it first scales something, and without it refuses to step: a rank that has no row in
+    its first step (distributed.py) would never have scaled anything.
+    """
     if scaler is not None:
         scaler.load_state_dict({**scaler.state_dict(), "scale": FIRST_SCALE})
+        scaler.scale(torch.zeros((), device=device))
 
 
 def overflows(parameters: Sequence[torch.nn.Parameter]) -> bool:

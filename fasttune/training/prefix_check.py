@@ -9,7 +9,8 @@ holds one sample (E1 goes before speed).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,10 @@ SAMPLES = 4  # how many are compared
 # Relative difference that rounding makes. In 16 bit it is large in a gradient; a mask that is wrong by one token
 # changes it by more (tests/training/test_prefix_check.py).
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+
+# Of the loss, as training scales it in float16 (loss_scale.py), where small gradients have steps of 6e-8; a smaller one
+# where they overflow.
+SCALES = {torch.float16: (2.0**12, 2.0**6, 1.0)}
 
 Pair = tuple[list[Row], list[Row]]  # the same samples in one row, and each in a row of its own
 
@@ -67,6 +72,9 @@ def difference(trainer: StepTrainer, pair: Pair | None, record: str) -> str:
     """How far the two are apart, in words, where that is more than rounding in any rank; else empty. The figures are
     kept in provenance.json under `record`."""
     found = measure(trainer, pair) if pair else None
+    if pair and found is None:
+        what = _("packed rows were not compared with plain attention here: memory ran out, or there was no gradient")
+        show_findings([Finding("rows-unchecked", "warning", "train.tokens_per_row", what)])
     if trainer.is_rank_zero:
         kept = PrefixDifference(found.loss, found.gradient) if found else None
         documents.update_provenance(trainer.run, **{record: kept})
@@ -79,18 +87,21 @@ def difference(trainer: StepTrainer, pair: Pair | None, record: str) -> str:
 
 
 def measure(trainer: StepTrainer, pair: Pair) -> Difference | None:
-    """Compare the rows of a pair, leaving no gradient behind. None where memory runs out: the first step will report
-    that."""
+    """Compare the rows of a pair, leaving no gradient behind. None where memory runs out, or the gradient of plain
+    attention is 0 or not finite: the first step will report that."""
+    dtype = device.compute_dtype(trainer.plan.recipe.model)
     try:
         with without_dropout(trainer.model):
-            packed, plain = (loss_and_gradients(trainer, rows) for rows in pair)
+            for scale in SCALES.get(dtype, (1.0,)):
+                packed, plain = (loss_and_gradients(trainer, rows, scale) for rows in pair)
+                if is_finite_and_not_zero(plain[1]):
+                    return relative_difference(packed, plain)
     except (RuntimeError, MemoryError) as problem:
         if not device.is_out_of_memory(problem):
             raise
-        return None
     finally:
         models.drop_gradients(trainer.model)
-    return relative_difference(packed, plain)
+    return None
 
 
 @contextlib.contextmanager
@@ -108,24 +119,34 @@ def without_dropout(model: Any) -> Iterator[None]:
 
 
 def shared_pair(examples: Sequence[Example]) -> Pair | None:
-    """Samples of the first group with a shared prefix: in one row that shares it, and each in a row of its own. None
-    where no row shares a prefix."""
+    """The shortest samples of one group with a shared prefix, of the group where these are shortest: in one row that
+    shares it, and each in a row of its own. None where no row shares a prefix."""
     rows = packing.plan_step(examples, range(len(examples)), row_budget.LONGEST_ROW).rows
-    group = next((group for row in rows for group in row.groups if group.prefix), None)
-    if group is None:
+    groups = [Group(group.prefix, shortest(examples, group.members)) for row in rows for group in row.groups]
+    shared = [Row((group,), tokens_of(examples, group)) for group in groups if group.prefix]
+    if not shared:
         return None
-    members = group.members[:SAMPLES]
-    suffixes = sum(len(examples[i].tokens) - group.prefix for i in members)
-    return [Row((Group(group.prefix, members),), group.prefix + suffixes)], alone(examples, members)
+    row = min(shared, key=lambda row: row.tokens)
+    return [row], alone(examples, row.groups[0].members)
 
 
 def packed_pair(examples: Sequence[Example]) -> Pair | None:
     """The shortest samples: in one row that shares nothing, and each in a row of its own. None for a single sample."""
-    members = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))[:SAMPLES]
+    members = shortest(examples, range(len(examples)))
     if len(members) < 2:
         return None
     single = alone(examples, members)
     return [Row(tuple(group for row in single for group in row.groups), sum(row.tokens for row in single))], single
+
+
+def shortest(examples: Sequence[Example], members: Iterable[int]) -> tuple[int, ...]:
+    """SAMPLES of these, those with the fewest tokens."""
+    return tuple(sorted(members, key=lambda i: len(examples[i].tokens))[:SAMPLES])
+
+
+def tokens_of(examples: Sequence[Example], group: Group) -> int:
+    """The tokens of a group in a row: its prefix once, and what each sample has beyond it."""
+    return group.prefix + sum(len(examples[i].tokens) - group.prefix for i in group.members)
 
 
 def alone(examples: Sequence[Example], members: Sequence[int]) -> list[Row]:
@@ -133,8 +154,10 @@ def alone(examples: Sequence[Example], members: Sequence[int]) -> list[Row]:
     return [Row((Group(0, (i,)),), len(examples[i].tokens)) for i in members]
 
 
-def loss_and_gradients(trainer: StepTrainer, rows: Sequence[Row]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Mean loss of the rows' samples (nats a supervised token), and its gradient for each LoRA matrix."""
+def loss_and_gradients(
+    trainer: StepTrainer, rows: Sequence[Row], scale: float
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Mean loss of the rows' samples (nats a supervised token), and `scale` times its gradient for each LoRA matrix."""
     trainer.model.train()
     models.drop_gradients(trainer.model)
     samples = [i for row in rows for i in row_budget.row_samples(row)]
@@ -142,11 +165,16 @@ def loss_and_gradients(trainer: StepTrainer, rows: Sequence[Row]) -> tuple[torch
     losses = []
     for row in rows:
         loss = trainer.row_loss(trainer.examples, row)[0] / supervised
-        loss.backward()
+        (loss * scale).backward()
         models.collect_gradients(trainer.model)
         losses.append(loss.detach())
     gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
     return sum(losses, torch.zeros_like(losses[0])), gradients
+
+
+def is_finite_and_not_zero(gradients: Sequence[torch.Tensor]) -> bool:
+    """Whether the norm of all gradients together can be divided by."""
+    return bool(gradients) and 0 < torch.stack(torch._foreach_norm(gradients)).norm().item() < math.inf
 
 
 def relative_difference(

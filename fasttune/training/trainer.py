@@ -74,7 +74,7 @@ class StepTrainer(Trainer):
         self.tokens_seen = 0
         self.step_began = 0.0  # time.monotonic() when the step before this one ended
         self.step_watch, self.graphs = StepWatch(), cuda_graphs.RowGraphs(self)
-        loss_scale.set_first_scale(self.accelerator.scaler)
+        loss_scale.set_first_scale(self.accelerator.scaler, self.args.device)
         self.progress = ProgressLine(steps.tokens_of_steps(plan.total_steps))
         self.remove_callback(PrinterCallback)
         self.add_callback(RunCallback(self))

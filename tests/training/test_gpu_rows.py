@@ -90,6 +90,23 @@ def test_copies_follow_the_weights(found: dict[str, Any]) -> None:
     assert one["twice"] and one["fresh"] and one["left"] == 0
 
 
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 1e-4), ("bfloat16", 5e-2), ("NF4", 1e-4)])
+def test_the_check_before_the_first_step(found: dict[str, Any], kind: str, tolerance: float) -> None:
+    """Over Unsloth's model, whose gradients are collected row by row: it passes what is right, and finds suffixes that
+    see one wrong token. Rows that share nothing don't have that fault."""
+    one = found[f"check: {kind}"]
+    assert all(0 < max(one[name]) < tolerance for name in ("shared", "packed", "packed, wrong"))
+    found_by = (
+        tolerance if kind != "bfloat16" else 2 * one["shared"][1]
+    )  # one token of 20, in a model of random weights
+    assert one["shared, wrong"][1] > found_by
+
+
+def test_the_first_questions_to_a_gpu_see_every_gradient(found: dict[str, Any]) -> None:
+    one = found["first questions"]
+    assert one["values"] == one["weights"] and one["loss"] < 2e-2 and 0 < one["gradient"] < 5e-2
+
+
 @pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-5), ("bfloat16", 5e-2)])
 def test_prompts_are_read_with_the_weights_as_they_are(found: dict[str, Any], dtype: str, rounding: float) -> None:
     """Also before the first row, and outside of fasttune's own call of the model: an answer begins in `generate`."""

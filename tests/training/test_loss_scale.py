@@ -23,7 +23,7 @@ class Step:
     def __init__(self, slope: float) -> None:
         self.weight = torch.nn.Parameter(torch.zeros(3))
         self.scaler = GradScaler("cpu", init_scale=2.0**16)
-        loss_scale.set_first_scale(self.scaler)
+        loss_scale.set_first_scale(self.scaler, torch.device("cpu"))
         self.slope, self.computed = slope, 0
         self.scales: list[float] = []
 
@@ -51,6 +51,16 @@ def test_a_step_that_overflows_is_computed_again_with_half_the_scale() -> None:
 def test_a_step_that_fits_is_computed_once() -> None:
     step = Step(slope=10.0)
     assert step.train() == 1 and step.scales == [] and step.scaler.get_scale() == loss_scale.FIRST_SCALE
+
+
+def test_a_rank_without_a_row_steps_with_the_others() -> None:
+    """It has the gradients of the sum over all ranks, and has scaled no loss itself."""
+    step = Step(slope=0.0)
+    step.weight.grad = torch.full((3,), 2 * loss_scale.FIRST_SCALE)
+    assert compute_without_overflow(step.scaler, [step.weight], lambda: 1, step.scales.append) == 1
+    step.scaler.step(torch.optim.SGD([step.weight], lr=1.0))
+    step.scaler.update()
+    assert step.weight.tolist() == [-2.0] * 3
 
 
 @pytest.mark.parametrize("slope", [math.nan, 1e6])

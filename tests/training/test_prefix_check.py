@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from series import Series, adapter, document, history
 
 from fasttune.data.tokenize import Example
 from fasttune.training import attention, device, prefix_check
+from fasttune.training import model as models
 from fasttune.training.attention import Layout
+from fasttune.training.packing import Row
 
 SETTINGS = ("train.max_steps=2",)
 
@@ -83,6 +86,47 @@ def test_dropout_is_left_out_of_the_comparison(tmp_path: Path, monkeypatch: pyte
     assert found["sharing_check"]["gradient"] < 1e-5 and found["packing_check"]["gradient"] < 1e-5
 
 
+class Halves:
+    """A trainer of one weight, whose gradient is a scaled loss's rounded to float16, where half of the loss lies."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, slope: float) -> None:
+        self.weight, self.slope = torch.nn.Parameter(torch.zeros(4)), slope
+        self.model = SimpleNamespace(train=lambda: None, modules=list, parameters=lambda: [self.weight])
+        self.examples = [Example(str(n), (1, 2, 3), ((1, 3),)) for n in range(2)]
+        self.plan = SimpleNamespace(recipe=SimpleNamespace(model=None))
+        monkeypatch.setattr(device, "compute_dtype", lambda _recipe: torch.float16)
+        monkeypatch.setattr(models, "drop_gradients", lambda _model: setattr(self.weight, "grad", None))
+        monkeypatch.setattr(models, "collect_gradients", lambda _model: None)
+        self.weight.register_hook(lambda gradient: gradient.half().float())
+
+    def row_loss(self, _examples: Any, row: Row) -> tuple[torch.Tensor, None]:
+        count = len(row.groups)  # rounded alike where the scale makes up for it, and 0 where it does not
+        return 1.0 + (self.weight * self.slope).sum() * count, None
+
+
+@pytest.mark.parametrize(("slope", "finite"), [(2e-8, True), (1e3, True), (1e9, False)])
+def test_float16_is_compared_under_a_loss_scale(monkeypatch: pytest.MonkeyPatch, slope: float, finite: bool) -> None:
+    """Small gradients are not 0 there, and large ones are compared under a smaller scale."""
+    trainer: Any = Halves(monkeypatch, slope)
+    pair = prefix_check.packed_pair(trainer.examples)
+    assert pair is not None
+    found = prefix_check.measure(trainer, pair)
+    assert (found is not None and found.gradient < 1e-2) if finite else found is None
+
+
+def test_what_could_not_be_compared_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_anything: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(device, "needs_prefix_check", lambda: True)
+    monkeypatch.setattr(prefix_check, "loss_and_gradients", no_memory)
+    series = Series.new(tmp_path)
+    done = series.train(*SETTINGS)
+    assert done.stderr.count("packed rows were not compared with plain attention here") == 2
+    found = document(series.run(1) / "provenance.json")
+    assert found["sharing_check"] is None and found["packing_check"] is None
+
+
 def test_dropout_is_put_back() -> None:
     model = torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Linear(2, 2), torch.nn.Dropout(0.3))
     with prefix_check.without_dropout(model):
@@ -97,6 +141,9 @@ def test_pairs_of_rows() -> None:
     assert row.groups[0].prefix == 50 and len(row.groups[0].members) == prefix_check.SAMPLES
     assert row.tokens == 50 + prefix_check.SAMPLES * 3
     assert [row.tokens for row in plain] == [53] * prefix_check.SAMPLES
+    short = [Example(f"s{n}", (*range(200, 220), 400 + n), ((20, 21),)) for n in range(2)]
+    (row,), plain = prefix_check.shared_pair([*examples, *short]) or ([], [])
+    assert row.groups[0].members == (7, 8) and row.tokens == 23  # of two groups the one that takes least
     assert prefix_check.shared_pair([examples[0], examples[6]]) is None
     (row,), plain = prefix_check.packed_pair(examples) or ([], [])
     assert [group.prefix for group in row.groups] == [0] * prefix_check.SAMPLES and row.groups[0].members == (6,)
