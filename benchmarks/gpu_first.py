@@ -5,12 +5,13 @@
     python benchmarks/gpu_first.py OUT --cpu        # the same questions on a CPU and a tiny base, to try this script
 
 OUT/answers.jsonl gets one line an answer, as soon as it is known, the most important first; OUT/bench is the folder of
-benchmarks/run.py. A question that fails is an answer too, and the others go on; the exit code is 1 then. Repeated, it
-asks again what failed or was not reached, and the benchmark goes on where it ended.
+benchmarks/run.py. A question that fails is an answer too, and the others go on; the exit code is 1 then. The benchmark
+is left four minutes. Repeated, this asks again what failed or was not reached, and the benchmark goes on.
 
   imports      versions, GPU, its capability, the kernels that packed attention takes there
   attention    packed attention against dense attention in float64: output and gradients, for the heads of three sizes
   step         one optimizer step's loss and gradients: shared and packed rows against one sample a row
+  answers      logits of generated answers against those of a row of the training; again after the weights changed
   row          milliseconds of a row until the host has launched all and until the GPU has done all; memory a token;
                how often the host waited for the GPU; kernels launched
   graphs       rows as CUDA graphs (train.cuda_graphs), in 16 bit and over NF4: exactness before and after the weights
@@ -40,13 +41,15 @@ import torch
 from fasttune import machine
 from fasttune.data.tokenize import Example
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
-from fasttune.training import attention, attention_kernels, device, engine, packing, prefix_check
+from fasttune.training import attention, attention_kernels, device, engine, generation, packing, prefix_check
 from fasttune.training import model as models
 
 HERE = Path(__file__).resolve().parent
 HEADS = {"0.5b": (14, 2, 64), "1.5b": (12, 2, 128), "3b": (16, 2, 128)}  # query heads, key heads, width
 PROMPT, SAMPLE = 176, 34  # tokens of the persona's system prompt, and of each sample behind it
 ROUNDING = 2e-2  # relative, of 16 bit: what attention may be off; the step's is prefix_check.TOLERANCE
+ANSWER = 6  # tokens
+BENCH_MINUTES = 4.0  # of each call, for the benchmark: no other question begins later
 Question = tuple[str, Callable[[], dict[str, Any]]]
 
 
@@ -57,6 +60,11 @@ class Answers:
         self.file, self.begun, self.failed = file, time.monotonic(), 0
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         self.known = {line["question"] for line in map(json.loads, lines) if "failed" not in line}
+
+    @property
+    def minutes(self) -> float:
+        """Since the first question of this call."""
+        return (time.monotonic() - self.begun) / 60
 
     def ask(self, question: str, work: Callable[[], dict[str, Any]]) -> None:
         """Ask a question unless it is answered already; an exception is its answer."""
@@ -80,13 +88,15 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     answers = Answers(options.out / "answers.jsonl")
     base = shapes.make("tiny" if options.cpu else "0.5b", options.out / "base")
-    answers.ask("imports", imports)
-    for question, work in [*attention_questions(), *step_questions(base)]:
-        answers.ask(question, work)
-    for question, work in [] if options.cpu else graph_questions(base):
-        answers.ask(question, work)
+    questions = [("imports", imports), *attention_questions(), *step_questions(base)]
+    questions += [] if options.cpu else graph_questions(base)
+    for question, work in questions:
+        if options.minutes - answers.minutes < BENCH_MINUTES:
+            print(f"not reached in this call: {question}", flush=True)
+        else:
+            answers.ask(question, work)
     if not options.cpu:
-        left = options.minutes - (time.monotonic() - answers.begun) / 60
+        left = options.minutes - answers.minutes
         answers.ask(f"bench after {len(answers.known)} answers", lambda: bench(options.out / "bench", left))
     return int(answers.failed > 0)
 
@@ -178,6 +188,7 @@ def step_questions(base: Path) -> list[Question]:
         (f"step: checkpointing {checkpointing}", functools.partial(step_error, base, checkpointing))
         for checkpointing in (False, True)
     ]
+    exact.append(("answers", functools.partial(answer_error, base)))
     sizes = (16, 50, 230) if device.device_type() == "cuda" else (4,)
     costs: list[Question] = [
         (
@@ -205,6 +216,43 @@ def step_error(base: Path, checkpointing: bool) -> dict[str, Any]:
     if not all(error["loss"] < ROUNDING and error["gradient"] < allowed for error in errors.values()):
         raise ArithmeticError(f"rows change the step: {errors}")
     return {"loss": loss, "errors": errors}
+
+
+def answer_error(base: Path) -> dict[str, Any]:
+    """How far the logits of two answers, generated together, are from those of the same tokens as rows of the training:
+    in a model that has computed no row, and after its weights have changed."""
+    model, tokenizer = loaded(base, checkpointing=False), models.load_tokenizer(base)
+    prompts = [sample.tokens[:length] for sample, length in zip(persona_samples(2, 5000), (70, 90), strict=True)]
+    errors = {}
+    for state in ("fresh", "changed"):
+        seen: list[list[torch.Tensor]] = [[] for _prompt in prompts]
+
+        def choose(row: int, logits: torch.Tensor, seen: list[list[torch.Tensor]] = seen) -> int:
+            seen[row].append(logits.float().cpu())
+            return int(logits[:5000].argmax())
+
+        generation.generate_batch(model, tokenizer, prompts, ANSWER, choose)
+        errors[state] = max(
+            relative_error(torch.stack(made), row_logits(model, prompt, made))
+            for prompt, made in zip(prompts, seen, strict=True)
+        )
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.mul_(-3 if "lora_B" in name else 1)
+    if not max(errors.values()) < prefix_check.TOLERANCE[torch.bfloat16]:
+        raise ArithmeticError(f"answers are not those of the trained model: {errors}")
+    return {"errors": errors}
+
+
+def row_logits(model: Any, prompt: Sequence[int], made: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The logits that a row of the training gives for each token of an answer, from the prompt and those before it."""
+    tokens = (*prompt, *(int(logits[:5000].argmax()) for logits in made[:-1]))
+    example = Example("answer", tokens, ((len(prompt), len(tokens)),))
+    (row,) = packing.plan_step([example], [0], 0).rows
+    batch, head = engine.collate(row, [example]).to(model.device), models.lm_head_weight(model)
+    with torch.no_grad(), torch.autocast(model.device.type, head.dtype, enabled=head.dtype != torch.float32):
+        states = models.hidden_states(model, batch)[0, len(prompt) - 1 : len(tokens)]
+    return states.float() @ head.float().T
 
 
 def loaded(base: Path, checkpointing: bool, load_in_4bit: bool = False) -> Any:

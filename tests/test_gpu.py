@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench_matrix import script
 from series import Series, document, history, losses
 
 from fasttune.training import attention, attention_kernels, hub
@@ -95,6 +96,12 @@ def test_sharing_passes_its_check(tmp_path: Path, shape: str, load_in_4bit: bool
     assert "switched off" not in done.stderr
     line = history(series.run(1))[0]
     assert line["computed_tokens"] < line["num_tokens"]
+
+
+def test_answers_are_those_of_the_trained_model(tmp_path: Path) -> None:
+    """Generated in a model that has computed no row, and after its LoRA weights have changed."""
+    errors = script("gpu_first").answer_error(random_base(tmp_path / "base", "0.5B"))["errors"]
+    assert set(errors) == {"fresh", "changed"} and max(errors.values()) < ROUNDING
 
 
 @pytest.mark.parametrize("checkpointing", ["true", "false"])

@@ -39,6 +39,27 @@ def test_a_failure_is_an_answer_and_is_asked_again(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_no_question_begins_in_the_minutes_of_the_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kit = script("gpu_first")
+    monkeypatch.setattr(sys, "argv", ["gpu_first.py", str(tmp_path), "--minutes", "9.5"])
+    monkeypatch.setattr(kit.torch.cuda, "is_available", lambda: True)
+    clock = iter([0.0, 60.0, 341.0, 350.0])  # seconds: three questions, and what is left for the benchmark
+    monkeypatch.setattr(kit.Answers, "minutes", property(lambda _answers: next(clock) / 60))
+    monkeypatch.setattr(kit.shapes, "make", lambda *_anything: tmp_path)
+    for name, count in (("attention_questions", 1), ("step_questions", 1), ("graph_questions", 0)):
+        monkeypatch.setattr(kit, name, lambda *_base, name=name, count=count: [(name, lambda: {})] * count)
+    monkeypatch.setattr(kit, "imports", dict)
+    monkeypatch.setattr(kit, "bench", lambda _folder, minutes: {"left": minutes})
+    assert kit.main() == 0
+    assert [line["question"] for line in lines(tmp_path)] == [
+        "imports", "attention_questions", "bench after 0 answers",
+    ]  # fmt: skip
+    assert lines(tmp_path)[-1]["left"] == pytest.approx(9.5 - 350 / 60)
+    assert "not reached in this call: step_questions" in capsys.readouterr().out
+
+
 def test_attention_that_is_off_by_one_token_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     from fasttune.training import attention
 
@@ -49,6 +70,22 @@ def test_attention_that_is_off_by_one_token_is_an_answer(monkeypatch: pytest.Mon
     monkeypatch.setattr(attention, "dense_mask", lambda _layout: mask.roll(1, 3) | mask)
     with pytest.raises(ArithmeticError, match="is not dense attention"):
         kit.attention_error((4, 2, 16), right)
+
+
+def test_answers_of_other_weights_are_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    kit = script("gpu_first")
+    assert max(kit.answer_error(one_layer.FOLDER)["errors"].values()) < 1e-4
+    right, calls = kit.models.hidden_states, []
+
+    def without_adapter(model: Any, batch: Any) -> Any:
+        calls.append(batch)
+        with model.disable_adapter():
+            return right(model, batch)
+
+    monkeypatch.setattr(kit.models, "hidden_states", without_adapter)
+    with pytest.raises(ArithmeticError, match="answers are not those of the trained model"):
+        kit.answer_error(one_layer.FOLDER)
+    assert calls
 
 
 def test_the_questions_of_graphs() -> None:
@@ -76,6 +113,6 @@ def test_the_whole_of_it_on_a_cpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = lines(tmp_path)
-    assert [line["question"] for line in found if "failed" in line] == [] and len(found) == 11
+    assert [line["question"] for line in found if "failed" in line] == [] and len(found) == 12
     (shared,) = [line["errors"]["shared"] for line in found if line["question"] == "step: checkpointing False"]
     assert shared["gradient"] < 1e-5
