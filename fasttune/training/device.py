@@ -113,14 +113,17 @@ def keep_freed_memory() -> None:
 
 
 def free_memory() -> int:
-    """Bytes that can still be allocated: on the GPU, those that torch has reserved and does not use included; on a CPU
-    this process's share of the machine's memory, within the limit on its own (`ulimit -v`)."""
+    """Bytes that can still be allocated: on the GPU, those that torch has reserved and does not use included, within
+    the limit of `refuse_spilling`; on a CPU this process's share of the machine's memory, within the limit on its own
+    (`ulimit -v`)."""
     import psutil
     import torch
 
     if device_type() == "cpu":
         return min(psutil.virtual_memory().available // distributed.local_world_size(), address_space_left())
-    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    free, total = torch.cuda.mem_get_info()
+    limit = int(torch.cuda.get_per_process_memory_fraction() * total)
+    return min(free + torch.cuda.memory_reserved(), limit) - torch.cuda.memory_allocated()
 
 
 def refuse_spilling() -> None:

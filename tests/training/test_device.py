@@ -78,6 +78,9 @@ def test_under_wsl2_torch_takes_no_more_than_is_free(
         monkeypatch.setattr(device, "is_wsl", lambda windows=windows: windows)
         device.refuse_spilling()
     assert taken == [pytest.approx(share, abs=1e-3)]
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: taken[0])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: int(0.02 * GIB))
+    assert device.free_memory() == pytest.approx(min(free, 8 * share) * GIB - 0.02 * GIB, rel=1e-3)
 
 
 @pytest.mark.parametrize(
