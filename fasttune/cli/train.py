@@ -11,7 +11,7 @@ import click
 from fasttune.cli.options import STOPPED, continue_option, json_option, overfit_option, overrides_option, runs_option
 from fasttune.command import TRIALS
 from fasttune.console import FasttuneError, _, can_ask, findings_of, say, show_findings, stderr_console
-from fasttune.data.fact_samples import PER_FACT, SEED
+from fasttune.data.fact_samples import SEED
 from fasttune.terminal import command_line
 
 if TYPE_CHECKING:
@@ -61,15 +61,16 @@ def init(name: str | None, files: tuple[str, ...], base: str | None, example: st
     help=_("Where to write them (default: facts-train.jsonl beside the sheet)."),
 )  # fmt: skip
 @click.option(
-    "--per-fact", default=PER_FACT, show_default=True, type=click.IntRange(1, 1000), help=_("Samples of each fact.")
-)
+    "--per-fact", type=click.IntRange(1, 1000),
+    help=_("Samples of each fact (default: 2 to 8, so that there are as many in all as conversations)."),
+)  # fmt: skip
 @click.option("--seed", default=SEED, show_default=True, type=int, help=_("Another one makes other samples."))
 @click.option(
     "--system", type=click.Path(path_type=Path), metavar="FILE",
     help=_("The system prompt of the samples (default: the usual one of the recipe's training data, else none)."),
 )  # fmt: skip
 @json_option
-def augment(source: Path, out: Path | None, per_fact: int, seed: int, system: Path | None, as_json: bool) -> int:
+def augment(source: Path, out: Path | None, per_fact: int | None, seed: int, system: Path | None, as_json: bool) -> int:
     from fasttune.planning.augment import AugmentRequest
     from fasttune.terminal import augmentation
 

@@ -27,7 +27,8 @@ from fasttune.data.matching import CHINESE as HAN
 from fasttune.data.matching import holds, normalised
 from fasttune.data.measured import Measured
 
-PER_FACT, SEED = 8, 3407  # by default
+SEED = 3407  # by default
+FEWEST, MOST = 2, 8  # samples of each fact and rule by default
 SPECIAL_SHARE = 3 / 8  # of a fact's samples that are not direct pairs
 Entry = TypeVar("Entry", Fact, Rule)
 TOLD_AT_ONCE = 3  # facts in an answer to a request to tell about oneself
@@ -76,6 +77,16 @@ def usable(entries: Sequence[Entry], kept: Kept) -> list[Entry]:
         for entry in entries
     ]
     return [entry for entry in left if entry.ask and entry.say]
+
+
+def suiting_per_fact(sheet: FactSheet, kept: Kept, conversations: int | None) -> int:
+    """How many samples of each fact and rule suit so many conversations: as many in all, FEWEST to MOST each; MOST for
+    None, where nobody knows. With more a persona is trained on little but her facts and is past her best sooner, with
+    fewer she keeps less of them (docs/facts.md)."""
+    if conversations is None:
+        return MOST
+    entries = len(usable(sheet.facts, kept)) + len(usable(sheet.rules, kept))
+    return min(MOST, max(FEWEST, round(conversations / max(1, entries))))
 
 
 def samples_of(sheet: FactSheet, kept: Kept, per_fact: int, seed: int) -> list[FactSample]:

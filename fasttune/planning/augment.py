@@ -21,7 +21,7 @@ from fasttune.command import command_line
 from fasttune.console import Finding, UsageError, _, ngettext, usage_error
 from fasttune.data import fact_samples
 from fasttune.data.dataset import Dataset, load_dataset
-from fasttune.data.fact_samples import PER_FACT, SEED, FactSample, Kept
+from fasttune.data.fact_samples import SEED, FactSample, Kept
 from fasttune.data.fact_sheet import FactSheet, read_fact_sheet
 from fasttune.data.formats import MARK, made_from
 from fasttune.data.matching import normalised
@@ -38,11 +38,12 @@ FILE = "facts-train.jsonl"
 
 @dataclass(frozen=True)
 class AugmentRequest:
-    """What to write: `source` is a fact sheet or a recipe, `out` None for FILE beside the sheet, `system` a file."""
+    """What to write: `source` is a fact sheet or a recipe, `out` None for FILE beside the sheet, `per_fact` None for
+    what suits the recipe's conversations, `system` a file."""
 
     source: Path
     out: Path | None = None
-    per_fact: int = PER_FACT
+    per_fact: int | None = None
     seed: int = SEED
     system: Path | None = None
 
@@ -51,7 +52,8 @@ class AugmentRequest:
 class Augmented:
     """A file of samples made of a fact sheet: how many of each fact or rule, and what else is worth saying.
 
-    `train` is what data.train has to hold for a training on it, `recipe` the one that was named.
+    `train` is what data.train has to hold for a training on it, `recipe` the one that was named. `per_fact` is how many
+    of each were wanted; `suits` the number of conversations that this followed from, None where it was asked for.
     """
 
     file: Path
@@ -63,6 +65,8 @@ class Augmented:
     train: tuple[str, ...]
     recipe: Path | None
     is_named: bool
+    per_fact: int
+    suits: int | None
 
     @property
     def line(self) -> str:
@@ -90,7 +94,9 @@ def augment(request: AugmentRequest) -> Augmented:
     require_own(out)
     data = other_data(recipe, out)
     kept = kept_from(sheet, data)
-    samples = fact_samples.samples_of(sheet, kept, request.per_fact, request.seed)
+    conversations = sum(not sample.made_from for sample in data.train) if data else None
+    per_fact = request.per_fact or fact_samples.suiting_per_fact(sheet, kept, conversations)
+    samples = fact_samples.samples_of(sheet, kept, per_fact, request.seed)
     if not samples:
         raise UsageError(replace(without_wordings(sheet), level="error"))
     system = system_prompt(request.system, data)
@@ -98,13 +104,14 @@ def augment(request: AugmentRequest) -> Augmented:
     files.write_text(out, "".join(f"{as_line(sample, sheet, out, system)}\n" for sample in samples))
     counts = Counter(sample.facts[0] for sample in samples)
     missing = [without_wordings(sheet)] if any(not (fact.ask and fact.say) for fact in sheet.facts) else []
-    findings = [*missing, *held_out(sheet, data), *fewer(sheet, kept, counts, request)]
+    findings = [*missing, *held_out(sheet, data), *fewer(sheet, kept, counts, per_fact)]
     named = [] if recipe is None else [os.path.realpath(path) for path in recipe.data.train]
     is_named = os.path.realpath(out) in named
     train = [path for path in recipe.data.train if is_named or not is_made_of(sheet, path)] if recipe else []
     train += [] if is_named else [out.as_posix()]
     return Augmented(out, sheet.path, tuple(samples), dict(counts), system is not None, tuple(findings), tuple(train),
-                     request.source if recipe else None, is_named)  # fmt: skip
+                     request.source if recipe else None, is_named, per_fact,
+                     None if request.per_fact else conversations)  # fmt: skip
 
 
 # What is read -------------------------------------------------------------------------------------------------------
@@ -231,11 +238,11 @@ def held_out(sheet: FactSheet, data: Dataset | None) -> list[Finding]:
     return found
 
 
-def fewer(sheet: FactSheet, kept: Kept, counts: Counter[str], request: AugmentRequest) -> list[Finding]:
+def fewer(sheet: FactSheet, kept: Kept, counts: Counter[str], per_fact: int) -> list[Finding]:
     """The note about facts whose wordings make fewer samples than were asked for."""
     few = [f"{fact.id} ({counts[fact.id]})" for fact in fact_samples.usable(sheet.facts, kept)
-           if counts[fact.id] < request.per_fact]  # fmt: skip
+           if counts[fact.id] < per_fact]  # fmt: skip
     if not few:
         return []
-    what = _("fewer than {n} different samples of {ids}", n=request.per_fact, ids=listed(few))
+    what = _("fewer than {n} different samples of {ids}", n=per_fact, ids=listed(few))
     return [Finding("few-wordings", "info", str(sheet.path), what, fix=_("add to `ask` and `say`"))]

@@ -19,6 +19,9 @@ def show_augmented(request: AugmentRequest, *, as_json: bool) -> int:
     sources = ngettext("{n} fact or rule of {sheet}", "{n} facts and rules of {sheet}", len(made.counts),
                        sheet=made.sheet)  # fmt: skip
     say(_("wrote {samples} of {sources}", samples=size, sources=sources))
+    if made.suits is not None:
+        say(_("{n} of each, as suits {conversations}; another number: `--per-fact`", n=made.per_fact,
+              conversations=ngettext("{n} conversation", "{n} conversations", made.suits)))  # fmt: skip
     if not made.has_system:
         say(_("without a system message: name a recipe, or the file of the system prompt with `--system FILE`"))
     say(how_to_train(made))
@@ -43,6 +46,7 @@ def document(made: Augmented) -> dict[str, object]:
         "sheet": str(made.sheet),
         "samples": len(made.samples),
         "by_fact": made.counts,
+        "per_fact": made.per_fact,
         "has_system": made.has_system,
         "recipe_line": made.line,
         "command": made.command,

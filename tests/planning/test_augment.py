@@ -13,8 +13,9 @@ from conftest import REPOSITORY
 from data_files import write
 
 from fasttune.console import UsageError
-from fasttune.data import dataset
+from fasttune.data import dataset, fact_samples
 from fasttune.data.dataset import Sample, read_samples
+from fasttune.data.fact_samples import Kept
 from fasttune.data.fact_sheet import read_fact_sheet
 from fasttune.data.lint import lint
 from fasttune.data.measured import ANSWER_LETTERS, Measured
@@ -64,7 +65,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made(source: str = "mine.toml", **options: Any) -> Augmented:
-    return augment(AugmentRequest(Path(source), **options))
+    return augment(AugmentRequest(Path(source), **{"per_fact": 8, **options}))
 
 
 def records(file: str = "facts-train.jsonl") -> list[dict[str, Any]]:
@@ -94,7 +95,7 @@ def test_the_shipped_file_is_what_the_verb_writes(
     written.unlink()
     shutil.copy(REPOSITORY / "recipes" / f"{persona}_facts.toml", tmp_path)
     monkeypatch.chdir(tmp_path)
-    found = made(f"{persona}_facts.toml")
+    found = made(f"{persona}_facts.toml", per_fact=None)
     assert found.findings == () and found.is_named and found.has_system
     assert written.read_bytes() == (shipped / "facts-train.jsonl").read_bytes()
 
@@ -168,6 +169,30 @@ def test_fewer_than_were_asked_for_are_named(here: Path) -> None:
     found = made(per_fact=500)
     (finding,) = [one for one in found.findings if one.code == "few-wordings"]
     assert f"cat ({found.counts['cat']})" in finding.what and found.counts["cat"] < 500
+
+
+@pytest.mark.parametrize(
+    ("conversations", "per_fact"), [(3, 2), (119, 7), (300, 5), (5000, 8)], ids=lambda number: str(number)
+)
+def test_there_are_as_many_made_samples_as_conversations(here: Path, conversations: int, per_fact: int) -> None:
+    """Within 2 and 8 of each fact; samples that were made before are no conversations."""
+    one = SHEET.split("\n\n")[0]
+    count = 17 if conversations == 119 else 60
+    facts = [one.replace('"cat"', f'"cat{n}"') for n in range(count)]
+    Path("facts.toml").write_text("\n\n".join(facts), encoding="utf-8")
+    write(Path("train.jsonl"), *[system_and((f"第{n}句", "嗯。")) for n in range(conversations)])
+    sheet = read_fact_sheet(Path("facts.toml"))
+    assert fact_samples.suiting_per_fact(sheet, Kept(Measured([]), Measured([]), ()), conversations) == per_fact
+    found = made(per_fact=None)
+    assert (found.per_fact, found.suits) == (per_fact, conversations)
+    recipe = Path("mine.toml").read_text().replace('"train.jsonl"', '["facts-train.jsonl", "train.jsonl"]')
+    Path("more.toml").write_text(recipe, encoding="utf-8")
+    assert made("more.toml", out=Path("again.jsonl"), per_fact=None).suits == conversations
+
+
+def test_of_a_sheet_alone_as_many_as_there_may_be(here: Path) -> None:
+    found = made("facts.toml", per_fact=None)
+    assert (found.per_fact, found.suits) == (fact_samples.MOST, None)
 
 
 def test_what_is_held_out_is_left_out_and_named(here: Path) -> None:
