@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import patch
 
 import gpu_model  # first: it sets what Unsloth reads
 
@@ -227,7 +228,9 @@ def exactness() -> None:
     gradient_checkpointing.enable(model)  # what the trainer does where memory ran out
     compute("after out of memory", model, "FLASH", 4096)
     compute("after out of memory, packed", model, "FLASH", 4096, shares=False)
+    by = torch.utils.checkpoint.checkpoint.__name__
     offloading = load(FOLDER / "base", checkpointing=True, offload=True)
+    FOUND["offloaded by"] = [by, torch.utils.checkpoint.checkpoint.__name__]
     compute("offloading", offloading, "FLASH", 4096)
     compute("offloading, single", offloading, "FLASH", 0)
 
@@ -332,16 +335,39 @@ FREE = {
     "_has_compatible_shallow_copy_type", "result_type", "is_same_size",
 }  # fmt: skip
 WAITS = {"_local_scalar_dense", "nonzero", "item", "masked_select", "unique", "repeat_interleave", "unique_consecutive"}
+READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__iter__")
 BACKWARD_LAUNCHES = 3  # of a flash kernel: row sums of output times gradient, the kernel, the conversion of grad_query
 
 
 class Count(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts every operator that writes, and those that wait for the GPU."""
+    """Counts every operator that writes, and whatever waits for the GPU: operators, and reading a tensor's values, which
+    calls none for tensors of a CPU, as all are here."""
 
     def __init__(self) -> None:
         super().__init__()
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
+        self.reading = contextlib.ExitStack()
+        self.is_within_kernel = False
+
+    def __enter__(self) -> Any:
+        for name in READS:
+            read = patch.object(torch.Tensor, name, self.counted(name, getattr(torch.Tensor, name)))
+            self.reading.enter_context(read)
+        return super().__enter__()
+
+    def __exit__(self, *failure: Any) -> None:
+        super().__exit__(*failure)
+        self.reading.close()
+
+    def counted(self, name: str, read: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of tensors that counts as a wait outside of kernels."""
+
+        def call(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.waits[name] += not self.is_within_kernel
+            return read(tensor, *args, **kwargs)
+
+        return call
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function._schema.name.split("::")[-1]
@@ -355,8 +381,12 @@ class Count(torch.utils._python_dispatch.TorchDispatchMode):
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             self.launches[name] += launches
-            with torch.utils._python_dispatch._disable_current_modes():
-                return function(*args, **kwargs)
+            self.is_within_kernel = True
+            try:
+                with torch.utils._python_dispatch._disable_current_modes():
+                    return function(*args, **kwargs)
+            finally:
+                self.is_within_kernel = False
 
         return call
 
@@ -420,6 +450,12 @@ def update() -> None:
     model = half_precision(2)
     models.drop_gradients(model)
     weights = [p for p in model.parameters() if p.requires_grad]
+    broken = model.adapter_copies.copies[0].register_hook(lambda _gradient: 1 / 0)  # the last one of a backward pass
+    with torch.autocast("cpu", dtype=torch.bfloat16), contextlib.suppress(ZeroDivisionError):
+        hidden(model).square().mean().backward()
+    broken.remove()
+    begun = sum(copy.grad is not None for copy in model.adapter_copies.copies)
+    models.drop_gradients(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden(model).square().mean().backward()
     models.collect_gradients(model)
@@ -432,7 +468,7 @@ def update() -> None:
     hidden(model)
     copies = model.adapter_copies
     FOUND["update"] = {
-        "weights": len(weights), "with a gradient": len(once),
+        "begun": begun, "weights": len(weights), "with a gradient": len(once),
         "twice": all(torch.equal(2 * a, b) for a, b in zip(once, twice, strict=True)),
         "fresh": all(torch.equal(copy, linear.weight.to(copy.dtype))
                      for copy, linear in zip(copies.copies, copies.linears, strict=True)),

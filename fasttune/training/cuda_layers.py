@@ -37,6 +37,8 @@ USED = {
     "unsloth.utils.prefix_grouper_kernel:flex_shared_prefix_attention": ("Q", "K", "V", "prefix_seg_info", "scale"),
     "unsloth.utils.attention_dispatch:resolve_prefix_seg_info": ("kwargs", "past_key_value", "attention_mask"),
     "unsloth.utils.packing:get_packed_info_from_kwargs": ("kwargs", "device", "position_ids"),
+    "unsloth.models.llama:original_apply_qkv": ("self", "X"),
+    "unsloth.models.llama:original_apply_o": ("self", "X"),
     "unsloth.kernels.utils:get_lora_parameters": ("proj",),
     "unsloth.kernels.fast_lora:LoRA_W.forward": ("ctx", "X", *LINEAR),
     "unsloth.kernels.fast_lora:LoRA_QKV.forward": (
@@ -47,6 +49,9 @@ USED = {
         "ctx", "X", *(p + name for p in ("gate", "up", "down") for name in LINEAR),
         "_forward_function", "_backward_function", "inplace",
     ),
+    "unsloth.kernels.fast_lora:LoRA_W.backward": ("ctx", "dY"),
+    "unsloth.kernels.fast_lora:LoRA_QKV.backward": ("ctx", "dQ", "dK", "dV"),
+    "unsloth.kernels.fast_lora:LoRA_MLP.backward": ("ctx", "dY"),
     "unsloth.kernels.fast_lora:swiglu_fg_kernel": ("e", "g"),
     "unsloth.kernels.fast_lora:swiglu_DWf_DW_dfg_kernel": ("DW", "e", "g"),
 }  # fmt: skip

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fasttune.console import FasttuneError
 from fasttune.data.tokenize import Example
 from fasttune.training import cuda_layers, engine, packing
 
@@ -18,3 +25,48 @@ def test_how_a_row_is_described_to_unsloth() -> None:
         again = cuda_layers.layout_arguments(engine.collate(row, examples).layout)
         assert again["packed_seq_lengths"] is arguments["packed_seq_lengths"]  # a new one is copied, in a graph too
         assert ("prefix_seg_info" in arguments) == packed and arguments.get("prefix_seg_info", layout) is layout
+
+
+def unsloth_with(signatures: dict[str, tuple[str, ...]]) -> Any:
+    """What `importlib` would find of an Unsloth that has these functions."""
+    modules: dict[str, SimpleNamespace] = {}
+    for path, names in signatures.items():
+        module, name = path.split(":")
+        holder = modules.setdefault(module, SimpleNamespace())
+        *classes, function = name.split(".")
+        for one in classes:
+            vars(holder).setdefault(one, SimpleNamespace())
+            holder = getattr(holder, one)
+        parameters = [inspect.Parameter(each, inspect.Parameter.POSITIONAL_OR_KEYWORD) for each in names]
+
+        def called() -> None: ...
+
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        setattr(holder, function, called)
+
+    def import_module(name: str) -> SimpleNamespace:
+        if name not in modules:
+            raise ImportError(name)
+        return modules[name]
+
+    return SimpleNamespace(import_module=import_module)
+
+
+def test_a_known_unsloth_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_layers, "importlib", unsloth_with(cuda_layers.USED))
+    cuda_layers.require_known_unsloth()
+
+
+@pytest.mark.parametrize("path", cuda_layers.USED)
+def test_an_unsloth_without_what_is_called_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    others = {name: parameters for name, parameters in cuda_layers.USED.items() if name != path}
+    changes = [others]
+    if cuda_layers.USED[path]:
+        changes.append(cuda_layers.USED | {path: ("something_else", *cuda_layers.USED[path])})
+    for changed in changes:
+        monkeypatch.setattr(cuda_layers, "importlib", unsloth_with(changed))
+        with pytest.raises(FasttuneError) as refused:
+            cuda_layers.require_known_unsloth()
+        (finding,) = refused.value.findings
+        assert finding.code == "unsloth-changed" and path in finding.what
+        assert changed is others or "something_else" in finding.why

@@ -47,6 +47,11 @@ def test_each_layer_attends_in_two_calls(found: dict[str, Any]) -> None:
         assert found[way]["calls"] == {forward: 8, backward: 4}
 
 
+def test_offloading_is_unsloth_s(found: dict[str, Any]) -> None:
+    plain, offloading = found["offloaded by"]
+    assert plain == "checkpoint" and offloading.startswith("unsloth")
+
+
 def test_triton_s_kernels_compute_what_torch_computes(found: dict[str, Any]) -> None:
     """In Triton's interpreter, against float64; NF4 bit for bit."""
     errors = found["kernels"]
@@ -86,6 +91,7 @@ def test_a_row_waits_for_nothing(found: dict[str, Any]) -> None:
 
 def test_copies_follow_the_weights(found: dict[str, Any]) -> None:
     one = found["update"]
+    assert one["begun"] > 0  # a backward pass was broken off first: what it had left would be in "twice"
     assert one["with a gradient"] == one["weights"] == 2 * 2 * 7
     assert one["twice"] and one["fresh"] and one["left"] == 0
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import Shared
 from out_of_memory import NO_CHECKPOINTING, little_memory, steps_watched
+from scaled import use_loss_scale
 from series import Series, adapter, assert_same_run, checkpoints, document, history, largest_difference, losses, untimed
 
 from fasttune.training import device, gradient_checkpointing, row_budget, train
@@ -124,6 +125,38 @@ def test_gradients_are_clipped_to_a_norm(tmp_path: Path, monkeypatch: pytest.Mon
     series.train("train.max_steps=2", f"train.max_grad_norm={limit}")
     before = [line["grad_norm"] for line in history(series.run(1)) if "loss" in line]
     assert min(before) > 0.05 and norms == pytest.approx([limit or norm for norm in before], rel=1e-4)
+
+
+def test_a_step_that_overflows_is_trained_again_and_nothing_else_changes(tmp_path: Path) -> None:
+    """With a loss scale as in float16: bit for bit the training without one, the first overflow and the schedule of the
+    learning rate included."""
+    import torch
+
+    from fasttune.training.trainer import StepTrainer
+
+    settings = ("train.max_steps=4", "train.max_grad_norm=0", "train.warmup_steps=2")
+    plain, scaled = Series.new(tmp_path / "plain"), Series.new(tmp_path / "scaled")
+    plain.train(*settings)
+    real, calls = StepTrainer.train_rows, []
+
+    def overflow_once(trainer: StepTrainer, step: Any) -> Any:
+        found = real(trainer, step)
+        calls.append(float(trainer.accelerator.scaler.get_scale()))
+        if len(calls) == 1:
+            trainer.trained_parameters[0].grad = torch.full_like(trainer.trained_parameters[0], torch.inf)
+        return found
+
+    started = use_loss_scale()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StepTrainer, "train_rows", overflow_once)
+            done = scaled.train(*settings)
+    finally:
+        started.stop()
+    assert calls == [4096, *[2048] * 4] and done.stderr.count("with a loss scale of 2048") == 1
+    assert adapter(scaled.run(1)) == adapter(plain.run(1))
+    rates = [[line["learning_rate"] for line in history(one.run(1)) if "loss" in line] for one in (scaled, plain)]
+    assert rates[0] == rates[1] and losses(scaled.run(1)) == losses(plain.run(1))
 
 
 # Resuming and continuing --------------------------------------------------------------------------------------------
