@@ -2,8 +2,8 @@
 
     python gpu_compile.py FOLDER     prints JSON: for each kernel and architecture its shared memory in bytes, or an error
 
-Each launch of Unsloth's own functions, in the widths of Qwen2.5 1.5B and 16 bit, is caught and compiled by Triton and
-ptxas; nothing runs.
+Each launch of Unsloth's own functions, in the widths of Qwen2.5 1.5B and the 16-bit type that a training takes on an
+architecture, is caught and compiled by Triton and ptxas; nothing runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-ARCHITECTURES = (75, 86, 89, 90, 120)
+ARCHITECTURES = {torch.float16: (75,), torch.bfloat16: (86, 89, 90, 120)}
 HIDDEN, INNER, HEADS, KEY_HEADS, WIDTH, TOKENS = 1536, 8960, 12, 2, 128, 256
 FOUND: dict[str, int | str] = {}
 run = JITFunction.run
@@ -50,7 +50,8 @@ class Driver:
 
 
 def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
-    for architecture in ARCHITECTURES:
+    (dtype,) = {one.dtype for one in args if isinstance(one, torch.Tensor)} & ARCHITECTURES.keys()
+    for architecture in ARCHITECTURES[dtype]:
         driver.set_active(Driver(architecture))
         self.device_caches.clear()
         key = f"{self.fn.__name__} sm_{architecture}"
@@ -61,11 +62,10 @@ def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -
             FOUND[key] = f"{type(problem).__name__}: {str(problem)[:300]}"
 
 
-def launch_all() -> None:
+def launch_all(dtype: torch.dtype) -> None:
     """One launch of each kernel that a row of training makes."""
     from unsloth.kernels import rms_layernorm, rope_embedding, swiglu
 
-    dtype = torch.float16  # what every architecture has
     weight = torch.nn.Parameter(torch.ones(HIDDEN, dtype=dtype), requires_grad=False)
     norm = SimpleNamespace(weight=weight, variance_epsilon=1e-6)
     x = torch.randn(1, TOKENS, HIDDEN, dtype=dtype, requires_grad=True)
@@ -99,5 +99,6 @@ def nf4(dtype: torch.dtype) -> None:
 
 gpu_model.import_unsloth()
 JITFunction.run = compile_only
-launch_all()
+for dtype in ARCHITECTURES:
+    launch_all(dtype)
 print(json.dumps({"triton": triton.__version__, "kernels": FOUND}))
