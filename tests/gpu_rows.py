@@ -41,6 +41,7 @@ from fasttune.training import (
     engine,
     gradient_checkpointing,
     hub,
+    loss_scale,
     packing,
     prefix_check,
 )  # fmt: skip
@@ -293,6 +294,32 @@ def checked(model: Any, examples: list[Example]) -> dict[str, list[float]]:
             found[name if keys is right else f"{name}, wrong"] = [difference.loss, difference.gradient]
     layouts.keys = right
     return found
+
+
+def float16() -> None:
+    """A GPU without bfloat16: what Unsloth loads there, and a row's gradient under the first loss scale."""
+    before = torch.cuda.get_device_capability
+    torch.cuda.get_device_capability = lambda *_device: (7, 5)
+    attention_kernels.kernel_for = lambda query: attention_kernels.EFFICIENT
+    model = load(write_base(FOLDER / "float16", torch.float16), dtype="auto", checkpointing=False)
+    torch.cuda.get_device_capability = before
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    step = packing.plan_step(examples(), range(9), 4096)
+    for row in step.rows:
+        batch = engine.collate(row, examples())
+        with torch.autocast("cpu", torch.float16):
+            loss, _hits = engine.loss(models.hidden_states(model, batch), models.lm_head_weight(model), batch)
+        (loss / step.supervised * loss_scale.FIRST_SCALE).backward()
+        models.collect_gradients(model)
+    apart = sum(
+        (weights[name].grad / loss_scale.FIRST_SCALE - gradient).square().sum().item()
+        for name, gradient in EXPECTED[1].items()
+    )
+    whole = sum(gradient.square().sum().item() for gradient in EXPECTED[1].values())
+    FOUND["float16"] = {
+        "base": str(models.lm_head_weight(model).dtype), "copies": str(model.adapter_copies.dtype),
+        "trained": sorted({str(weight.dtype) for weight in weights.values()}), "gradient": (apart / whole) ** 0.5,
+    }  # fmt: skip
 
 
 def prefix_checks() -> None:
@@ -551,6 +578,6 @@ def graphs() -> None:
 
 
 use_own_kernels()
-for stage in (exactness, four_bits, count_launches, update, answers, prefix_checks, first_questions, graphs):
+for stage in (exactness, four_bits, count_launches, update, answers, float16, prefix_checks, first_questions, graphs):
     stage()
     (FOLDER / "found.json").write_text(json.dumps(FOUND))

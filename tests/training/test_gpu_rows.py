@@ -52,6 +52,13 @@ def test_offloading_is_unsloth_s(found: dict[str, Any]) -> None:
     assert plain == "checkpoint" and offloading.startswith("unsloth")
 
 
+def test_float16_where_there_is_no_bfloat16(found: dict[str, Any]) -> None:
+    """The base in float16, what is trained in float32, as GradScaler wants it, and the gradient right to rounding."""
+    one = found["float16"]
+    assert one["base"] == one["copies"] == "torch.float16" and one["trained"] == ["torch.float32"]
+    assert 0 < one["gradient"] < 1e-2
+
+
 def test_triton_s_kernels_compute_what_torch_computes(found: dict[str, Any]) -> None:
     """In Triton's interpreter, against float64; NF4 bit for bit."""
     errors = found["kernels"]
