@@ -79,14 +79,19 @@ def usable(entries: Sequence[Entry], kept: Kept) -> list[Entry]:
     return [entry for entry in left if entry.ask and entry.say]
 
 
-def suiting_per_fact(sheet: FactSheet, kept: Kept, conversations: int | None) -> int:
-    """How many samples of each fact and rule suit so many conversations: as many in all, FEWEST to MOST each; MOST for
-    None, where nobody knows. With more a persona is trained on little but her facts and is past her best sooner, with
-    fewer she keeps less of them (docs/facts.md)."""
-    if conversations is None:
-        return MOST
-    entries = len(usable(sheet.facts, kept)) + len(usable(sheet.rules, kept))
-    return min(MOST, max(FEWEST, round(conversations / max(1, entries))))
+def suiting_samples(sheet: FactSheet, kept: Kept, conversations: int | None, seed: int) -> tuple[int, list[FactSample]]:
+    """How many samples of each fact and rule suit so many conversations, and these samples: as many in all or a few
+    more, FEWEST to MOST of each; MOST for None, where nobody knows.
+
+    With more a persona is trained on little but her facts and is past her best sooner, with fewer she keeps less of
+    them (docs/facts.md).
+    """
+    fewest = MOST if conversations is None else FEWEST
+    for per_fact in range(fewest, MOST + 1):
+        found = samples_of(sheet, kept, per_fact, seed)
+        if len(found) >= (conversations or 0):
+            break
+    return per_fact, found
 
 
 def samples_of(sheet: FactSheet, kept: Kept, per_fact: int, seed: int) -> list[FactSample]:

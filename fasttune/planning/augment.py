@@ -95,8 +95,10 @@ def augment(request: AugmentRequest) -> Augmented:
     data = other_data(recipe, out)
     kept = kept_from(sheet, data)
     conversations = sum(not sample.made_from for sample in data.train) if data else None
-    per_fact = request.per_fact or fact_samples.suiting_per_fact(sheet, kept, conversations)
-    samples = fact_samples.samples_of(sheet, kept, per_fact, request.seed)
+    if request.per_fact is None:
+        per_fact, samples = fact_samples.suiting_samples(sheet, kept, conversations, request.seed)
+    else:
+        per_fact, samples = request.per_fact, fact_samples.samples_of(sheet, kept, request.per_fact, request.seed)
     if not samples:
         raise UsageError(replace(without_wordings(sheet), level="error"))
     system = system_prompt(request.system, data)
