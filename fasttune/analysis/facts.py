@@ -73,8 +73,9 @@ def write_scores(run: Run, scores: FactScores) -> None:
 
 
 def recipe_sheet(run: Run) -> Path:
-    """The fact sheet that a run's recipe names. Raises UsageError where it names none."""
-    name = documents.read_plan(run).values.get("facts.file")
+    """The fact sheet that a run's recipe names, to ask or else to tell. Raises UsageError where it names none."""
+    values = documents.read_plan(run).values
+    name = values.get("facts.file") or values.get("data.system_facts")
     if name:
         return Path(name)
     fix = _('write [facts] and below it file = "data/mine/facts.toml" in the recipe, or name a sheet by `--file FILE`')

@@ -105,6 +105,9 @@ def nobody_knows(judged: Judgement, loss: float, held_out: int) -> str:
     """Why no strategy is advised where the held-out loss tells nothing."""
     if judged.reason == "evaluated-once":
         return _("its held-out loss was computed once, so that it is unknown whether it falls")
+    if judged.reason == "one-held-out-sample":
+        return _("one held-out sample can't tell what would help: its loss moves by chance; hold out {enough} or more",
+                 enough=judgement.ENOUGH_HELD_OUT)  # fmt: skip
     if judged.reason == "few-held-out":
         return _("{samples} held-out samples are too few to tell what would help: their loss moves by chance; hold out "
                  "{enough} or more", samples=held_out, enough=judgement.ENOUGH_HELD_OUT)  # fmt: skip

@@ -54,6 +54,7 @@ class Augmented:
 
     `train` is what data.train has to hold for a training on it, `recipe` the one that was named. `per_fact` is how many
     of each were wanted; `suits` the number of conversations that this followed from, None where it was asked for.
+    `is_told`: the recipe has the facts in its system prompt as well.
     """
 
     file: Path
@@ -67,6 +68,7 @@ class Augmented:
     is_named: bool
     per_fact: int
     suits: int | None
+    is_told: bool
 
     @property
     def line(self) -> str:
@@ -110,10 +112,11 @@ def augment(request: AugmentRequest) -> Augmented:
     named = [] if recipe is None else [os.path.realpath(path) for path in recipe.data.train]
     is_named = os.path.realpath(out) in named
     train = [path for path in recipe.data.train if is_named or not is_made_of(sheet, path)] if recipe else []
+    is_told = recipe is not None and bool(recipe.data.system_facts)
     train += [] if is_named else [out.as_posix()]
     return Augmented(out, sheet.path, tuple(samples), dict(counts), system is not None, tuple(findings), tuple(train),
                      request.source if recipe else None, is_named, per_fact,
-                     None if request.per_fact else conversations)  # fmt: skip
+                     None if request.per_fact else conversations, is_told)  # fmt: skip
 
 
 # What is read -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,7 +145,7 @@ class Trials:
         show_findings([*plan.dataset.findings, *(one for one in plan.findings if one.code not in OF_A_SERIES)])
         held_out = len(plan.dataset.held_out)
         if held_out < judgement.FEW_HELD_OUT:
-            raise self.nothing_held_out(held_out)
+            raise self.nothing_held_out(held_out, held_out + len(plan.dataset.train))
 
         listed = [{key: text} for stage in stages for one in stage if isinstance(one, Values)
                   for key, text in ((one.key, text) for text in one.texts)]  # fmt: skip
@@ -190,16 +191,19 @@ class Trials:
             "parent-not-named", what, where=f"{self.recipe.path}: continue.parent", why=why, fix=f"`{again.command}`"
         )
 
-    def nothing_held_out(self, samples: int) -> FasttuneError:
-        """The error where no held-out loss can choose, with the command that holds samples out."""
-        overrides = (*self.request.run.overrides, "data.val=0.1")
-        again = replace(self.request, run=replace(self.request.run, overrides=overrides))
+    def nothing_held_out(self, held_out: int, samples: int) -> FasttuneError:
+        """The error where no held-out loss can choose, with the command that holds out a tenth of the samples, or as
+        many as it takes to choose by."""
+        share = max(0.1, math.ceil(100 * judgement.FEW_HELD_OUT / samples) / 100)
+        overrides = [one for one in self.request.run.overrides if not one.startswith("data.val=")]
+        overrides.append(f"data.val={share:g}")
+        again = replace(self.request, run=replace(self.request.run, overrides=tuple(overrides)))
         what = _("nothing is held out, and only held-out samples can choose")
-        if samples:
-            what = _("one held-out sample can't choose")
         why = _("the training loss is lowest where samples are learned by heart")
-        fix = _("name a file as data.val in the recipe, or hold out a tenth of the samples: `{command}`",
-                command=again.command)  # fmt: skip
+        if held_out:
+            what, why = _("one held-out sample can't choose"), _("its loss moves by chance")
+        fix = _("name a file as data.val in the recipe, or hold out {share:.0%} of the samples: `{command}`",
+                share=share, command=again.command)  # fmt: skip
         return usage_error("nothing-held-out", what, where=f"{self.recipe.path}: data.val", why=why, fix=fix)
 
     # The trials ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from fasttune.console import _, exit_code, ngettext, print_json, say, show_findings, stdout_console
 from fasttune.planning.augment import Augmented, AugmentRequest, augment
+from fasttune.recipe.values import as_toml
 
 
 def show_augmented(request: AugmentRequest, *, as_json: bool) -> int:
@@ -25,6 +26,9 @@ def show_augmented(request: AugmentRequest, *, as_json: bool) -> int:
     if not made.has_system:
         say(_("without a system message: name a recipe, or the file of the system prompt with `--system FILE`"))
     say(how_to_train(made))
+    if not made.is_told:
+        say(_("facts are kept best where they stand in the trained prompt too: below [data] write `{line}`",
+              line=f"system_facts = {as_toml(made.sheet.as_posix())}"))  # fmt: skip
     stdout_console.print(str(made.file), markup=False, soft_wrap=True)
     return exit_code(made.findings)
 
@@ -32,7 +36,8 @@ def show_augmented(request: AugmentRequest, *, as_json: bool) -> int:
 def how_to_train(made: Augmented) -> str:
     """What to write into the recipe, or to type."""
     if made.recipe is None:
-        return _("train on it beside the other samples: below [data] in the recipe {line}", line=f"`{made.line}`")
+        return _("train on it beside the other samples: add {file} to `train` below [data] in the recipe",
+                 file=as_toml(made.file.as_posix()))  # fmt: skip
     if made.is_named:
         return _("the recipe trains on it: `{command}`", command=made.command)
     return _("train on it: below [data] in {recipe} write `{line}`, or try it once by `{command}`", recipe=made.recipe,

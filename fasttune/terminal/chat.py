@@ -48,7 +48,7 @@ COMMANDS = {
     "/save": (N_("FILE"), N_("add the conversation to a data file (.jsonl)")),
     "/bye": ("", N_("end the chat, as Ctrl-D does")),
 }
-BYE = "/bye"
+BYE = ("/bye", "/exit", "/quit")  # the first is Ollama's
 # Why an answer ended otherwise than by its end token; Ctrl-C needs no word.
 ENDINGS = {
     "context": N_("cut: the context is full; /reset begins anew"),
@@ -255,7 +255,7 @@ def chat(request: ChatRequest) -> None:
 def talk(running: Chat, lines: Iterable[str]) -> None:
     """The conversation with a person; an error is shown and the chat goes on."""
     for line in map(str.strip, lines):
-        if line.split(" ")[0] == BYE:
+        if line.split(" ")[0] in BYE:
             return
         if not line:
             continue

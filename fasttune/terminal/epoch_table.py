@@ -11,7 +11,7 @@ from rich.table import Table
 from fasttune.command import command_line, runs_option
 from fasttune.console import _, error, ngettext, print_json, say, stdout_console, visible
 from fasttune.planning.parents import how_to_finish
-from fasttune.runs import documents, epochs
+from fasttune.runs import documents, epochs, judgement
 from fasttune.runs.epochs import KeptEpoch, epoch_word
 from fasttune.runs.store import Run
 
@@ -115,9 +115,11 @@ def kept_line(run: Run) -> str:
 
 def better_epoch(run: Run) -> KeptEpoch | None:
     """The kept epoch of the lowest held-out loss where it is earlier than the run's own adapter and none is picked;
-    else None."""
+    else None. The loss of a single sample tells nothing."""
     best = epochs.best_epoch(epochs.kept_epochs(run))
-    if best is None or epochs.picked_epoch(run) or best.step >= epochs.own_step(run):
+    if best is None or documents.read_plan(run).val_samples < judgement.FEW_HELD_OUT:
+        return None
+    if epochs.picked_epoch(run) or best.step >= epochs.own_step(run):
         return None
     return best
 

@@ -48,7 +48,7 @@ def arms_table(title: str, heading: str, scores: FactScores) -> Table:
 def facts_table(scores: FactScores) -> Table:
     """A row for each fact: those of the system prompt first, then those of the data alone."""
     table = arms_table(escape(scores.sheet), _("fact"), scores)
-    for source, heading in (("system", _("in the system prompt")), ("data", _("in the training data only"))):
+    for source, heading in (("system", _("in the system prompt")), ("data", _("not in the persona's own prompt"))):
         group = [fact for fact in scores.facts if fact.source == source]
         if group:
             table.add_row(f"[bold]{heading}[/]")
@@ -70,7 +70,7 @@ def rules_table(scores: FactScores) -> Table:
 def numbers_table(scores: FactScores) -> Table:
     """The numbers of each arm."""
     table = arms_table("", "", scores)
-    headings = {"system": _("kept, of those in the system prompt"), "data": _("kept, of those in the data")}
+    headings = {"system": _("kept, of those in the system prompt"), "data": _("kept, of the others")}
     for source, heading in headings.items():
         group = [fact for fact in scores.facts if fact.source == source]
         if group:

@@ -46,7 +46,7 @@ def show(sweep: Sweep, after: Aftermath, diff: str, root: Path, *, as_json: bool
         line(_("the recipe would read:"))
         line(diff)
     else:
-        line(_("the recipe has the values of the chosen trial already"))
+        line(_("what was varied has the values of the chosen trial in the recipe already"))
     if after.has_page:
         line(_("page     {path}", path=sweep.page))
         say(_("open it in a browser: {how}", how=how_to_open(sweep.page)))

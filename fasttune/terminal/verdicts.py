@@ -19,7 +19,8 @@ CURVE_WIDTH = 40  # columns, at most
 def result_lines(run: Run, one: Figures, seconds: float, width: int, encoding: str) -> list[str]:
     """What the end of `fasttune run` says of a training: losses, curves in at most `width` columns, the verdict, and
     TensorBoard's command."""
-    trained = ngettext("{n} step in {seconds:.0f} s", "{n} steps in {seconds:.0f} s", one.steps, seconds=seconds)
+    steps = one.steps - documents.read_plan(run).start_step  # its own; a continued run counts on from its parent's
+    trained = ngettext("{n} step in {seconds:.0f} s", "{n} steps in {seconds:.0f} s", steps, seconds=seconds)
     lines = [
         _("loss {first:.3f} -> {last:.3f}, accuracy {accuracy:.1%} (last epoch), {trained}", first=one.first_loss,
           last=one.epoch_loss, accuracy=one.mean_token_accuracy, trained=trained),

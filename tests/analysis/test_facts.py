@@ -195,3 +195,4 @@ def test_a_run_trained_with_the_facts_in_its_prompt_is_told_of_more_samples(shee
     assert lost.code == "facts-lost" and lost.fix.startswith("they stand in the system prompt")
     with pytest.raises(UsageError, match="stand in the trained system prompt already"):
         facts.facts(run, sheet.path, 64, prompt="facts")
+    assert facts.recipe_sheet(run) == Path("facts.toml")  # which [facts] does not name

@@ -94,7 +94,8 @@ def test_the_strategy_that_fits_the_parents_figures(
 
 
 @pytest.mark.parametrize(
-    ("held_out", "why"), [(1, "without held-out samples"), (19, "19 held-out samples are too few")]
+    ("held_out", "why"),
+    [(0, "without held-out samples"), (1, "one held-out sample can't tell"), (19, "19 held-out samples are too few")],
 )
 def test_few_held_out_samples_speak_for_and_against_nothing(parent: Run, held_out: int, why: str) -> None:
     end_with(parent, 0.2, [2.0, 1.0])

@@ -29,7 +29,19 @@ def test_the_file_on_stdout_and_what_to_do_next_on_stderr(sheet: Path) -> None:
     done = call_here(sheet.parent / "runs", "augment", sheet)
     file = sheet.parent / "facts-train.jsonl"
     assert (done.returncode, done.stdout) == (0, f"{file}\n"), done.stderr
-    assert f'train = ["{file}"]' in done.stderr and "--system FILE" in done.stderr and "8 samples" in done.stderr
+    assert f'add "{file}" to `train` below [data]' in done.stderr and "8 samples" in done.stderr
+    assert "--system FILE" in done.stderr and f'write `system_facts = "{sheet}"`' in done.stderr
+
+
+def test_a_recipe_that_tells_the_facts_is_not_told_to(sheet: Path) -> None:
+    folder = sheet.parent
+    (folder / "train.jsonl").write_text('{"prompt": "hi", "completion": "hello"}\n', encoding="utf-8")
+    recipe = f'name = "r"\nmodel.base = "builtin:tiny"\nfacts.file = "{sheet}"\ndata.train = "{folder}/train.jsonl"\n'
+    for added, is_told in (("", False), (f'data.system_facts = "{sheet}"\n', True)):
+        (folder / "r.toml").write_text(recipe + added, encoding="utf-8")
+        done = call_here(folder / "runs", "augment", folder / "r.toml")
+        assert done.returncode == 0 and ("write `system_facts" not in done.stderr) == is_told
+        assert "2 of each, as suits 1 conversation;" in done.stderr
 
 
 def test_json(sheet: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from kept_epochs import write_epochs
 from run_folders import write_run
 
 from fasttune.cli import use
-from fasttune.runs import epochs, store, summary
+from fasttune.runs import documents, epochs, store, summary
 from fasttune.runs.store import Run
 from fasttune.terminal import command_line, epoch_table
 
@@ -103,6 +104,11 @@ def test_the_end_of_a_training_offers_the_better_epoch(run: Run) -> None:
     assert "pick persona/001-fresh --epoch 2" in epoch_table.kept_line(run)
     epochs.pick(run, epochs.find_epoch(run, "2"))
     assert "--epoch" not in epoch_table.kept_line(run)
+
+
+def test_one_held_out_sample_offers_no_epoch(run: Run) -> None:
+    documents.write(run.plan, replace(documents.read_plan(run), val_samples=1))
+    assert "--epoch" not in epoch_table.kept_line(run) and "epochs kept" in epoch_table.kept_line(run)
 
 
 def test_runs_show_what_is_picked_and_judge_it(run: Run, fasttune: Cli) -> None:

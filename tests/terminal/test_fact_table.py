@@ -42,7 +42,7 @@ def test_a_row_for_each_fact_and_the_numbers(
     assert found["二十块一版"] == ["contradicted"] * 4
     assert found["不说语言模型"] == ["1×", "0×", "0×", "0×"]
     assert found["kept, of those in the system prompt"] == ["0/1", "1/1", "0/1", "1/1"]
-    assert found["kept, of those in the data"] == ["0/1"] * 4
+    assert found["kept, of the others"] == ["0/1"] * 4
     assert found["wordings answered right"] == ["0%", "25%", "50%", "75%"]
     assert found["rules broken"] == ["0/1", "1/1", "2/1", "3/1"]
 

@@ -47,7 +47,7 @@ def test_figures_of_runs_on_other_machines_are_shown(tmp_path: Path, capsys: pyt
     assert "3 4e-4 010-fresh stopped early 2 8.5000" in rows
     assert "4 1 failed" in rows
     assert "chosen by held-out loss: trial 2, persona/009-fresh" in shown
-    assert "the recipe has the values of the chosen trial already" in shown
+    assert "what was varied has the values of the chosen trial in the recipe already" in shown
 
 
 def test_answers_side_by_side_and_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 from run_folders import write_run
 
-from fasttune.runs import summary
+from fasttune.runs import documents, summary
 from fasttune.terminal import verdicts
 
 
@@ -27,6 +28,13 @@ def test_the_end_of_a_run_in_a_few_lines(tmp_path: Path, width: int) -> None:
     assert lines[-1] == f"all curves: `tensorboard --logdir {run.tensorboard}`"
     plain = verdicts.result_lines(run, summary.read_figures(run), 7.0, width, "ascii")
     assert all(line.isascii() for line in plain) and len(plain) == len(lines) - 2
+
+
+def test_a_continued_run_counts_its_own_steps(tmp_path: Path) -> None:
+    run = write_run(tmp_path, losses=[4.0 - 0.03 * n for n in range(100)])
+    documents.write(run.plan, replace(documents.read_plan(run), start="checkpoint", start_step=94))
+    line = verdicts.result_lines(run, summary.read_figures(run), 7.0, 80, "utf-8")[0]
+    assert line.endswith("6 steps in 7 s")
 
 
 def test_a_curve_has_a_block_a_part_of_the_steps() -> None:
