@@ -19,7 +19,6 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
-from unittest.mock import patch
 
 import gpu_model  # first: it sets what Unsloth reads
 
@@ -30,6 +29,7 @@ import gpu_row_memory
 import gpu_stand_ins
 import gpu_triton
 import graph_stand_in
+import host_reads
 import torch
 
 from fasttune.data.tokenize import Example
@@ -362,39 +362,25 @@ FREE = {
     "_has_compatible_shallow_copy_type", "result_type", "is_same_size",
 }  # fmt: skip
 WAITS = {"_local_scalar_dense", "nonzero", "item", "masked_select", "unique", "repeat_interleave", "unique_consecutive"}
-READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__iter__")
 BACKWARD_LAUNCHES = 3  # of a flash kernel: row sums of output times gradient, the kernel, the conversion of grad_query
 
 
 class Count(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts every operator that writes, and whatever waits for the GPU: operators, and reading a tensor's values, which
-    calls none for tensors of a CPU, as all are here."""
+    """Counts every operator that writes, and whatever waits for the GPU: operators, and reading a tensor's values."""
 
     def __init__(self) -> None:
         super().__init__()
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
-        self.reading = contextlib.ExitStack()
-        self.is_within_kernel = False
+        self.reads = host_reads.noticed(lambda name: self.waits.update([name]))
 
     def __enter__(self) -> Any:
-        for name in READS:
-            read = patch.object(torch.Tensor, name, self.counted(name, getattr(torch.Tensor, name)))
-            self.reading.enter_context(read)
+        self.reads.__enter__()
         return super().__enter__()
 
     def __exit__(self, *failure: Any) -> None:
         super().__exit__(*failure)
-        self.reading.close()
-
-    def counted(self, name: str, read: Callable[..., Any]) -> Callable[..., Any]:
-        """A method of tensors that counts as a wait outside of kernels."""
-
-        def call(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.waits[name] += not self.is_within_kernel
-            return read(tensor, *args, **kwargs)
-
-        return call
+        self.reads.__exit__(*failure)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function._schema.name.split("::")[-1]
@@ -408,12 +394,8 @@ class Count(torch.utils._python_dispatch.TorchDispatchMode):
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             self.launches[name] += launches
-            self.is_within_kernel = True
-            try:
-                with torch.utils._python_dispatch._disable_current_modes():
-                    return function(*args, **kwargs)
-            finally:
-                self.is_within_kernel = False
+            with torch.utils._python_dispatch._disable_current_modes():
+                return function(*args, **kwargs)
 
         return call
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import host_reads
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -33,7 +34,7 @@ class Graph(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function._schema.name.split("::")[-1]
         if name in WAITS or f"{name}.{function._overloadname}" in WAITS:
-            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({name})\nmore lines")
+            refuse(name)
         found = function(*args, **(kwargs or {}))
         if name != self.leave_out:
             self.record(function, args, kwargs or {}, found, function._schema.is_mutable)
@@ -54,6 +55,11 @@ class Graph(TorchDispatchMode):
                 again = function(*args, **kwargs)
                 for old, new in zip(written, tensors(again), strict=False):
                     old.copy_(new)
+
+
+def refuse(name: str) -> None:
+    """As CUDA does where something waits for the GPU, or reads a tensor's values, while a graph is recorded."""
+    raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({name})\nmore lines")
 
 
 def tensors(values: Any) -> list[torch.Tensor]:
@@ -86,7 +92,7 @@ class Graphs:
     def capture(self, work: Callable[[], Any], pool: Any) -> Callable[[], None]:
         graph = Graph.recording = Graph(self.leave_out)
         try:
-            with graph:
+            with graph, host_reads.noticed(refuse):
                 work()
                 if self.problem:
                     raise self.problem

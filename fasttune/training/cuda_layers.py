@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 LINEAR = ("W", "W_quant", "A", "B", "S")  # what Unsloth's functions take of a linear: weight, its state in NF4, LoRA
 # What is called or replaced in Unsloth, with the parameters that it must begin with.
 USED = {
+    "unsloth:FastLanguageModel.for_inference": ("model",),
+    "unsloth:FastLanguageModel.for_training": ("model", "use_gradient_checkpointing"),
     "unsloth.utils.attention_dispatch:_flex_shared_prefix_attention": (),
     "unsloth.utils.prefix_grouper_kernel:flex_shared_prefix_attention": ("Q", "K", "V", "prefix_seg_info", "scale"),
     "unsloth.utils.attention_dispatch:resolve_prefix_seg_info": ("kwargs", "past_key_value", "attention_mask"),
@@ -55,6 +57,8 @@ USED = {
     "unsloth.kernels.fast_lora:swiglu_fg_kernel": ("e", "g"),
     "unsloth.kernels.fast_lora:swiglu_DWf_DW_dfg_kernel": ("DW", "e", "g"),
 }  # fmt: skip
+# It has to look these up on a layer's attention: functions that are put there would else never be called.
+ATTENTION, LOOKED_UP = "unsloth.models.llama:LlamaAttention_fast_forward", ("apply_qkv", "apply_o")
 
 
 def use_cuda_layers(model: Any) -> None:
@@ -76,14 +80,23 @@ def use_cuda_layers(model: Any) -> None:
 def require_known_unsloth() -> None:
     """Raises FasttuneError where the installed Unsloth has no longer what is called here."""
     for path, parameters in USED.items():
-        module, name = path.split(":")
-        try:
-            found = operator.attrgetter(name)(importlib.import_module(module))
-        except (ImportError, AttributeError):
-            raise unknown_unsloth(path, _("it is not there")) from None
+        found = find(path)
         has = tuple(inspect.signature(found).parameters) if parameters else ()
         if has[: len(parameters)] != parameters:
             raise unknown_unsloth(path, _("its parameters are {names}", names=", ".join(has)))
+    code = inspect.unwrap(find(ATTENTION)).__code__
+    for method in LOOKED_UP:
+        if method not in (*code.co_names, *code.co_consts):
+            raise unknown_unsloth(f"{ATTENTION}.{method}", _("it is not there"))
+
+
+def find(path: str) -> Any:
+    """What a path like those of USED names. Raises FasttuneError where it is not there."""
+    module, name = path.split(":")
+    try:
+        return operator.attrgetter(name)(importlib.import_module(module))
+    except (ImportError, AttributeError):
+        raise unknown_unsloth(path, _("it is not there")) from None
 
 
 def unknown_unsloth(path: str, why: str) -> FasttuneError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +28,18 @@ def test_how_a_row_is_described_to_unsloth() -> None:
         assert ("prefix_seg_info" in arguments) == packed and arguments.get("prefix_seg_info", layout) is layout
 
 
-def unsloth_with(signatures: dict[str, tuple[str, ...]]) -> Any:
-    """What `importlib` would find of an Unsloth that has these functions."""
+def looks_both_up(attention: Any, x: Any) -> Any:
+    """An attention's forward pass as Unsloth's: from q, k and v to the output."""
+    return attention.apply_o(attention, getattr(attention, "apply_qkv", attention.q_proj)(attention, x))
+
+
+def calls_its_own(attention: Any, x: Any) -> Any:
+    """The same that no longer looks up who computes q, k and v."""
+    return attention.apply_o(attention, attention.q_proj(x))
+
+
+def unsloth_with(signatures: dict[str, tuple[str, ...]], attention: Any = looks_both_up) -> Any:
+    """What `importlib` would find of an Unsloth that has these functions, and this forward pass of an attention."""
     modules: dict[str, SimpleNamespace] = {}
     for path, names in signatures.items():
         module, name = path.split(":")
@@ -43,6 +54,9 @@ def unsloth_with(signatures: dict[str, tuple[str, ...]]) -> Any:
 
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         setattr(holder, function, called)
+    if attention:
+        module, name = cuda_layers.ATTENTION.split(":")
+        setattr(modules.setdefault(module, SimpleNamespace()), name, attention)
 
     def import_module(name: str) -> SimpleNamespace:
         if name not in modules:
@@ -68,5 +82,34 @@ def test_an_unsloth_without_what_is_called_is_refused_in_a_sentence(monkeypatch:
         with pytest.raises(FasttuneError) as refused:
             cuda_layers.require_known_unsloth()
         (finding,) = refused.value.findings
-        assert finding.code == "unsloth-changed" and path in finding.what
+        assert finding.code == "unsloth-changed" and f"{path} has changed" in finding.what
         assert changed is others or "something_else" in finding.why
+
+
+@pytest.mark.parametrize(("attention", "missing"), [(calls_its_own, ".apply_qkv"), (None, "")])
+def test_an_unsloth_that_would_not_call_what_is_put_in_is_refused(
+    monkeypatch: pytest.MonkeyPatch, attention: Any, missing: str
+) -> None:
+    """It would train, slower and without a word."""
+    monkeypatch.setattr(cuda_layers, "importlib", unsloth_with(cuda_layers.USED, attention))
+    with pytest.raises(FasttuneError, match=f"{cuda_layers.ATTENTION}{missing} has changed"):
+        cuda_layers.require_known_unsloth()
+
+
+def test_whatever_is_taken_from_unsloth_is_known() -> None:
+    """Each name that cuda_layers.py imports, of a module each that it reads or sets, and both passes of a function."""
+    tree = ast.parse(inspect.getsource(cuda_layers))
+    taken = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("unsloth"):
+            taken |= {(str(node.module), alias.name) for alias in node.names}
+    modules = {path.split(":")[0] for path in cuda_layers.USED}
+    names = {f"{module}:{name}" for module, name in taken if f"{module}.{name}" not in modules}
+    for module, name in taken:
+        if f"{module}.{name}" in modules:
+            read = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+            names |= {f"{module}.{name}:{node.attr}" for node in read if ast.unparse(node.value) == name}
+    known = {path.split(".forward")[0] for path in cuda_layers.USED}
+    assert names <= known and len(names) >= 9, names - known
+    passes = [path for path in cuda_layers.USED if path.endswith(".forward")]
+    assert all(path.replace(".forward", ".backward") in cuda_layers.USED for path in passes) and len(passes) == 3
