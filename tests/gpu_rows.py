@@ -366,15 +366,17 @@ BACKWARD_LAUNCHES = 3  # of a flash kernel: row sums of output times gradient, t
 
 
 class Count(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts every operator that writes, and whatever waits for the GPU: operators, and reading a tensor's values."""
+    """Counts every operator that writes, and whatever waits for the GPU: operators, and reading a tensor's values. All
+    tensors lie on a CPU here; of those that do on a GPU too, the lengths of rows, a row reads none, so any read counts.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
-        self.reads = host_reads.noticed(lambda name: self.waits.update([name]))
 
     def __enter__(self) -> Any:
+        self.reads = host_reads.noticed(lambda name: self.waits.update([name]))
         self.reads.__enter__()
         return super().__enter__()
 
@@ -444,6 +446,24 @@ def launches(layers: int) -> dict[str, Counter[str]]:
     return found
 
 
+def waits_of(samples: range, budget: int, shares: bool) -> Counter[str]:
+    """What rows of some samples wait for, once caches are warm."""
+    model, found = half_precision(2), Counter[str]()
+    for row in packing.plan_step(examples(), samples, budget, shared_prefix=shares).rows:
+        batch = engine.collate(row, examples())
+        for _turn in range(2):
+            count = Count()
+            gpu_stand_ins.use_kernels(count.as_one)
+            attention_kernels.aten = Counted(count)
+            with count, torch.autocast("cpu", dtype=torch.bfloat16):
+                loss, _hits = engine.loss(models.hidden_states(model, batch), models.lm_head_weight(model), batch)
+            with count:
+                loss.backward()
+                models.collect_gradients(model)
+        found += count.waits
+    return found
+
+
 def count_launches() -> None:
     two, three = launches(2), launches(3)
     for part in two:
@@ -451,6 +471,10 @@ def count_launches() -> None:
         FOUND[f"launches of {part}"] = {
             "layer": layer.total(), "beside": two[part].total() - 2 * layer.total(), "kinds": dict(layer.most_common()),
         }  # fmt: skip
+    FOUND["waits"] = {
+        "several prefixes": waits_of(range(9), 4096, True), "cut": waits_of(range(9), 90, True),
+        "packed": waits_of(range(9), 4096, False), "single": waits_of(range(1), 0, False),
+    }  # fmt: skip
     use_own_kernels()
 
 

@@ -25,7 +25,7 @@ def noticed(notice: Callable[[str], None]) -> Iterator[None]:
 
     def watched(name: str, read: Callable[..., Any]) -> Callable[..., Any]:
         def call(tensor: torch.Tensor, *args: Any, **named: Any) -> Any:
-            is_read = name != "to" or "cpu" in (*args, *named.values())
+            is_read = name != "to" or any(isinstance(one, str) and one == "cpu" for one in (*args, *named.values()))
             if is_read and torch._C._len_torch_dispatch_stack():
                 notice(name)
             return read(tensor, *args, **named)

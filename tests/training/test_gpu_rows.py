@@ -94,6 +94,7 @@ def test_gradients_are_collected_in_a_few_launches_whatever_the_layers(found: di
 
 def test_a_row_waits_for_nothing(found: dict[str, Any]) -> None:
     assert found["launches of waits"]["beside"] == found["launches of waits"]["layer"] == 0
+    assert found["waits"] == {"several prefixes": {}, "cut": {}, "packed": {}, "single": {}}
 
 
 def test_copies_follow_the_weights(found: dict[str, Any]) -> None:
