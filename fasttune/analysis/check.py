@@ -215,7 +215,7 @@ def counted(samples: Sequence[Sample], source: Source, template: ChatTemplate | 
 
 
 def few(source: Source) -> list[Finding]:
-    """Too few samples to learn from, for the plan's steps, or for its epochs by the users' bands."""
+    """Too few samples to learn from, for the plan's steps, or for its epochs by the usual bands."""
     samples, recipe = len(source.train), source.recipe
     found = data_advice.about_samples(source.train, recipe.data.learn if recipe else "assistant")
     size = batch_size(samples) if recipe is None or recipe.train.batch_size == "auto" else recipe.train.batch_size

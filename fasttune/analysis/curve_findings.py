@@ -210,14 +210,14 @@ def under_trained(training: Training) -> Found:
 
 
 def by_bands(training: Training) -> str:
-    """Under-trained by the users' bands, where no held-out loss can decide."""
+    """Under-trained by the usual bands, where no held-out loss can decide."""
     assert training.means is not None
     means, last = training.means, training.curve.points[-1].step
     if judgement.accuracy_band(means.accuracy) is None:
-        return _("under-trained by the users' bands: loss {loss:.3f} in the last epoch, up to step {last}",
+        return _("under-trained by the usual bands: loss {loss:.3f} in the last epoch, up to step {last}",
                  loss=means.loss,
                  last=last)  # fmt: skip
-    return _("under-trained by the users' bands: loss {loss:.3f} and token accuracy {accuracy:.1%} in the last epoch, "
+    return _("under-trained by the usual bands: loss {loss:.3f} and token accuracy {accuracy:.1%} in the last epoch, "
              "up to step {last}", loss=means.loss, accuracy=means.accuracy, last=last)  # fmt: skip
 
 

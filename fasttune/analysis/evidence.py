@@ -1,4 +1,4 @@
-"""The figures behind a diagnosis, each with its step; the users' bands of loss and accuracy are shown as theirs."""
+"""The figures behind a diagnosis, each with its step; loss and accuracy with their usual bands."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ def held_out(training: Training) -> Iterator[Fact]:
 
 
 def losses(training: Training) -> Iterator[Fact]:
-    """Training loss and accuracy, with the users' bands."""
+    """Training loss and accuracy, with the usual bands."""
     curve, means = training.curve, training.means
     if means is None:
         return
-    text = _("{first:.3f} (step {step}) to {last:.3f} (last epoch, to step {last_step}); {band} by the users' bands",
+    text = _("{first:.3f} (step {step}) to {last:.3f} (last epoch, to step {last_step}); {band} by the usual bands",
              first=curve.points[0].loss, step=curve.points[0].step, last=means.loss, last_step=curve.points[-1].step,
              band=band_word(judgement.loss_band(means.loss)))  # fmt: skip
     yield Fact("loss", text, means.loss)
     band = judgement.accuracy_band(means.accuracy)
     if band is not None:
         text = _(
-            "{accuracy:.1%} (last epoch); {band} by the users' bands", accuracy=means.accuracy, band=band_word(band)
+            "{accuracy:.1%} (last epoch); {band} by the usual bands", accuracy=means.accuracy, band=band_word(band)
         )
         yield Fact("mean_token_accuracy", text, means.accuracy)
 

@@ -40,6 +40,8 @@ def show(sweep: Sweep, after: Aftermath, diff: str, root: Path, *, as_json: bool
         return exit_code(findings)
     chosen = sweep.finalists[0]
     line(_("chosen by held-out loss: trial {number}, {run}", number=chosen.number, run=chosen.run))
+    if after.finalists and after.finalists[0].trial == chosen:
+        line(_("{series} means this run from now on", series=sweep.series))
     if after.finalists:
         line(verdict_line(summary.read_figures(after.finalists[0].run)))
     if diff:

@@ -22,7 +22,7 @@ def test_the_verdict_comes_first_and_one_command_last(tmp_path: Path, capsys: py
     assert lines[0].startswith(f"{path}: over-fitting from step 100 (epoch 1.0) on: the held-out loss rose from 1.5")
     assert lines[-2:] == ["change this setting of LLaMA-Factory next:", "  num_train_epochs: 1"]
     text = "\n".join(lines)
-    assert "by the users' bands" in text and "besides:" in text
+    assert "by the usual bands" in text and "besides:" in text
     assert text.count("num_train_epochs") == 1, "a remedy is not said twice"
 
 

@@ -47,6 +47,7 @@ def test_figures_of_runs_on_other_machines_are_shown(tmp_path: Path, capsys: pyt
     assert "3 4e-4 010-fresh stopped early 2 8.5000" in rows
     assert "4 1 failed" in rows
     assert "chosen by held-out loss: trial 2, persona/009-fresh" in shown
+    assert "means this run" not in shown
     assert "what was varied has the values of the chosen trial in the recipe already" in shown
 
 
@@ -58,6 +59,7 @@ def test_answers_side_by_side_and_the_commands(tmp_path: Path, capsys: pytest.Ca
     found = sweep(tmp_path, (TRIALS[0], other))
     sweep_table.show(found, Aftermath(finalists, True, {}, ()), "+r = 8", tmp_path, as_json=False)
     shown = capsys.readouterr().out
+    assert "persona means this run from now on" in shown
     assert all(text in shown for text in ("A model.", "Lumen.", "A lamp.", "trial 1 answered", "+r = 8"))
     assert f"fasttune export persona/001-fresh --gguf q4_k_m --runs {tmp_path}" in shown.replace("\n", "")
     sweep_table.show(found, Aftermath(finalists, True, {}, ()), "+r = 8", tmp_path, as_json=True)
