@@ -194,7 +194,7 @@ class Trials:
     def nothing_held_out(self, held_out: int, samples: int) -> FasttuneError:
         """The error where no held-out loss can choose, with the command that holds out a tenth of the samples, or as
         many as it takes to choose by."""
-        share = max(0.1, math.ceil(100 * judgement.FEW_HELD_OUT / samples) / 100)
+        share = min(0.5, max(0.1, math.ceil(100 * judgement.FEW_HELD_OUT / samples) / 100))
         overrides = [one for one in self.request.run.overrides if not one.startswith("data.val=")]
         overrides.append(f"data.val={share:g}")
         again = replace(self.request, run=replace(self.request.run, overrides=tuple(overrides)))

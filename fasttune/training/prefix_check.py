@@ -94,8 +94,9 @@ def measure(trainer: StepTrainer, pair: Pair) -> Difference | None:
         with without_dropout(trainer.model):
             for scale in SCALES.get(dtype, (1.0,)):
                 packed, plain = (loss_and_gradients(trainer, rows, scale) for rows in pair)
-                if is_finite_and_not_zero(plain[1]):
-                    return relative_difference(packed, plain)
+                if is_finite_and_not_zero(packed[1]) and is_finite_and_not_zero(plain[1]):
+                    break
+            return relative_difference(packed, plain) if is_finite_and_not_zero(plain[1]) else None
     except (RuntimeError, MemoryError) as problem:
         if not device.is_out_of_memory(problem):
             raise
