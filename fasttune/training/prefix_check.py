@@ -21,7 +21,7 @@ from fasttune.data import batches
 from fasttune.data.tokenize import Example
 from fasttune.runs import documents
 from fasttune.runs.documents import PrefixDifference
-from fasttune.training import device, distributed, packing, row_budget
+from fasttune.training import device, distributed, loss_scale, packing, row_budget
 from fasttune.training import model as models
 from fasttune.training.packing import Group, Row
 
@@ -36,7 +36,7 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 
 # Of the loss, as training scales it in float16 (loss_scale.py), where small gradients have steps of 6e-8; a smaller one
 # where they overflow.
-SCALES = {torch.float16: (2.0**12, 2.0**6, 1.0)}
+SCALES = {torch.float16: (loss_scale.FIRST_SCALE, 2.0**6, loss_scale.SMALLEST_SCALE)}
 
 Pair = tuple[list[Row], list[Row]]  # the same samples in one row, and each in a row of its own
 
@@ -124,7 +124,7 @@ def shared_pair(examples: Sequence[Example]) -> Pair | None:
     shares it, and each in a row of its own. None where no row shares a prefix."""
     rows = packing.plan_step(examples, range(len(examples)), row_budget.LONGEST_ROW).rows
     groups = [Group(group.prefix, shortest(examples, group.members)) for row in rows for group in row.groups]
-    shared = [Row((group,), tokens_of(examples, group)) for group in groups if group.prefix]
+    shared = [Row((group,), packing.group_tokens(examples, group)) for group in groups if group.prefix]
     if not shared:
         return None
     row = min(shared, key=lambda row: row.tokens)
@@ -143,11 +143,6 @@ def packed_pair(examples: Sequence[Example]) -> Pair | None:
 def shortest(examples: Sequence[Example], members: Iterable[int]) -> tuple[int, ...]:
     """SAMPLES of these, those with the fewest tokens."""
     return tuple(sorted(members, key=lambda i: len(examples[i].tokens))[:SAMPLES])
-
-
-def tokens_of(examples: Sequence[Example], group: Group) -> int:
-    """The tokens of a group in a row: its prefix once, and what each sample has beyond it."""
-    return group.prefix + sum(len(examples[i].tokens) - group.prefix for i in group.members)
 
 
 def alone(examples: Sequence[Example], members: Sequence[int]) -> list[Row]:
