@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
@@ -26,18 +29,33 @@ def serve(root: Path, port: int = PORT) -> None:
     listening = listen(root, port)
     port = listening.getsockname()[1]
     board = Board(root, port)
+    server = server_of(board)
     try:
-        with listening, address.announced(root, port, board.token):
+        with listening, ended_by_signals(server), address.announced(root, port, board.token):
             print(address.url(port, board.token), flush=True)
             say(_("open this address in a browser; Ctrl-C ends the board and leaves trainings alone"))
             if is_wsl():
                 say(_("it opens in Windows' browser as well"))
-            server_of(board).run(sockets=[listening])
-    except KeyboardInterrupt:  # before uvicorn listens to it, or raised again by uvicorn once it has ended
-        pass
+            server.run(sockets=[listening])
     finally:
         board.close()
     say(_("the board has ended"))
+
+
+@contextlib.contextmanager
+def ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """In the block, Ctrl-C and SIGTERM end the server, also one that has not begun to run.
+
+    Uvicorn listens to them itself only once its event loop runs: an interrupt just before leaves a coroutine that was
+    never awaited, which Python warns about; and it raises them again when it has ended, which these handlers absorb.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, server.handle_exit) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def listen(root: Path, port: int) -> socket.socket:

@@ -84,8 +84,28 @@ def test_a_port_in_use_is_one_message(tmp_path: Path) -> None:
     assert finding.code == "port-in-use" and str(port) in finding.what and "board --port 0" in finding.fix
 
 
+# Ctrl-C between the making of uvicorn's coroutine and the event loop that would await it.
+INTERRUPTED_BEFORE_THE_LOOP = """
+import signal, uvicorn
+from fasttune.cli import main
+loop_factory = uvicorn.Config.get_loop_factory
+def interrupted(config):
+    signal.raise_signal(signal.SIGINT)
+    return loop_factory(config)
+uvicorn.Config.get_loop_factory = interrupted
+main()
+"""
+
+
+def test_ctrl_c_before_the_server_runs_ends_it_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_BEFORE_THE_LOOP, "board", "--port", "0", "--runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr.splitlines()[1:]) == (0, ["the board has ended"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("wait_for", ["its address", "an answer"])
-def test_ctrl_c_ends_it_with_one_line(tmp_path: Path, wait_for: str) -> None:
+def test_a_signal_ends_it_with_one_line(tmp_path: Path, wait_for: str, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "fasttune", "board", "--port", "0", "--runs", str(tmp_path)]
     child: Any = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     printed = child.stdout.readline().strip()
@@ -93,10 +113,10 @@ def test_ctrl_c_ends_it_with_one_line(tmp_path: Path, wait_for: str) -> None:
     if wait_for == "an answer":  # else the signal comes before uvicorn listens to it
         with urllib.request.urlopen(printed, timeout=120) as page:
             assert page.status == 200
-    child.send_signal(signal.SIGINT)
-    rest = child.communicate(timeout=120)[1].splitlines()
-    assert (child.returncode, rest[-1]) == (0, "the board has ended")
-    assert all(line.startswith("open this address in a browser") for line in rest[:-1])
+    child.send_signal(number)
+    opened, ended = child.communicate(timeout=120)[1].splitlines()
+    assert opened.startswith("open this address in a browser")
+    assert (child.returncode, ended) == (0, "the board has ended")
 
 
 def test_run_names_the_board_that_shows_its_runs(fasttune: Any, tmp_path: Path) -> None:
