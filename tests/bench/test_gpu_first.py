@@ -39,19 +39,31 @@ def test_a_failure_is_an_answer_and_is_asked_again(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_no_question_begins_in_the_minutes_of_the_benchmark(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def main_of_few_questions(out: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    """The script with three questions that take no time, and these arguments."""
     kit = script("gpu_first")
-    monkeypatch.setattr(sys, "argv", ["gpu_first.py", str(tmp_path), "--minutes", "9.5"])
-    monkeypatch.setattr(kit.torch.cuda, "is_available", lambda: True)
-    clock = iter([0.0, 60.0, 341.0, 350.0])  # seconds: three questions, and what is left for the benchmark
-    monkeypatch.setattr(kit.Answers, "minutes", property(lambda _answers: next(clock) / 60))
-    monkeypatch.setattr(kit.shapes, "make", lambda *_anything: tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu_first.py", str(out), *arguments])
+    monkeypatch.setattr(kit.shapes, "make", lambda *_anything: out)
     for name, count in (("attention_questions", 1), ("step_questions", 1), ("graph_questions", 0)):
         monkeypatch.setattr(kit, name, lambda *_base, name=name, count=count: [(name, lambda: {})] * count)
     monkeypatch.setattr(kit, "imports", dict)
     monkeypatch.setattr(kit, "bench", lambda _folder, minutes: {"left": minutes})
+    return kit
+
+
+def test_without_a_benchmark_no_minutes_are_kept_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kit = main_of_few_questions(tmp_path, monkeypatch, "--cpu", "--minutes", "3")
+    assert kit.main() == 0
+    assert [line["question"] for line in lines(tmp_path)] == ["imports", "attention_questions", "step_questions"]
+
+
+def test_no_question_begins_in_the_minutes_of_the_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kit = main_of_few_questions(tmp_path, monkeypatch, "--minutes", "9.5")
+    monkeypatch.setattr(kit.torch.cuda, "is_available", lambda: True)
+    clock = iter([0.0, 60.0, 341.0, 350.0])  # seconds: three questions, and what is left for the benchmark
+    monkeypatch.setattr(kit.Answers, "minutes", property(lambda _answers: next(clock) / 60))
     assert kit.main() == 0
     assert [line["question"] for line in lines(tmp_path)] == [
         "imports", "attention_questions", "bench after 0 answers",
