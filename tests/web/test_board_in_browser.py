@@ -152,4 +152,4 @@ def test_a_killed_training_is_seen_without_a_reload_by_hand(chromium: Any, tmp_p
         assert seen.page.inner_text(".title .badge") == "running"
         process.kill()
         process.wait()
-        seen.page.locator(".title .badge", has_text="stopped").wait_for(timeout=10_000)
+        seen.page.locator(".title .badge", has_text="stopped").wait_for(timeout=60_000)
