@@ -26,6 +26,7 @@ import gpu_model  # first: it sets what Unsloth reads
 import gpu_attention
 import gpu_four_bits
 import gpu_row_memory
+import gpu_shared_base
 import gpu_stand_ins
 import gpu_triton
 import graph_stand_in
@@ -346,6 +347,30 @@ def first_questions() -> None:
     }  # fmt: skip
 
 
+def shared_base() -> None:
+    """Trials of a sweep on one base, in bfloat16."""
+    attention_kernels.kernel_for = lambda query: attention_kernels.FLASH
+
+    def step(model: Any) -> list[torch.Tensor]:
+        models.drop_gradients(model)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = hidden(model).float().square().mean()
+        loss.backward()
+        models.collect_gradients(model)
+        return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    def answers(model: Any) -> list[torch.Tensor]:
+        prompt = torch.tensor([examples()[0].tokens])
+        with torch.no_grad(), models.inference(model):  # the first token alone: the next one is computed by kernels
+            made = model.generate(
+                input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=1, do_sample=False,
+                output_logits=True, return_dict_in_generate=True,
+            )  # fmt: skip
+        return [made.logits[0], *(logits[:, -1] for _state, logits in prompt_logits(model))]
+
+    FOUND["shared base"] = gpu_shared_base.measure(FOLDER / "answers", set_lora, step, answers)
+
+
 def with_adapter(model: Any) -> torch.Tensor:
     model.base_model.enable_adapter_layers()
     try:
@@ -584,6 +609,8 @@ def graphs() -> None:
 
 
 use_own_kernels()
-for stage in (exactness, four_bits, count_launches, update, answers, float16, prefix_checks, first_questions, graphs):
+for stage in (
+    exactness, four_bits, count_launches, update, answers, float16, prefix_checks, first_questions, shared_base, graphs
+):  # fmt: skip
     stage()
     (FOLDER / "found.json").write_text(json.dumps(FOUND))

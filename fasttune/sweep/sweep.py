@@ -100,6 +100,7 @@ def sweep(request: SweepRequest) -> Sweep:
         for stage in stages:
             best = choice.best(trials)
             trials += work.stage(stage, best.settings if best else {}, first=len(trials) + 1)
+    work.drop_base()
     finalists = choice.finalists(trials)
     findings += choice.findings(trials, variations)
     keys = tuple(one.key for one in variations)
@@ -125,6 +126,11 @@ class Trials:
         from fasttune.training.watch import SharedBase
 
         return SharedBase()
+
+    def drop_base(self) -> None:
+        """Hold no base any longer: whoever asks the best trials loads one."""
+        if "base" in vars(self):
+            self.base.drop()
 
     def request_of(self, settings: Mapping[str, str]) -> RunRequest:
         """The run request of a trial."""
@@ -247,7 +253,7 @@ class Trials:
             outcome = outcome_of(begun)
             reporter.is_hopeless([(one.epoch, one.eval_loss) for one in epochs.kept_epochs(begun) if one.eval_loss])
             return outcome
-        watch = Watch(lambda run: reporter.began(run.id), reporter.is_hopeless, self.base.load)
+        watch = Watch(lambda run: reporter.began(run.id), reporter.is_hopeless, self.base)
         try:
             record = pipeline.run(request, self.planner, begun=begun, watch=watch).record
         except FasttuneError as problem:

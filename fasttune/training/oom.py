@@ -44,10 +44,12 @@ def raise_on_oom(row: Row, examples: Sequence[Example]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def base_too_large(base: Path, recipe: ModelRecipe) -> Iterator[None]:
+def base_too_large(base: Path, recipe: ModelRecipe, *, in_memory: bool = False) -> Iterator[None]:
     """Raises FasttuneError where the base in a local folder needs more memory than is free, before the block that loads
-    it is entered, and where memory runs out in the block all the same."""
-    needed, free = memory.weight_bytes(memory.read_size(base), recipe, device.device_type()), device.free_memory()
+    it is entered, and where memory runs out in the block all the same. `in_memory`: it is there already, and what it
+    takes counts as free."""
+    needed = memory.weight_bytes(memory.read_size(base), recipe, device.device_type())
+    free = device.free_memory() + (needed if in_memory else 0)
     if needed > free:
         raise base_error(recipe, needed, free)
     try:

@@ -86,7 +86,7 @@ def train(
     `watch` is told of it. Raises FasttuneError for what the user can mend; what can be checked of data and model is
     checked before a run folder exists.
     """
-    phases, load_base = phases or PhaseTimer(), watch.load_base if watch else models.load_base
+    phases, load_base = phases or PhaseTimer(), watch.base.load if watch else models.load_base
     with phases("render", _("tokenizing")):
         data = tokenize(plan, base)
     show_findings([*plan.dataset.findings, *data.findings, *plan.findings])
@@ -96,7 +96,8 @@ def train(
 
     distributed.broadcast_from_rank0((plan, base, data.training, data.held_out))  # the workers load the base meanwhile
     device.refuse_spilling()
-    with phases("load", _("loading the model")), oom.base_too_large(base, plan.recipe.model):
+    is_there = watch is not None and watch.base.make_room(base, plan.recipe.model)
+    with phases("load", _("loading the model")), oom.base_too_large(base, plan.recipe.model, in_memory=is_there):
         model = load_base(base, plan.recipe.model)
         steps = StepDataset(data.training, plan)
         rows = choose_rows(plan, model, steps, resume, before)

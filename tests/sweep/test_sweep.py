@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import signal
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,6 +21,7 @@ from fasttune import files
 from fasttune.runs import store
 from fasttune.sweep import study
 from fasttune.training import model as models
+from fasttune.training import oom, watch
 from fasttune.training.callbacks import WatchCallback
 
 COMMON = ("--set", "data.val=val.jsonl", "--set", "train.epochs=3", "--set", 'probe.questions=["你叫什么？"]',
@@ -47,10 +51,32 @@ def killed_sweep(folder: Path) -> None:
         log_call(folder, list(SWEEP))
 
 
+@contextlib.contextmanager
+def counted_models() -> Iterator[list[int]]:
+    """How many models of the trials before were in memory when each trial got its own, and in the end how many are,
+    their base included; whoever held it in the sweep is still there."""
+    original, models_of_trials, bases, left = watch.SharedBase.load, list[Any](), list[Any](), list[int]()
+    holders: list[watch.SharedBase] = []
+
+    def load(self: watch.SharedBase, *what: Any) -> Any:
+        left.append(sum(model() is not None for model in models_of_trials))
+        model = original(self, *what)
+        models_of_trials.append(weakref.ref(model))
+        bases.append(weakref.ref(self.model))
+        holders.append(self)
+        return model
+
+    with patch.object(watch.SharedBase, "load", load):
+        yield left
+    gc.collect()
+    left.append(sum(model() is not None for model in (*models_of_trials, *bases)))
+
+
 @pytest.fixture(scope="session")
 def swept(shared: Shared) -> Series:
     """A sweep of four trials that was killed in the second one and finished by the same command; sweep.json is what it
-    printed, loads.json how often the base was loaded by the second process."""
+    printed, loads.json how often the base was loaded by the second process, whether it was in memory before each trial,
+    and what `counted_models` found."""
 
     def make(folder: Path) -> None:
         series = Series.new(folder)
@@ -58,11 +84,16 @@ def swept(shared: Shared) -> Series:
         child.join(300)
         assert child.exitcode == -signal.SIGKILL, series.log
         assert [(run / "adapter").is_dir() for run in series.runs()] == [True, False]
-        with patch.object(models, "load_base", wraps=models.load_base) as loading:
+        with (
+            patch.object(models, "load_base", wraps=models.load_base) as loading,
+            patch.object(oom, "base_too_large", wraps=oom.base_too_large) as asking,
+            counted_models() as left,
+        ):
             done = series(*SWEEP, "--json")
         (folder / "sweep.json").write_text(done.stdout, encoding="utf-8")
         (folder / "sweep.err").write_text(done.stderr, encoding="utf-8")
-        (folder / "loads.json").write_text(json.dumps(loading.call_count), encoding="utf-8")
+        in_memory = [call.kwargs["in_memory"] for call in asking.call_args_list]
+        (folder / "loads.json").write_text(json.dumps([loading.call_count, in_memory, left]), encoding="utf-8")
 
     return Series(shared("swept", make))
 
@@ -90,7 +121,14 @@ def test_a_trial_is_the_run_that_the_same_settings_train(swept: Series, tmp_path
 
 
 def test_the_base_is_loaded_once_for_all_trials_of_a_process(swept: Series) -> None:
-    assert document(swept.folder / "loads.json") == 1
+    loads, in_memory, _left = document(swept.folder / "loads.json")
+    assert loads == 1 and in_memory == [False, True, True]
+
+
+def test_nothing_of_a_trial_stays_in_memory(swept: Series) -> None:
+    """The three that the second process trained, and after the sweep, when answers are asked for, the base."""
+    _loads, _in_memory, left = document(swept.folder / "loads.json")
+    assert left == [0, 0, 0, 0]
 
 
 def test_held_out_loss_chooses_and_the_best_epoch_counts(swept: Series) -> None:

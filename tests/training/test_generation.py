@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +36,19 @@ def model(quickstart: Quickstart) -> Iterator[Any]:
 def prompts(tokenizer: Any) -> list[tuple[int, ...]]:
     """Of very different lengths: with and without a system prompt."""
     return [prompt_tokens(text, None if at % 2 else "你是小灯。", tokenizer) for at, text in enumerate(QUESTIONS)]
+
+
+def test_the_model_of_a_training_is_gone_before_another_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a sweep, in whose process answers are asked for: a model is part of cycles."""
+    models.import_unsloth()
+    trained = weakref.ref(models.load_base(hub.TINY, TINY))
+
+    def load(*_what: Any) -> Any:
+        raise AssertionError("another is loaded beside it" if trained() else "gone")
+
+    monkeypatch.setattr(models, "load_base", load)
+    with pytest.raises(AssertionError, match="gone"):
+        generation.load(hub.TINY, TINY, None)
 
 
 @pytest.mark.parametrize("adapter", [True, False])

@@ -128,6 +128,22 @@ def test_prompts_are_read_with_the_weights_as_they_are(found: dict[str, Any], dt
     assert set(one) == {"fresh", "changed", "base alone"} and max(one.values()) < rounding
 
 
+def test_trials_on_a_shared_base_compute_what_they_do_on_their_own(found: dict[str, Any]) -> None:
+    """Bit for bit: loss, gradients before and after a step of the optimizer, and answers with the adapter as it is then;
+    two trials of other ranks, the second with gradient checkpointing. The base is loaded once, its bytes stay."""
+    one = found["shared base"]
+    assert one["loads"] == 1 and one["equal"] == [True, True] and one["tensors"] == [2 * 29 + 4] * 2
+    assert min(one["adapter"]) > 0.1  # of the logits: what the adapter changes in an answer
+    assert one["unchanged"] and one["copied"] == []
+
+
+def test_nothing_of_a_trial_is_left_on_a_shared_base(found: dict[str, Any]) -> None:
+    """Modules, adapter, copies and hooks when the next trial begins, and the base too when another base does; nor does
+    a trial's model refer to the modules of the base, which have no adapter."""
+    one = found["shared base"]
+    assert one["left"] == [0, 0, 0] and one["foreign"] == []
+
+
 @pytest.mark.parametrize(
     ("kind", "rounding"), [("flash", 1e-6), ("efficient", 1e-6), ("bfloat16", 5e-2), ("NF4", 1e-6)]
 )

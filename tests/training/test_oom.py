@@ -101,6 +101,18 @@ def test_a_base_that_does_not_fit_is_refused_before_it_is_loaded(monkeypatch: py
     assert "0.0 GiB were free" in finding.what and 'dtype = "bfloat16"' in finding.fix
 
 
+def test_a_base_that_is_in_memory_needs_no_more_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next trial of a sweep: what the base takes is not asked for twice, and counts as free where memory runs out."""
+    recipe = ModelRecipe(base="builtin:tiny")
+    monkeypatch.setattr(device, "free_memory", lambda: 2**30)
+    monkeypatch.setattr(memory, "weight_bytes", lambda *_shape: 3 * 2**30)
+    with oom.base_too_large(hub.TINY, recipe, in_memory=True):
+        pass
+    with pytest.raises(FasttuneError) as caught, oom.base_too_large(hub.TINY, recipe, in_memory=True):
+        raise MemoryError
+    assert "needs about 3.0 GiB, and 4.0 GiB were free" in caught.value.findings[0].what
+
+
 @pytest.mark.parametrize(
     "problem",
     [RuntimeError(CPU_MESSAGE), MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")],
