@@ -12,6 +12,8 @@ is left four minutes. Repeated, this asks again what failed or was not reached, 
   attention    packed attention against dense attention in float64: output and gradients, for the heads of three sizes
   step         one optimizer step's loss and gradients: shared and packed rows against one sample a row
   answers      logits of generated answers against those of a row of the training; again after the weights changed
+  trials       three trials in turn on one base in memory, as in a sweep: the last one's step against that on a base of
+               its own, seconds of loading, and whether the one before has left anything in memory
   row          milliseconds of a row until the host has launched all and until the GPU has done all; memory a token;
                how often the host waited for the GPU; kernels launched
   graphs       rows as CUDA graphs (train.cuda_graphs), in 16 bit and over NF4: exactness before and after the weights
@@ -41,7 +43,7 @@ import torch
 from fasttune import machine
 from fasttune.data.tokenize import Example
 from fasttune.recipe.schema import LoraRecipe, ModelRecipe
-from fasttune.training import attention, attention_kernels, device, engine, generation, packing, prefix_check
+from fasttune.training import attention, attention_kernels, device, engine, generation, packing, prefix_check, watch
 from fasttune.training import model as models
 
 HERE = Path(__file__).resolve().parent
@@ -189,7 +191,7 @@ def step_questions(base: Path) -> list[Question]:
         (f"step: checkpointing {checkpointing}", functools.partial(step_error, base, checkpointing))
         for checkpointing in (False, True)
     ]
-    exact.append(("answers", functools.partial(answer_error, base)))
+    exact += [("answers", functools.partial(answer_error, base)), ("trials", functools.partial(trial_error, base))]
     sizes = (16, 50, 230) if device.device_type() == "cuda" else (4,)
     costs: list[Question] = [
         (
@@ -256,11 +258,37 @@ def row_logits(model: Any, prompt: Sequence[int], made: Sequence[torch.Tensor]) 
     return states.float() @ head.float().T
 
 
-def loaded(base: Path, checkpointing: bool, load_in_4bit: bool = False) -> Any:
-    """The base with an adapter whose second factors are not zero, so that every gradient is there."""
+def trial_error(base: Path) -> dict[str, Any]:
+    """How far the step of a third trial on a shared base is from the same on a base that was loaded for it. What stays
+    in memory after the first step of all, as cuBLAS's workspace does, is there when the second trial begins."""
+    shared, seconds, used = watch.SharedBase(), list[float](), list[int]()
+    for checkpointing in (False, False, True):
+        begun = time.perf_counter()
+        model = loaded(base, checkpointing, load=shared.load)
+        synchronize()
+        seconds.append(round(time.perf_counter() - begun, 2))
+        used.append(device.reset_peak())
+        examples = persona_samples(16, model.config.vocab_size)
+        loss, gradients = step(model, examples, 8192, True)
+        torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=1.0).step()
+        del model
+    shared.drop()
+    device.release_memory()
+    alone_loss, alone = step(loaded(base, True), examples, 8192, True)
+    errors = {"loss": abs(loss / alone_loss - 1), "gradient": relative_error(gradients, alone)}
+    if not max(errors.values()) < ROUNDING:
+        raise ArithmeticError(f"a shared base is not the base: {errors}")
+    if device.device_type() == "cuda" and used[2] > 1.01 * used[1]:
+        raise MemoryError(f"a trial has left something: {used} bytes")
+    return {"errors": errors, "seconds_to_load": seconds, "bytes": used}
+
+
+def loaded(base: Path, checkpointing: bool, load_in_4bit: bool = False, load: Callable[..., Any] | None = None) -> Any:
+    """The base, by models.load_base unless by `load`, with an adapter whose second factors are not zero, so that every
+    gradient is there."""
     recipe = ModelRecipe(base=str(base), load_in_4bit=load_in_4bit)
     model = models.add_lora(
-        models.load_base(base, recipe), LoraRecipe(r=16, alpha=32), 3407, checkpointing=checkpointing
+        (load or models.load_base)(base, recipe), LoraRecipe(r=16, alpha=32), 3407, checkpointing=checkpointing
     )
     model.train()
     torch.manual_seed(0)

@@ -100,6 +100,20 @@ def test_answers_of_other_weights_are_an_answer(monkeypatch: pytest.MonkeyPatch)
     assert calls
 
 
+def test_a_shared_base_that_a_trial_has_changed_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    kit = script("gpu_first")
+    assert kit.trial_error(one_layer.FOLDER)["errors"] == {"loss": 0, "gradient": 0}
+    copied = kit.watch.with_same_weights
+
+    def change(model: Any) -> Any:
+        model.model.norm.weight.data.mul_(1.1)
+        return copied(model)
+
+    monkeypatch.setattr(kit.watch, "with_same_weights", change)
+    with pytest.raises(ArithmeticError, match="a shared base is not the base"):
+        kit.trial_error(one_layer.FOLDER)
+
+
 def test_the_questions_of_graphs() -> None:
     """On a CPU, where graphs are stood in for: replayed rows are exact, and a recording that waits is refused."""
     kit, base = script("gpu_first"), one_layer.FOLDER
@@ -125,6 +139,6 @@ def test_the_whole_of_it_on_a_cpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = lines(tmp_path)
-    assert [line["question"] for line in found if "failed" in line] == [] and len(found) == 12
+    assert [line["question"] for line in found if "failed" in line] == [] and len(found) == 13
     (shared,) = [line["errors"]["shared"] for line in found if line["question"] == "step: checkpointing False"]
     assert shared["gradient"] < 1e-5
