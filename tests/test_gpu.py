@@ -104,6 +104,12 @@ def test_answers_are_those_of_the_trained_model(tmp_path: Path) -> None:
     assert set(errors) == {"fresh", "changed"} and max(errors.values()) < ROUNDING
 
 
+def test_trials_share_a_base(tmp_path: Path) -> None:
+    """Three in turn: the last one's step is that on a base of its own, and the one before has left nothing in memory."""
+    errors = script("gpu_first").trial_error(random_base(tmp_path / "base", "0.5B"))["errors"]
+    assert max(errors.values()) < ROUNDING
+
+
 @pytest.mark.parametrize("checkpointing", ["true", "false"])
 def test_packing_never_changes_the_run(tmp_path: Path, checkpointing: str) -> None:
     """E1 to the rounding of 16 bit: shared, packed without sharing, one sample a row."""
