@@ -10,6 +10,7 @@ files, each from the beginning of its own random numbers, so they don't depend o
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -119,6 +120,7 @@ class LoadedModel:
     def release(self) -> None:
         """Free the weights; they are loaded again when they are needed."""
         self.__dict__.pop("model", None)
+        gc.unfreeze()  # frames that ran while Unsloth was imported are among what it froze, and hold the first model
         device.release_memory()
 
 

@@ -45,6 +45,7 @@ class SampleScore:
 
 def load(base: Path, recipe: ModelRecipe, adapter: Path | None) -> Any:
     """The base in memory with an adapter folder's weights; without one, with an adapter that changes nothing."""
+    models.import_unsloth()  # first: what it leaves is not searched for garbage
     device.release_memory()  # of a training in this process, whose model is part of cycles
     model = models.load_base(base, recipe)
     model = models.add_lora(model, lora_shape(adapter) if adapter else LoraRecipe(r=1, alpha=2), 0, checkpointing=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Quickstart
+from conftest import REPOSITORY, Quickstart
 from ollama_server import running_server
 
 from fasttune.analysis.answers import (
@@ -121,6 +123,18 @@ def test_base_and_adapter_are_told_apart(loaded: LoadedModel) -> None:
     base, tuned = TorchSource("base", loaded, False), TorchSource("tuned", loaded, True)
     assert base.identity != tuned.identity
     assert ask(base, PROMPTS, GREEDY) != ask(tuned, PROMPTS, GREEDY)
+
+
+def test_a_released_model_is_freed_also_the_first_of_a_process() -> None:
+    code = (
+        "import weakref; from fasttune.analysis.answers import LoadedModel\n"
+        "from fasttune.recipe.schema import ModelRecipe; from fasttune.training import hub\n"
+        "loaded = LoadedModel(hub.TINY, ModelRecipe(base='builtin:tiny'), None)\n"
+        "model = weakref.ref(loaded.model)\nassert model() is not None\n"
+        "loaded.release()\nprint(model() is None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 def test_kept_answers_load_no_model(quickstart: Quickstart, monkeypatch: pytest.MonkeyPatch) -> None:
