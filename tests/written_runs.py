@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from series import RECIPE, Series
 
 from fasttune import pipeline
+from fasttune.cli import train
 from fasttune.console import Finding, UsageError
 from fasttune.files import append_line, write_json
 from fasttune.pipeline import Planner, RunRequest
@@ -80,6 +83,16 @@ def provenance(plan: Plan) -> Provenance:
 def request(*overrides: str, strategy: str | None = None, **options: Any) -> RunRequest:
     """`fasttune run persona.toml --continue STRATEGY --set OVERRIDE…` in the folder of a series."""
     return RunRequest(Path("persona.toml"), overrides, strategy=strategy, **options)
+
+
+def typed(fix: str) -> list[RunRequest]:
+    """What the `fasttune run` commands in a hint ask for, as the command line takes them."""
+    found = []
+    for words in map(shlex.split, re.findall(r"`(fasttune run [^`]*)`", fix)):
+        given = dict(train.run.make_context("run", words[2:]).params)
+        assert not given.pop("as_json")
+        found.append(RunRequest(given.pop("recipe_file"), **given))
+    return found
 
 
 def planned(*overrides: str, strategy: str | None = None, **options: Any) -> Plan:

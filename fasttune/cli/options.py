@@ -28,7 +28,10 @@ runs_option = click.option(
 )  # fmt: skip
 continue_option = click.option(
     "--continue", "strategy", type=click.Choice(["incremental", "retune", "augment", "custom"]),
-    help=_("Continue from the series' current run with this strategy, whatever strategy the recipe names."),
+    help=_(
+        "Continue from the series' current run with this strategy, whatever strategy the recipe names. augment chooses "
+        "the epochs by the number of samples; it makes none, as `fasttune augment` does."
+    ),
 )  # fmt: skip
 overfit_option = click.option("--allow-overfit", is_flag=True, help=_("Allow more than 10 epochs in total."))
 json_option = click.option("--json", "as_json", is_flag=True, help=_("Print one JSON document on stdout."))

@@ -54,7 +54,12 @@ def init(name: str | None, files: tuple[str, ...], base: str | None, example: st
     click.echo(path)
 
 
-@click.command(help=_("Write training samples of a fact sheet's `ask` and `say`, so that its facts stay."))
+@click.command(
+    help=_(
+        "Write training samples of a fact sheet's `ask` and `say`, so that its facts stay; `--continue augment` "
+        "makes none, it trains longer."
+    )
+)
 @click.argument("source", metavar="FACTS|RECIPE", type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE",

@@ -23,8 +23,9 @@ from pathlib import Path
 from fasttune.console import Finding, Level, _, ngettext
 from fasttune.data.tokenize import estimate_tokens
 from fasttune.planning import data_advice
+from fasttune.planning.differing import differences
 from fasttune.planning.parents import MORE_EPOCHS, run_command
-from fasttune.planning.strategy import Plan, differences
+from fasttune.planning.strategy import Plan
 from fasttune.runs import documents, judgement, store, summary
 from fasttune.runs.bands import BANDS, band, band_epochs
 from fasttune.runs.judgement import Judgement

@@ -63,6 +63,11 @@ def augmented_epochs(samples: int, trained: float) -> float:
     return max(bands.band_epochs(samples), min(math.floor(trained) + 1.0, OVERFIT_EPOCHS))
 
 
+def lacking_epochs(samples: int, trained: float) -> float:
+    """The epochs that so many samples still lack after those that were trained: at least one, in halves."""
+    return max(1.0, math.floor(2 * (bands.band_epochs(samples) - trained)) / 2)
+
+
 def steps_in(epochs: float, per_epoch: int) -> int:
     """ceil(epochs * per_epoch), where 1.1 epochs of 10 steps are 11 in spite of rounding errors."""
     return math.ceil(round(epochs * per_epoch, 6))

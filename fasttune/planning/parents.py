@@ -21,9 +21,11 @@ from fasttune.runs.documents import StartKind
 from fasttune.runs.epochs import KeptEpoch
 from fasttune.runs.store import Run
 
-MORE_EPOCHS = "continue.add_epochs=1.5"  # what `incremental` needs to be told, in the commands that propose it
+MORE = 1.5  # epochs that a continuation is proposed to add
+MORE_EPOCHS = f"continue.add_epochs={MORE:g}"  # what `incremental` needs to be told, in the commands that propose it
 OVERFIT_EPOCHS = 10.0  # more epochs in total are refused without --allow-overfit
 # Overrides that are about continuing and its length, and not about the run that is to be its parent.
+PARENT = "continue.parent="
 OF_THE_CONTINUATION = ("strategy", "continue.", "train.epochs", "train.max_steps", "train.until.")
 
 
@@ -183,10 +185,12 @@ def run_command(
 ) -> str:
     """`fasttune run` of a recipe with its overrides and `more` of them.
 
-    Another `strategy` takes the place of its own, and of the overrides that are about that one's length.
+    Another `strategy` takes the place of its own, and of the overrides that are about that one's length; the parent
+    that was named stays.
     """
     replaced = OF_THE_CONTINUATION if strategy else ("strategy=",)
-    kept = [one for one in given(recipe) if not one.startswith(replaced)]
+    again = tuple(one.partition("=")[0] + "=" for one in more)
+    kept = [one for one in given(recipe) if not one.startswith((*replaced, *again)) or one.startswith(PARENT)]
     if strategy is None and recipe.sources["strategy"] == "override":
         strategy = recipe.strategy if recipe.strategy != "fresh" else None
         kept += ["strategy=fresh"] * (recipe.strategy == "fresh")

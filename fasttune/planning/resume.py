@@ -8,8 +8,9 @@ from typing import Any
 
 from fasttune.command import OnExisting, command_line, runs_option
 from fasttune.console import FasttuneError, Finding, UsageError, _, ngettext, usage_error
+from fasttune.planning.differing import SAMPLES, differences, samples_in_words
 from fasttune.planning.parents import MORE_EPOCHS, is_running, resume_command, run_command, unfinished
-from fasttune.planning.strategy import SAMPLES, Plan, differences
+from fasttune.planning.strategy import Plan
 from fasttune.runs import documents, store
 from fasttune.runs.store import Run
 
@@ -115,5 +116,7 @@ def resume_differs(run: Run, plan: Plan, key: str, old: Any, new: Any) -> Findin
     if key == SAMPLES:
         fix = _("restore the data files that were edited; {fix}", fix=fix)
     what = _("the stopped run began with {old}, now it is {new}", old=old, new=new)
+    if key == SAMPLES:
+        what = samples_in_words(run, plan.recipe, plan.dataset)
     why = _("a resumed run must equal one that was never stopped")
     return Finding("resume-differs", "error", f"{run.id}: {key}", what, why, fix)

@@ -22,7 +22,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from fasttune.command import OnExisting
 from fasttune.console import Finding, UsageError, _, ngettext, usage_error
@@ -31,7 +30,10 @@ from fasttune.data.dataset import Dataset
 from fasttune.data.fact_prompt import with_facts
 from fasttune.data.fact_sheet import read_fact_sheet
 from fasttune.planning import auto_values, lengths
+from fasttune.planning.differing import refused_differences
 from fasttune.planning.parents import (
+    MORE,
+    MORE_EPOCHS,
     OVERFIT_EPOCHS,
     epoch_to_continue,
     find_parent,
@@ -41,21 +43,13 @@ from fasttune.planning.parents import (
     trained_steps,
 )
 from fasttune.recipe.load import settings
-from fasttune.recipe.schema import KEYS, Recipe
+from fasttune.recipe.schema import Recipe
 from fasttune.runs import checkpoints, documents, epochs
 from fasttune.runs.checkpoints import best_left_behind, damage_findings
 from fasttune.runs.documents import PlanDocument, StartKind
 from fasttune.runs.epochs import KeptEpoch
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json
-
-SAMPLES = "samples"  # stands among the keys for the data's contents, as data.train stands for the files
-# The settings that a checkpoint's optimizer and sample order depend on: a start from one must find them unchanged.
-BOUND_TO_CHECKPOINT = (
-    "model.", SAMPLES, "data.system", "data.learn", "data.replay", "lora.",
-    "train.batch_size", "train.seed", "train.optim", "train.weight_decay",
-)  # fmt: skip
-BOUND_TO_ADAPTER = ("model.base", "model.revision", "lora.r", "lora.alpha", "lora.target_modules")
 
 
 @dataclass(frozen=True)
@@ -169,9 +163,9 @@ def decide(
     own_epochs = (steps - start.step) / per_epoch
     recipe = auto_values.with_learning_rate(recipe, own_epochs, len(dataset.train), parent, stopped)
     plan = Plan(recipe, dataset, start, per_epoch, steps)
-    problems = contradictions(plan)
+    problems = contradictions(plan, root, "new" if on_existing == "new" else None)
     if plan.total_steps <= start.step and not problems:
-        problems.append(nothing_to_train(plan))
+        problems.append(nothing_to_train(plan, root))
     if plan.trained_epochs > OVERFIT_EPOCHS and not allow_overfit:
         problems.append(too_many_epochs(plan, root))
     if problems:
@@ -261,14 +255,14 @@ def total_steps(recipe: Recipe, dataset: Dataset, start: Start, per_epoch: int) 
     return lengths.steps_in(recipe.train.passes, per_epoch)
 
 
-def contradictions(plan: Plan) -> list[Finding]:
+def contradictions(plan: Plan, root: Path, on_existing: OnExisting | None) -> list[Finding]:
     """The findings about settings and data that must equal the parent's, and do not, for this start."""
     parent, recipe = plan.start.parent, plan.recipe
     if parent is None:
         return []
     problems = []
     if recipe.strategy == "incremental" and not lengths.names_a_length(recipe):
-        problems.append(add_epochs_missing(plan))
+        problems.append(add_epochs_missing(plan, root))
     if recipe.strategy == "retune" and plan.start.kind == "checkpoint":
         problems.append(
             Finding(
@@ -279,33 +273,21 @@ def contradictions(plan: Plan) -> list[Finding]:
                 fix=_('use start = "base" or "adapter", or strategy = "incremental"'),
             )
         )  # fmt: skip
-    bound = {"checkpoint": BOUND_TO_CHECKPOINT, "adapter": BOUND_TO_ADAPTER, "base": ()}[plan.start.kind]
-    if plan.start.kind == "checkpoint" and recipe.strategy in ("incremental", "augment"):
-        bound += ("train.learning_rate", "train.lr_scheduler_type", "train.warmup_steps")
-    reason = _("{way} continues from the {start} of {run}", way=recipe.strategy, start=plan.start.kind, run=parent.id)
-    fix = _('set it back; new parameters: strategy = "retune"; new data: "custom" with continue.start = "adapter"')
-    for key, old, new in differences(parent, plan):
-        if key.startswith(bound or ("\0",)):
-            what = _("the parent had {old}, now it is {new}", old=old, new=new)
-            problems.append(Finding("continue-differs", "error", f"{recipe.path}: {key}", what, reason, fix))
-    return problems
+    return problems + refused_differences(plan, parent, root, on_existing)
 
 
-def add_epochs_missing(plan: Plan) -> Finding:
+def add_epochs_missing(plan: Plan, root: Path) -> Finding:
     """The finding about an incremental recipe that does not set how many epochs to add."""
     return Finding(
         "add-epochs-missing", "error", f"{plan.recipe.path}: continue.add_epochs",
         _("incremental needs to know how many epochs to add to the parent's {epochs:.1f}", epochs=plan.start.epochs),
-        fix=_("set add_epochs under [continue]; 1.0 to 3.0 is usual"),
+        fix=_("1.0 to 3.0 is usual: `{command}`", command=longer(plan, root)),
     )  # fmt: skip
 
 
-def nothing_to_train(plan: Plan) -> Finding:
+def nothing_to_train(plan: Plan, root: Path) -> Finding:
     """The finding about a run that would train no step."""
-    key, fix = "train.epochs", _("raise continue.add_epochs, or train.epochs (the total, the parent's included)")
-    if plan.recipe.train.max_steps:
-        key, fix = "train.max_steps", _("raise train.max_steps (the total, the parent's included), or set it to 0 and "
-                                        "say continue.add_epochs")  # fmt: skip
+    key = "train.max_steps" if plan.recipe.train.max_steps else "train.epochs"
     if plan.start.parent is None:
         what = _("so small a share of an epoch comes to no step")
         return Finding("nothing-to-train", "error", f"{plan.recipe.path}: {key}", what, fix=_("write 1 or more"))
@@ -314,8 +296,15 @@ def nothing_to_train(plan: Plan) -> Finding:
         ngettext("the parent has trained {n} step already, this run would end at {total}",
                  "the parent has trained {n} steps already, this run would end at {total}", plan.start.step,
                  total=plan.total_steps),
-        fix=fix,
+        _("{key} is a total, the parent's included", key=key),
+        _("say how many epochs to add: `{command}`", command=longer(plan, root)),
     )  # fmt: skip
+
+
+def longer(plan: Plan, root: Path) -> str:
+    """The command that adds epochs to the parent's by the same strategy."""
+    return run_command(plan.recipe, root, MORE_EPOCHS, strategy=plan.recipe.strategy,
+                       allow_overfit=plan.start.epochs + MORE > OVERFIT_EPOCHS)  # fmt: skip
 
 
 def too_many_epochs(plan: Plan, root: Path) -> Finding:
@@ -326,25 +315,3 @@ def too_many_epochs(plan: Plan, root: Path) -> Finding:
         _("{epochs:.1f} epochs in total; more than {limit:.0f} over-fit", epochs=plan.trained_epochs,
         limit=OVERFIT_EPOCHS), fix=_("train fewer epochs, add data, or all the same: `{command}`", command=command),
     )  # fmt: skip
-
-
-def differences(run: Run, plan: Plan) -> list[tuple[str, Any, Any]]:
-    """(key, then, now) of every setting that differs from what an earlier run began with, and of the data's contents.
-
-    A setting that did not exist then is taken to have had its present default, which changes nothing.
-    """
-    before, after, base = documents.read_plan(run), plan.document(), documents.read_setting(run, "model.base", str)
-    new = after.values
-    old = {key: as_json(KEYS[key].default) for key in new} | before.values
-    old[SAMPLES], new[SAMPLES] = before.data_fingerprint[:12], after.data_fingerprint[:12]
-    renamed = ("model.base", "model.revision") if is_another_name(base, new["model.base"]) else ()
-    return [(key, old.get(key), new.get(key)) for key in {**old, **new}
-            if old.get(key) != new.get(key) and key not in renamed]  # fmt: skip
-
-
-def is_another_name(old: str, new: str) -> bool:
-    """Whether two names of bases may be names of the same weights: a folder that was moved, a link, the local copy of a
-    hub's snapshot. Whether they are, the fingerprints of the weights decide before training."""
-    paths = (".", "/", "~")
-    to_hub = old.startswith(paths) and not new.startswith(paths) and new.count("/") == 1
-    return old != new and (Path(new).expanduser().is_dir() or to_hub)

@@ -376,7 +376,7 @@ class Recipe:
 
     name: str = setting(MISSING, "the series; its runs are in runs/NAME/", example="linzhi")
     strategy: Literal["fresh", "incremental", "retune", "augment", "custom"] = setting(
-        "fresh", "how this run relates to earlier runs of the series"
+        "fresh", "how this run relates to earlier runs of the series (augment trains longer, it makes no samples)"
     )
     model: ModelRecipe
     data: DataRecipe

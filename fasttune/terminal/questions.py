@@ -4,6 +4,7 @@ incremental   epochs to add                                   continue.add_epoch
 retune        what to change, and to what                     one of train.epochs, train.learning_rate, lora.r
 augment       epochs in total                                 train.epochs
 custom        start, epochs, learning rate, LoRA rank         all of them
+other data    epochs                                          continue.start, continue.add_epochs
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fasttune.console import _, ngettext
-from fasttune.planning.lengths import augmented_epochs
-from fasttune.planning.strategy import BOUND_TO_CHECKPOINT
+from fasttune.planning.differing import BOUND_TO_CHECKPOINT
+from fasttune.planning.lengths import augmented_epochs, lacking_epochs
 from fasttune.recipe.load import settings
 from fasttune.recipe.schema import Recipe
 from fasttune.runs import documents, summary
@@ -146,6 +147,14 @@ def custom(parent: Parent) -> Settings:
         "train.learning_rate": learning_rate(parent),
     }
     return chosen | (rank(parent) if start == "base" else {})
+
+
+def other_data(parent: Parent, recipe: Recipe, samples: int) -> Settings:
+    """Ask how long to train the parent's adapter on the samples of now; the settings to lay over the recipe."""
+    question = _("How many epochs? Its adapter has trained {epochs:.3g}, of other samples", epochs=parent.epochs)
+    proposed = lacking_epochs(samples, parent.epochs)
+    chosen = {"continue.start": "adapter", "continue.add_epochs": prompts.number(question, proposed)}
+    return {**as_parent(parent, recipe, "adapter"), **chosen}
 
 
 # Parts --------------------------------------------------------------------------------------------------------------

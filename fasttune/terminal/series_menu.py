@@ -4,7 +4,8 @@ It appears where stdin and stderr are a terminal and no flag decides. It changes
 `RunRequest`, which is printed as the command line that asks no questions, and handed back.
 
     resume     the newest run, which was stopped
-    continue   incremental | retune | augment | custom, each with its questions (questions.py)
+    continue   incremental | retune | augment | custom, each with its questions (questions.py); or with other samples,
+               which is custom from the adapter
     new        another run beside the old ones
     overwrite  a run, whose id is typed in full
     skip       training; show the run that is there
@@ -20,7 +21,8 @@ from fasttune.analysis import words
 from fasttune.command import OnExisting
 from fasttune.console import FasttuneError, Finding, UsageError, _, can_ask, ngettext, say, show_findings
 from fasttune.pipeline import Planner, RunRequest
-from fasttune.planning import advice
+from fasttune.planning import advice, parents
+from fasttune.planning.differing import samples_in_words
 from fasttune.planning.parents import began_with, typed_value, unfinished
 from fasttune.planning.resume import run_to_resume
 from fasttune.planning.strategy import Plan
@@ -30,7 +32,7 @@ from fasttune.runs.store import Run
 from fasttune.terminal import prompts, questions, runs_tree
 
 SHOWN_RUNS = 20  # the newest ones, where a series has more
-BACK, CANCEL = "back", "cancel"
+BACK, CANCEL, DATA = "back", "cancel", "data"
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def pick(series: Series, planner: Planner) -> RunRequest | None:
         case "resume":
             return resuming(series, planner)
         case "continue":
-            return continuing(series)
+            return continuing(series, planner)
         case "new":
             return replace(request, on_existing="new")
         case "overwrite":
@@ -121,7 +123,7 @@ def first_choices(series: Series) -> dict[str, str]:
         why = _("it was not exported or probed") if is_trained else _("it was stopped before its end")
         choices["resume"] = _("▶️ resume {run}: {why}", run=series.newest.id, why=why)
     if series.parent:
-        choices["continue"] = _("🔄 continue training, in one of four ways")
+        choices["continue"] = _("🔄 continue training: longer, with other parameters, or with new samples")
     choices["new"] = _("🆕 new run, keep the old ones")
     if any(run.status != "running" for run in series.earlier):
         choices["overwrite"] = _("🗑️ overwrite a run")
@@ -237,31 +239,47 @@ def resume_brief(run: Run, plan: Plan) -> list[str]:
     return [*flaws, _("{run} resumes at step {step} of {total}", run=run.id, step=step, total=plan.total_steps)]
 
 
-# The four strategies ------------------------------------------------------------------------------------------------
+# The ways to continue ------------------------------------------------------------------------------------------------
 
 
-def continuing(series: Series) -> RunRequest | None:
+def continuing(series: Series, planner: Planner) -> RunRequest | None:
     """Ask which strategy, and its questions; None where the person went back."""
     assert series.parent is not None  # else `continue` is not offered
     parent = questions.read_parent(series.parent)
     say(_("continuing {state}", state=runs_tree.state_line(parent.figures)))
     fit = advice.fitting_strategies(series.parent)
     say(fit.why)
-    strategy = prompts.choose(_("How?"), strategies() | {BACK: _("back")}, fit.strategies[0])
-    if strategy == BACK:
+    other_samples, samples = samples_of_now(series, series.parent, planner)
+    if other_samples:
+        say(other_samples)
+    way = prompts.choose(_("How?"), ways() | {BACK: _("back")}, DATA if other_samples else fit.strategies[0])
+    if way == BACK:
         return None
-    settings = questions.answers(strategy, parent, series.recipe)
+    strategy, settings = (
+        ("custom", questions.other_data(parent, series.recipe, samples))
+        if way == DATA
+        else (way, questions.answers(way, parent, series.recipe))
+    )
     overrides = laid_over(series.request.overrides, settings)
     # A stopped run would be resumed by the same command.
     beside: OnExisting | None = None if documents.is_complete(series.newest) else "new"
     return replace(series.request, strategy=strategy, overrides=overrides, on_existing=beside)
 
 
-def strategies() -> dict[str, str]:
-    """The four strategies with what each is for."""
+def samples_of_now(series: Series, parent: Run, planner: Planner) -> tuple[str, int]:
+    """What has become of the parent's samples, "" where they are the same; and how many there are to train on now."""
+    asked = replace(series.request, strategy="incremental")
+    recipe = parents.inherit(planner.recipe(asked), asked.root, "new")
+    dataset = planner.dataset(recipe)
+    return samples_in_words(parent, recipe, dataset), len(dataset.train)
+
+
+def ways() -> dict[str, str]:
+    """The four strategies and the training with other samples, with what each is for."""
     return {
         "incremental": _("📈 incremental: more epochs; answers fit but are short or shallow"),
         "retune": _("⚙️ retune: from the base with other parameters; quality is not enough"),
-        "augment": _("📊 augment: the epochs that few samples need; answers out of character"),
+        "augment": _("📊 augment: the epochs that few samples need, no new ones; answers out of character"),
         "custom": _("🔧 custom: you choose start, epochs, learning rate and LoRA rank"),
+        DATA: _("➕ new or changed samples: trains the adapter further on them, with a new optimizer"),
     }

@@ -73,7 +73,9 @@ def test_a_changed_recipe_does_not_resume_and_names_every_difference(tmp_path: P
         "x/001-fresh: lora.r", "x/001-fresh: lora.alpha", "x/001-fresh: train.batch_size",
     ]  # fmt: skip
     assert {finding.code for finding in caught.value.findings} == {"resume-differs"}
-    with pytest.raises(UsageError, match="x/001-fresh: samples: the stopped run began with") as caught:
+    with pytest.raises(
+        UsageError, match="x/001-fresh: samples: some of the 10 samples of x/001-fresh are changed"
+    ) as caught:
         run_to_resume(root, planned(tmp_path, answers="abcdefghiX"), None)
     assert caught.value.findings[0].fix.startswith("restore the data files that were edited; `")
 

@@ -109,7 +109,7 @@ CHOICES: dict[str, tuple[Steps, str]] = {
         [CONTINUE, (HOW, "1" + ENTER), ("How many", ENTER), (START, "2" + ENTER), (FIRST, "2" + ENTER), GO],
         "--on-existing new",
     ),
-    "back from the strategies": ([CONTINUE, (HOW, "5" + ENTER), (FIRST, "2" + ENTER), GO], "--on-existing new"),
+    "back from the strategies": ([CONTINUE, (HOW, "6" + ENTER), (FIRST, "2" + ENTER), GO], "--on-existing new"),
     "too many epochs, all the same": (
         [CONTINUE, (HOW, "1" + ENTER), ("How many", "12" + ENTER), ("anyway?", "2" + ENTER), GO],
         "--continue incremental --allow-overfit --set continue.add_epochs=12.0",
@@ -217,15 +217,15 @@ def test_what_can_not_continue_says_why_and_asks_again(trained: Path, tmp_path: 
     write_samples(tmp_path / "train.jsonl", 10)
     recipe = tmp_path / "persona.toml"
     recipe.write_text((trained / "persona.toml").read_text().replace(str(trained), str(tmp_path)))
+    new = "2 samples are new; the 8 of"
     steps = [
-        CONTINUE, (HOW, "1" + ENTER), ("How many", ENTER), ("samples: the parent had", ""),
-        (FIRST, ENTER), (HOW, "4" + ENTER), ("Start from what?", "2" + ENTER), ("How many", ENTER), ("Which", ENTER), GO,
+        CONTINUE, (new, ""), (HOW, "1" + ENTER), ("How many", ENTER), (f"samples: {new}", ""),
+        (FIRST, ENTER), (HOW, ENTER), ("How many epochs? Its adapter has trained 2", ENTER), GO,
     ]  # fmt: skip
     flags, screen = asked(steps, RunRequest(recipe, root=trained / "runs"))
-    assert (
-        flags == "--continue custom --set continue.start=adapter --set train.epochs=2.0 --set train.learning_rate=0.002"
-    )
+    assert flags == "--continue custom --set continue.start=adapter --set continue.add_epochs=4.5"
     assert "starts from the adapter of persona/001-fresh" in screen
+    assert "23 steps, up to step 23" in screen or "of 10 samples, 0 held out" in screen
 
 
 def test_a_stopped_run_comes_first_and_resumes_as_it_was_begun(trained: Path, own: Path) -> None:
