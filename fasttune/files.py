@@ -63,10 +63,15 @@ def require_replaceable(path: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Raises FasttuneError where a folder, or the one above it that exists, may not be written to. Writes nothing."""
-    place = existing_folder(folder)
-    if not os.access(place, os.W_OK | os.X_OK):
+    """Raises FasttuneError where a folder, or what there is of its path, is no folder or may not be written to. Writes
+    nothing."""
+    place = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
+    number = 0
+    if not place.is_dir():
+        number = errno.ENOTDIR
+    elif not os.access(place, os.W_OK | os.X_OK):
         number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+    if number:
         known = known_condition(OSError(number, os.strerror(number), str(place)))
         assert known is not None
         raise known

@@ -2,7 +2,8 @@
 
 A `RunRequest` is the command line as it is typed. A `Planner` makes plans of requests; it reads each recipe file and
 each data set once, however many requests are planned (the menu plans several before one is carried out). `run` carries
-a request out; it imports torch and Unsloth once the plan is made, so that a mistake in a recipe is reported at once.
+a request out; it imports torch and Unsloth once the plan is made and what it needs is there, so that a mistake in a
+recipe, a base that is not there and a full disk are reported at once.
 """
 
 from __future__ import annotations
@@ -148,16 +149,29 @@ def foreseen(plan: Plan, base: Path | None, root: Path, resume: Run | None) -> l
     from fasttune.export.before_training import check_before_training
     from fasttune.training import provenance
     from fasttune.training.plan_check import length_beyond_base, questions_beyond_length
+    from fasttune.training.space import space_for_run
 
     if resume is not None and base is not None:
         provenance.require_same_base(resume, base)  # also where only the files are made
     return findings_of(
         lambda: runs_folder(root / plan.recipe.name),
+        lambda: space_for_run(plan, base, root, resume),
         lambda: length_beyond_base(plan.recipe, base),
         lambda: questions_beyond_length(plan, base),
         lambda: other_prompt(resume, plan),
         lambda: check_before_training(plan.recipe, plan.served_system, base, root, resume),
     )
+
+
+def located(plan: Plan, root: Path) -> Path:
+    """The base's local folder; it is downloaded where it is not on this machine, once it is known that the run can be
+    written. Raises FasttuneError as `hub.locate` does, and where there is no space for it."""
+    from fasttune.training import hub
+    from fasttune.training.space import space_for_download
+
+    if hub.find_offline(plan.recipe.model) is None:
+        findings_of(lambda: runs_folder(root / plan.recipe.name), lambda: space_for_download(plan.recipe.model))
+    return hub.locate(plan.recipe.model)
 
 
 def runs_folder(folder: Path) -> list[Finding]:
@@ -226,15 +240,15 @@ def run(request: RunRequest, planner: Planner, *, begun: Run | None = None, watc
 
     from fasttune.training.progress import PhaseTimer
 
+    base, export_recipe = located(plan, request.root), plan.recipe.export
+    show_findings(foreseen(plan, base, request.root, resume))
     phases = PhaseTimer()
     with phases("import", _("loading torch and Unsloth")):
         from fasttune.analysis import probe
         from fasttune.export import export_run
         from fasttune.export.ollama_import import import_after_training
-        from fasttune.training import hub, train
+        from fasttune.training import train
 
-    base, export_recipe = hub.locate(plan.recipe.model), plan.recipe.export
-    show_findings(foreseen(plan, base, request.root, resume))
     is_trained = resume is not None and resume.status == "finished"
     record = (
         train.load_record(resume)

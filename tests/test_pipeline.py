@@ -184,12 +184,27 @@ def test_a_runs_folder_that_is_read_only_is_foreseen(folder: Path, monkeypatch: 
     assert [one.code for one in caught.value.findings] == ["not-permitted"] and sorted(folder.rglob("*")) == before
 
 
-def test_a_mistake_is_reported_before_torch_is_loaded(folder: Path) -> None:
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom fasttune.pipeline import Planner, RunRequest, run\n"
-        "try:\n    run(RunRequest(Path('persona.toml'), ('train.epochs=99',)), Planner())\n"
+@pytest.mark.parametrize(
+    ("override", "runs", "code"),
+    [
+        ("train.epochs=99", "runs", "too-many-epochs"),
+        ("model.base=./nowhere", "runs", "base-not-found"),
+        ("model.base=no-such-owner/no-such-model", "runs", "hub-unreachable"),
+        ("train.seed=1", "persona.toml/runs", "not-usable"),
+        ("model.base=no-such-owner/no-such-model", "persona.toml/runs", "not-usable"),
+        ("train.seed=2", "runs", "disk-full"),
+    ],
+)
+def test_a_mistake_is_reported_before_torch_is_loaded(folder: Path, override: str, runs: str, code: str) -> None:
+    """Also a base that is not there, a runs folder that can't be written and a full disk; where a run can't be written
+    nothing is downloaded first."""
+    program = (
+        "import shutil, sys\nfrom pathlib import Path\nfrom fasttune.pipeline import Planner, RunRequest, run\n"
+        "shutil.disk_usage = lambda path: shutil._ntuple_diskusage(2**20, 0, 2**20)\n"
+        f"try:\n    run(RunRequest(Path('persona.toml'), ({override!r},), Path({runs!r})), Planner())\n"
         "except Exception as problem:\n    print(problem.findings[0].code, 'torch' in sys.modules)\n"
     )
-    environ = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
-    assert done.stdout == "too-many-epochs False\n"
+    environ = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ, check=True)
+    assert done.stdout == f"{code} False\n"
+    assert not (folder / "runs").exists()

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fasttune import machine
-from fasttune.console import Finding, _, error, usage_error
+from fasttune.console import _, error, usage_error
 from fasttune.export.serving import Serving
 from fasttune.export.source_files import read_json_object
 from fasttune.files import file_sha256, sync_file, sync_folder
@@ -112,16 +112,6 @@ def copy_file(file: Path, folder: Path) -> Path:
         partial.unlink(missing_ok=True)
     sync_folder(folder)
     return target
-
-
-def lacking_space(needed: int, folder: Path, fix: str) -> list[Finding]:
-    """A finding where a folder, which need not exist yet, lies on a disk with fewer than `needed` bytes free."""
-    there = existing_part(folder)
-    free = shutil.disk_usage(there).free
-    if free >= needed:
-        return []
-    what = _("{needed:.2f} GB are needed, {free:.2f} GB are free", needed=needed / 1e9, free=free / 1e9)
-    return [Finding("disk-full", "error", str(there), what, fix=fix)]
 
 
 def existing_part(path: Path) -> Path:

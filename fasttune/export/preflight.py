@@ -30,6 +30,7 @@ from fasttune.files import file_sha256
 from fasttune.runs import documents
 from fasttune.runs.checkpoints import first_difference, require_whole_adapter
 from fasttune.runs.documents import MergedDocument
+from fasttune.training.space import lacking_space
 
 QUANTIZATION_TYPES = (*WRITTEN_TYPES, *K_TYPES)
 KEY_BYTES = 16 << 20  # keys and vocabulary of a Qwen2 file are about 6 MB
@@ -259,7 +260,7 @@ def check_disk(request: ExportRequest, base: Base) -> list[Finding]:
     if not folder.is_dir():
         what, fix = _("is not a folder, so no file can be written into it"), _("name another folder")
         return [Finding("not-a-folder", "error", str(folder), what, fix=fix)]
-    return layouts.lacking_space(needed, folder, _("free some space, export fewer types or elsewhere"))
+    return lacking_space(needed, folder, _("free some space, export fewer types or elsewhere"))
 
 
 def expected_bytes(shape: Shape, quantization: str) -> int:

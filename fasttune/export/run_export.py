@@ -27,6 +27,7 @@ from fasttune.recipe.schema import ExportRecipe, Recipe
 from fasttune.runs import adapters, checkpoints, documents, epochs, store
 from fasttune.runs.store import Run
 from fasttune.training import provenance
+from fasttune.training.space import lacking_space
 
 Report = Callable[[str], None]
 
@@ -204,7 +205,7 @@ def into_ollama(
 def copy_all(artifacts: list[Artifact], folder: Path) -> list[Path]:
     """Copy files into a folder. Raises FasttuneError where it has other files of these names, or no room."""
     needed = sum(artifact.bytes for artifact in artifacts if not (folder / artifact.path.name).exists())
-    if findings := layouts.lacking_space(needed, folder, _("free some space, or name another folder after --to")):
+    if findings := lacking_space(needed, folder, _("free some space, or name another folder after --to")):
         raise FasttuneError(*findings)
     with disk_errors(folder):
         return [layouts.copy_file(artifact.path, folder) for artifact in artifacts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fasttune.console import N_, Finding, _, ngettext
-from fasttune.training.estimate import Estimate
+from fasttune.training.estimate import Download, Estimate
 from fasttune.training.memory import GIB, Memory
 
 PARTS = {
@@ -23,7 +23,7 @@ def estimate_lines(estimate: Estimate) -> list[str]:
         lines.append(_("memory: unknown, because the base is not on this disk and no public Qwen2.5"))
     else:
         lines.append(memory_line(estimate, estimate.memory))
-    return [*lines, time_line(estimate)]
+    return [*lines, time_line(estimate), *download_line(estimate.download)]
 
 
 def token_line(estimate: Estimate) -> str:
@@ -59,6 +59,16 @@ def time_line(estimate: Estimate) -> str:
         return _("time: unknown, until a run has trained this base on this machine")
     return _("time: about {duration} to load and train, as fast as {run} was",
              duration=duration(estimate.seconds), run=estimate.seconds_from)  # fmt: skip
+
+
+def download_line(download: Download | None) -> list[str]:
+    """What a training downloads first; none where the base is on this machine."""
+    if download is None:
+        return []
+    if download.size is None:
+        return [_("download: {base} is not on this machine yet; its size is unknown", base=download.base)]
+    return [_("download: {base} is not on this machine yet, about {size:.1f} GB", base=download.base,
+              size=download.size / 1e9)]  # fmt: skip
 
 
 def epochs_line(kept: int, estimate: Estimate) -> list[str]:

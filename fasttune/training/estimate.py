@@ -28,17 +28,24 @@ from fasttune.recipe.schema import ModelRecipe
 from fasttune.runs import documents, store
 from fasttune.runs.history import read_history
 from fasttune.runs.store import Run
-from fasttune.training import hub, memory, packing
+from fasttune.training import hub, memory, packing, space
 from fasttune.training.memory import GIB, DeviceKind, LongestRow, Memory, ModelSize
 from fasttune.training.packing import Row, Step
 from fasttune.training.row_budget import estimated_budget, longest_row, measured_budget, needs_gradient_checkpointing
 
 MOST_SAMPLES = 2000  # that are tokenized; of more, every n-th
 MOST_STEPS = 64  # that are laid out
-SMALL_FILES = 10_000  # bytes of a kept epoch beside its weights: configuration, check batch, manifest, README
 TURN_TOKENS = 5  # that ChatML writes around a message
 RUNS_ASKED = 3  # of the newest that trained the same base here
 SMALLER = {"7b": "3B", "3b": "1.5B", "1.5b": "0.5B"}
+
+
+@dataclass(frozen=True)
+class Download:
+    """A base that has to be downloaded first, and about how many bytes; None where that is not known."""
+
+    base: str
+    size: int | None
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Estimate:
     `tokens` and `computed_tokens` are of one epoch, by the base's tokenizer for `counted` samples (0: by characters);
     `longest` is the longest row. `memory` is at the peak, `least` with rows of one sample; `free` are the bytes that
     are free now.
-    `epoch_bytes` are those of a kept epoch on the disk.
+    `epoch_bytes` are those of a kept epoch on the disk; `download` is None where the base is on this disk.
     `seconds` are those of loading and training, by the speed of the run `seconds_from`. `change` are the --set values
     that make it fit, none where it fits or none is known.
     """
@@ -68,6 +75,7 @@ class Estimate:
     seconds_from: str
     change: tuple[str, ...]
     epoch_bytes: int | None = None
+    download: Download | None = None
 
     @property
     def exact(self) -> bool:
@@ -94,6 +102,7 @@ class Estimate:
             "seconds_from": self.seconds_from,
             "change": list(self.change),
             "epoch_bytes": self.epoch_bytes,
+            "download": vars(self.download) if self.download else None,
         }
 
 
@@ -101,7 +110,7 @@ def estimate(plan: Plan, root: Path) -> Estimate:
     """What a plan will take on this machine, by the speed of earlier runs below `root`."""
     kind, free, shares = this_device(plan)
     base = base_folder(plan.recipe.model)
-    size = read_size(plan.recipe.model, base)
+    size = space.read_size(plan.recipe.model, base)
     examples, share, was_counted = examples_of(plan, base)
     rows = Rows.of(plan, examples, share, size, kind, free, shares)
     here = None if size is None else rows.memory(plan, size, kind)
@@ -122,7 +131,8 @@ def estimate(plan: Plan, root: Path) -> Estimate:
         seconds=seconds,
         seconds_from=by,
         change=(),
-        epoch_bytes=None if size is None else 4 * size.adapter_weights(plan.recipe.lora) + SMALL_FILES,
+        epoch_bytes=None if size is None else space.epoch_bytes(plan, size),
+        download=None if base else Download(plan.recipe.model.base, space.download_bytes(plan.recipe.model)),
     )
     return drafted if drafted.fits in (True, None) else replace(drafted, change=what_fits(plan, kind, free, rows))
 
@@ -143,14 +153,6 @@ def base_folder(model: ModelRecipe) -> Path | None:
         return hub.find_offline(model)
     except FasttuneError:
         return None  # `fasttune run` says what is wrong with it
-
-
-def read_size(model: ModelRecipe, base: Path | None) -> ModelSize | None:
-    """The size of the base by its config.json, else by its public name."""
-    try:
-        return memory.read_size(base) if base else memory.public_size(model.base)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 # Tokens --------------------------------------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ def what_fits(plan: Plan, kind: DeviceKind, free: int, rows: Rows) -> tuple[str,
         names.append(smaller)
     widths = (False, True) if kind == "cuda" and not model.load_in_4bit else (model.load_in_4bit,)
     for recipe in (replace(model, base=name, load_in_4bit=packed) for name in names for packed in widths):
-        size = memory.public_size(recipe.base) or read_size(recipe, base_folder(recipe))
+        size = memory.public_size(recipe.base) or space.read_size(recipe, base_folder(recipe))
         if recipe == model or size is None:
             continue
         changed = replace(plan, recipe=replace(plan.recipe, model=recipe))

@@ -112,6 +112,12 @@ def public_size(name: str) -> ModelSize | None:
     return ModelSize(*PUBLIC[found[1]]) if found and found[1] in PUBLIC else None
 
 
+def checkpoint_bytes(trained: int) -> int:
+    """About the size of a checkpoint with so many trained weights: the adapter and Adam's two moments in float32, and
+    1 MiB of small files."""
+    return 3 * 4 * trained + 2**20
+
+
 def activation_shape(kind: DeviceKind, hidden: int, intermediate: int, layers: int) -> MemoryShape:
     """What decides the activation memory of a row.
 

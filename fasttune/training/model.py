@@ -335,6 +335,5 @@ def memory_shape(model: Any) -> row_budget.MemoryShape:
 
 
 def checkpoint_bytes(model: Any) -> int:
-    """About the size of a checkpoint: the adapter and Adam's two moments in float32, and 1 MiB of small files."""
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return 3 * 4 * trained + 2**20
+    """About the size of a checkpoint."""
+    return memory.checkpoint_bytes(sum(one.numel() for one in model.parameters() if one.requires_grad))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -108,14 +107,6 @@ def test_a_disk_that_fills_up_leaves_nothing(file: Path, tmp_path: Path) -> None
     with small_files(20_000), pytest.raises(OSError) as caught:
         layouts.copy_file(file, tmp_path / "models")
     assert caught.value.errno == errno.EFBIG and list((tmp_path / "models").iterdir()) == []
-
-
-def test_a_disk_without_room_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "not" / "there" / "yet"
-    assert layouts.lacking_space(10, folder, "free some") == []
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
-    (finding,) = layouts.lacking_space(10, folder, "free some")
-    assert (finding.code, finding.where, finding.fix) == ("disk-full", str(tmp_path), "free some")
 
 
 def test_the_command_of_llama_cpps_server_is_complete() -> None:

@@ -16,6 +16,7 @@ from fasttune import machine
 from fasttune.machine import Machine
 from fasttune.pipeline import Planner, RunRequest
 from fasttune.planning.strategy import Plan
+from fasttune.terminal.estimates import estimate_lines
 from fasttune.training import estimate as estimates
 from fasttune.training import hub
 from fasttune.training.estimate import Estimate, estimate, smaller_base
@@ -74,6 +75,23 @@ def test_a_base_that_is_not_here_is_known_by_its_name() -> None:
     assert found.computed_tokens < 0.5 * found.tokens  # the shared prompt is found in the estimate too
     unknown = estimated("model.base=somebody/some-model")
     assert unknown.memory is None and unknown.fits is None and unknown.change == ()
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("Qwen/Qwen2.5-1.5B-Instruct", "download: Qwen/Qwen2.5-1.5B-Instruct is not on this machine yet, about 3.1 GB"),
+        ("owner/name", "download: owner/name is not on this machine yet; its size is unknown"),
+        ("builtin:tiny", ""),
+    ],
+)
+def test_a_base_that_has_to_be_downloaded_is_named(
+    base: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = estimated(f"model.base={base}")
+    assert [line for line in estimate_lines(found) if line.startswith("download")] == [said][: bool(said)]
+    assert (found.document()["download"] or {}).get("base", "") == (base if said else "")
 
 
 def test_of_many_samples_some_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
