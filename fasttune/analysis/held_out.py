@@ -17,6 +17,7 @@ from fasttune.export import llama
 from fasttune.export.token_loss import token_loss
 from fasttune.recipe.schema import DataRecipe
 from fasttune.runs import documents
+from fasttune.runs.judgement import ENOUGH_HELD_OUT
 from fasttune.runs.store import Run
 from fasttune.training import answer_store, generation
 from fasttune.training import model as models
@@ -50,7 +51,7 @@ def load(run: Run | None, most: int) -> tuple[HeldOut, list[Finding]]:
     recipe = sources.run_recipe(run)
     if not recipe.data.val:
         what = _("nothing is held out: loss, accuracy and chrF can't be computed")
-        fix = _("set `data.val`, for example to 0.1, and train again")
+        fix = _("hold out {enough} or more (`data.val`), and train again", enough=ENOUGH_HELD_OUT)
         return HeldOut(), [Finding("no-held-out-data", "info", run.id, what, fix=fix)]
     try:
         found = load_dataset(recipe.data, recipe.train.seed)

@@ -3,15 +3,15 @@ our own, the setting in the trainer's own spelling for those of others."""
 
 from __future__ import annotations
 
-import math
 import shlex
 from dataclasses import dataclass
 
 from fasttune.analysis.trainer_logs import TrainerLog
 from fasttune.command import command_line, run_arguments, runs_option
 from fasttune.planning.parents import OF_THE_CONTINUATION, OVERFIT_EPOCHS, began_with, resume_command, typed_value
-from fasttune.runs import bands, documents, epochs, judgement, store
+from fasttune.runs import bands, documents, epochs, store
 from fasttune.runs.documents import PlanDocument
+from fasttune.runs.holding_out import share_to_hold_out
 from fasttune.runs.store import Run
 
 MORE = 1.5  # epochs to add, and the factor for other trainers' epochs
@@ -74,12 +74,6 @@ def pick(run: Run, epoch: epochs.KeptEpoch | None) -> str:
     if epoch is None or run.status != "finished":
         return ""
     return epochs.pick_command(run, "--epoch", epochs.epoch_word(epoch.epoch))
-
-
-def share_to_hold_out(samples: int) -> float:
-    """The share of so many samples that holds ENOUGH_HELD_OUT of them out, from a tenth to a third."""
-    share = math.ceil(100 * judgement.ENOUGH_HELD_OUT / max(samples, 1)) / 100
-    return min(max(share, 0.1), 0.33)
 
 
 def overrides(run: Run, replaced: tuple[str, ...]) -> list[str]:

@@ -11,9 +11,9 @@ from fasttune.data.dataset import Sample
 from fasttune.data.lint import quick
 from fasttune.data.tokenize import estimate_sample, estimate_tokens
 from fasttune.planning.strategy import Plan
-from fasttune.runs.judgement import FEW_HELD_OUT
+from fasttune.runs.holding_out import LEFT_TO_TRAIN
+from fasttune.runs.judgement import ENOUGH_HELD_OUT, FEW_HELD_OUT
 
-FEW_SAMPLES = 20  # fewer hardly teach a persona
 FEW_STEPS = 30  # fewer hardly move a base
 # An answer with more than this share of all answers' tokens, and so many times the median's, outweighs the others.
 LARGE_SHARE, TIMES_MEDIAN = 0.2, 4
@@ -33,8 +33,8 @@ def about_samples(samples: Sequence[Sample], learn: str) -> list[Finding]:
 
 
 def few_samples(samples: Sequence[Sample]) -> list[Finding]:
-    """Fewer than FEW_SAMPLES samples."""
-    if len(samples) >= FEW_SAMPLES:
+    """Fewer than LEFT_TO_TRAIN samples."""
+    if len(samples) >= LEFT_TO_TRAIN:
         return []
     what = ngettext("{n} sample is very little to learn from", "{n} samples are very few to learn from", len(samples))
     why = _("the model learns these answers word for word rather than a persona")
@@ -73,7 +73,7 @@ def one_held_out(where: str, held_out: int) -> list[Finding]:
     """Held-out samples too few to tell anything."""
     if not 0 < held_out < FEW_HELD_OUT:
         return []
-    what = _("one held-out sample tells nothing; hold out ten or more")
+    what = _("one held-out sample tells nothing; hold out {enough} or more", enough=ENOUGH_HELD_OUT)
     why = _("its loss moves by chance, so it decides no verdict and no advice")
     return [Finding("one-held-out-sample", "warning", f"{where}: data.val", what, why)]
 

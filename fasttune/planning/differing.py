@@ -1,9 +1,11 @@
 """What a continuation or a resumed run must share with the run that it starts from, what differs, and what to type.
 
-start from    bound to
-checkpoint    the samples and every setting that optimizer, schedule and order of samples depend on
-adapter       its shape and its base
-base          nothing
+    start from    bound to
+    checkpoint    the samples and every setting that optimizer, schedule and order of samples depend on
+    adapter       its shape and its base
+    base          nothing
+
+A difference is refused with the whole commands that do what may have been meant.
 """
 
 from __future__ import annotations

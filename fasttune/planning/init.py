@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.command import command_line
-from fasttune.console import FasttuneError, UsageError, _, ngettext, show_findings, usage_error
+from fasttune.console import FasttuneError, UsageError, _, ngettext, say, show_findings, usage_error
 from fasttune.data import dataset
 from fasttune.data.dataset import Sample
 from fasttune.data.tokenize import estimate_tokens
@@ -27,6 +27,8 @@ from fasttune.recipe.load import check_entry
 from fasttune.recipe.schema import KEYS, DataRecipe
 from fasttune.recipe.values import Entry, as_toml
 from fasttune.runs.bands import TINY, band, band_epochs
+from fasttune.runs.holding_out import HOLD_OUT_FROM, share_to_hold_out
+from fasttune.runs.judgement import ENOUGH_HELD_OUT
 
 ESTIMATE_MARGIN = 4 / 3  # how far a sample's tokens may exceed their estimate
 TEMPLATE_TOKENS = 8  # at most, that a chat template writes around a message; ChatML has 5
@@ -35,8 +37,6 @@ BASES = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B"
 # 1.0, 3.1, 6.2 GB; 4 bits: 0.5, 1.2, 2.0 GB), the driver's and torch's 1.4 GiB, adapter, optimizer and activations.
 GPU_BASES = ((11.0, "3B", False), (6.5, "1.5B", False), (4.0, "1.5B", True), (2.8, "0.5B", False), (0.0, "0.5B", True))
 RAM_FOR_HALF_B = 6.0  # GiB: 2 GB of float32 weights, twice while they are merged, and the process itself
-HOLD_OUT_FROM = 20  # samples
-HELD_OUT_ENOUGH = 100  # samples that tell the held-out loss well
 # Rank by number of samples: from this many, this rank.
 RANKS = ((2000, 32), (200, 16), (0, 8))
 CONTEXT = 32768  # of Qwen2.5, in tokens
@@ -71,6 +71,8 @@ def init(name: str, files: Sequence[str], base: str | None, out: Path | None) ->
     machine = free_memory()
     lines = settings(name, files, read.train, base, machine)
     text = written(path, read.train, files, machine, lines)
+    if not any(line.key == "data.val" for line in lines):
+        say(nothing_held_out())
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(path, "x", encoding="utf-8") as file:
@@ -161,15 +163,24 @@ def tokens_at_most(sample: Sample) -> int:
 
 
 def val_line(files: Sequence[str], samples: int) -> Line:
-    """data.val: val.jsonl beside train.jsonl, else a tenth of the samples, or HELD_OUT_ENOUGH where that is less; none
-    below HOLD_OUT_FROM samples."""
+    """data.val: val.jsonl beside train.jsonl, else the share that suits so many samples; none of few."""
     beside = Path(files[0]).with_name(Path(files[0]).name.replace("train", "val"))
     if str(beside) not in files and beside.is_file():
         return Line("data.val", str(beside), _("the file beside it"))
     if samples < HOLD_OUT_FROM:
         return Line("data.val", "", "")
-    share = 0.1 if samples <= 10 * HELD_OUT_ENOUGH else max(0.01, round(HELD_OUT_ENOUGH / samples, 2))
-    return Line("data.val", share, _("of {samples} samples: their loss shows over-fitting", samples=samples))
+    share = share_to_hold_out(samples)
+    why = _("of {samples} samples: their loss shows over-fitting", samples=samples)
+    if round(share * samples) < ENOUGH_HELD_OUT:
+        why = _("of {samples} samples, to compare epochs; a verdict takes {enough} held-out ones", samples=samples,
+                enough=ENOUGH_HELD_OUT)  # fmt: skip
+    return Line("data.val", share, why)
+
+
+def nothing_held_out() -> str:
+    """Why nothing is held out of few samples."""
+    return _("Nothing is held out (data.val): of fewer than {least} samples each is needed to learn from. No figure "
+             "then tells which epoch or value is better: judge by the answers.", least=HOLD_OUT_FROM)  # fmt: skip
 
 
 def rank_line(samples: int) -> Line:
@@ -279,6 +290,9 @@ def written(
     if not any(message.role == "system" for sample in samples for message in sample.messages):
         hint = _("No sample has a system prompt: data.system adds one to all of them.")
         text += f"# {hint}\n"
+    lines = list(lines)
+    if not any(line.key == "data.val" for line in lines):
+        text += f"# {nothing_held_out()}\n"
     table = None
     for line in lines:
         if KEYS[line.key].table != table:

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import itertools
 import json
-import math
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from fasttune.planning import parents
 from fasttune.planning.resume import MAY_DIFFER, same_runs
 from fasttune.planning.strategy import Plan
 from fasttune.runs import documents, epochs, judgement, store
+from fasttune.runs.holding_out import share_to_choose_by
 from fasttune.runs.run_files import RunFiles
 from fasttune.runs.store import Run
 from fasttune.sweep import choice
@@ -198,9 +198,9 @@ class Trials:
         )
 
     def nothing_held_out(self, held_out: int, samples: int) -> FasttuneError:
-        """The error where no held-out loss can choose, with the command that holds out a tenth of the samples, or as
-        many as it takes to choose by."""
-        share = min(0.5, max(0.1, math.ceil(100 * judgement.FEW_HELD_OUT / samples) / 100))
+        """The error where no held-out loss can choose, with the command that holds out as many as suit them, or as
+        it takes to choose by."""
+        share = share_to_choose_by(samples)
         overrides = [one for one in self.request.run.overrides if not one.startswith("data.val=")]
         overrides.append(f"data.val={share:g}")
         again = replace(self.request, run=replace(self.request.run, overrides=tuple(overrides)))

@@ -179,6 +179,13 @@ def download_from_hub(name: str, revision: str | None) -> Path:
         ) from None
 
 
+def cache_folder() -> Path:
+    """Where huggingface_hub keeps what it downloads, as HF_HOME and HF_HUB_CACHE say."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
 def config_addresses(name: str) -> dict[str, str]:
     """Where a model's config.json lies, by mirror: on the hub, or the mirror that HF_ENDPOINT names, and on
     ModelScope."""

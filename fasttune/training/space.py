@@ -10,7 +10,7 @@ from fasttune.files import existing_folder
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.schema import ModelRecipe
 from fasttune.runs.store import Run
-from fasttune.training import memory
+from fasttune.training import hub, memory
 from fasttune.training.memory import ModelSize
 
 SMALL_FILES = 10_000  # bytes of a kept epoch beside its weights: configuration, check batch, manifest, README
@@ -50,13 +50,11 @@ def space_for_run(plan: Plan, base: Path | None, root: Path, resume: Run | None)
 
 def space_for_download(model: ModelRecipe) -> list[Finding]:
     """An error where the hub's cache can't hold the base, as far as its size is known."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     needed = download_bytes(model)
     if needed is None or model.mirror != "hf":
         return []
     fix = _("free some space, or keep the downloads elsewhere: `export HF_HOME=FOLDER`")
-    return lacking_space(needed, Path(HF_HUB_CACHE), fix, _("{base} has to be downloaded", base=model.base))
+    return lacking_space(needed, hub.cache_folder(), fix, _("{base} has to be downloaded", base=model.base))
 
 
 def lacking_space(needed: int, folder: Path, fix: str, why: str = "") -> list[Finding]:

@@ -108,11 +108,6 @@ def test_each_trainer_has_its_own_spelling(tmp_path: Path) -> None:
         assert "5e-05" in given.lower_learning_rate
 
 
-@pytest.mark.parametrize(("samples", "share"), [(1000, 0.1), (200, 0.1), (100, 0.2), (58, 0.33), (1, 0.33)])
-def test_enough_is_held_out_where_there_is_enough(samples: int, share: float) -> None:
-    assert remedies.share_to_hold_out(samples) == share
-
-
 ILLNESSES: dict[str, Callable[[int], trainings.Rows]] = {  # each code of the contract, and a training that gets it
     "healthy": trainings.good,
     "over-fitting": trainings.over_fitting,

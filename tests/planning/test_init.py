@@ -46,9 +46,10 @@ def chosen(
         (1, None, 6.5, 1, None),
         (6, None, 6.5, 1, None),
         (19, None, 6.5, 4, None),
-        (20, 0.1, 6.5, 4, None),  # 18 are left to train on
-        (30, 0.1, 5.0, 4, None),
-        (60, 0.1, 3.5, 4, None),  # 54 are left
+        (21, None, 5.0, 4, None),
+        (30, 0.33, 5.0, 2, None),  # 20 are left to train on
+        (60, 0.33, 5.0, 4, None),  # 40 are left
+        (200, 0.1, 3.5, 16, None),  # 180 are left
         (300, 0.1, 2.5, 16, 16),
         (2000, 0.05, 2.5, 16, 16),
         (4000, 0.03, 2.5, 16, 32),
@@ -77,6 +78,23 @@ def test_what_is_written_loads_and_plans_without_findings(tmp_path: Path, fasttu
     assert low <= plan.epochs <= high + 0.5
     said = {setting.key: setting.value for setting in settings(read) if setting.source == "recipe"}
     assert all(KEYS[key].required or value != KEYS[key].default for key, value in said.items())
+
+
+@pytest.mark.parametrize(
+    ("count", "line", "said"),
+    [
+        (21, "# Nothing is held out (data.val): of fewer than 22 samples each is needed to learn from.", True),
+        (30, "val = 0.33  # of 30 samples, to compare epochs; a verdict takes 20 held-out ones", False),
+        (60, "val = 0.33  # of 60 samples: their loss shows over-fitting", False),
+    ],
+)
+def test_why_so_many_are_held_out_stands_beside_it(
+    tmp_path: Path, count: int, line: str, said: bool, fasttune: Cli
+) -> None:
+    file, path = write_samples(tmp_path / "chats.jsonl", count), tmp_path / "mine.toml"
+    done = fasttune("init", "mine", "--data", file, "--base", "builtin:tiny", "--out", path)
+    assert any(one.startswith(line) for one in path.read_text(encoding="utf-8").splitlines())
+    assert ("Nothing is held out" in done.stderr) is said
 
 
 def test_what_is_written_trains(tmp_path: Path, fasttune: Cli) -> None:

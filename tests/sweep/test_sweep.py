@@ -194,17 +194,17 @@ def refusal(series: Series, *arguments: str, code: int = 2) -> dict[str, Any]:
 def test_without_held_out_samples_nothing_can_choose(tmp_path: Path) -> None:
     found = refusal(Series.new(tmp_path / "new"), "--vary", "train.learning_rate=1e-3,2e-3")
     assert found["code"] == "nothing-held-out"
-    assert "hold out 20% of the samples" in found["fix"]  # a tenth of these ten is one
-    assert "--set data.val=0.2 --vary train.learning_rate=1e-3,2e-3`" in found["fix"]
+    assert "hold out 33% of the samples" in found["fix"]
+    assert "--set data.val=0.33 --vary train.learning_rate=1e-3,2e-3`" in found["fix"]
 
 
 def test_one_held_out_sample_can_t_choose_and_the_hint_holds_out_more(tmp_path: Path) -> None:
     series = Series.new(tmp_path / "new")
     found = refusal(series, "--vary", "train.learning_rate=1e-3,2e-3", "--set", "data.val=0.1")
     assert found["what"] == "one held-out sample can't choose"
-    assert "--set data.val=0.2 " in found["fix"] and found["fix"].count("data.val=") == 1
-    plan = json.loads(series("plan", "persona.toml", "--set", "data.val=0.2", "--json").stdout)
-    assert plan["val_samples"] == 2
+    assert "--set data.val=0.33 " in found["fix"] and found["fix"].count("data.val=") == 1
+    plan = json.loads(series("plan", "persona.toml", "--set", "data.val=0.33", "--json").stdout)
+    assert plan["val_samples"] == 3
 
 
 def test_every_listed_value_is_planned_first(tmp_path: Path) -> None:
