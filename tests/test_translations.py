@@ -21,7 +21,7 @@ from fasttune import console
 from fasttune.data import formats
 from fasttune.doctor import outcome
 from fasttune.recipe.schema import KEYS
-from fasttune.terminal import chat, command_line, estimates, tables
+from fasttune.terminal import chat, command_line, estimates, setting_source
 
 PACKAGE = Path(console.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -48,7 +48,7 @@ THROUGH_EXPRESSIONS: dict[str, Callable[[], tuple[str, ...]]] = {
     "argument": lambda: tuple(argument for argument, _text in chat.COMMANDS.values() if argument),
     "meaning": lambda: tuple(meaning for _argument, meaning in chat.COMMANDS.values()),
     "example": lambda: tuple(text for _line, text in command_line.EXAMPLES),
-    "word": lambda: tables.SOURCES,
+    "word": lambda: setting_source.WORDS,
 }
 
 

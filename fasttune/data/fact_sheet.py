@@ -118,7 +118,7 @@ def read_fact_sheet(path: Path) -> FactSheet:
     findings += repeated_ids(entries)
     findings += [] if findings else wording_problems(entries)
     if not entries and not findings:
-        what = _("the fact sheet holds neither a [[fact]] nor a [[never]]")
+        what = _("the fact sheet is empty: it holds neither a [[fact]] nor a [[never]]")
         findings.append(Finding("facts-empty", "error", str(path), what, fix=_("docs/facts.md shows one")))
     if findings:
         raise UsageError(*findings)

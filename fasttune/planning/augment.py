@@ -123,12 +123,12 @@ def augment(request: AugmentRequest) -> Augmented:
 
 
 def is_sheet(path: Path) -> bool:
-    """Whether a file is a fact sheet and not a recipe: by its tables, since both are TOML."""
+    """Whether a file is a fact sheet and not a recipe: by its tables, since both are TOML; an empty file is a sheet."""
     try:
         document, _lines = read_toml(path)
     except UsageError:
         return False  # reading it as a recipe says what is wrong with it
-    return bool(document.keys() & {"fact", "never"})
+    return not document or bool(document.keys() & {"fact", "never"})
 
 
 def sheet_of(recipe: Recipe) -> Path:

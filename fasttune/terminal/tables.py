@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from fasttune.console import (
-    N_,
     FasttuneError,
     UsageError,
     _,
@@ -33,6 +32,7 @@ from fasttune.runs import epochs, summary, typed_json
 from fasttune.terminal import check_report, epoch_table, estimates, runs_tree
 from fasttune.terminal.export_table import exports_table
 from fasttune.terminal.probe_table import probes_table
+from fasttune.terminal.setting_source import source_word
 from fasttune.terminal.verdicts import result_lines
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from fasttune.runs.documents import Probe
     from fasttune.training.estimate import Estimate
     from fasttune.training.train import RunRecord
-
-
-SOURCES = N_("recipe"), N_("override"), N_("default")  # of a setting, as `source_word` translates them
 
 
 def line(text: str) -> None:
@@ -106,12 +103,6 @@ def settings_table(plan: Plan, *, show_all: bool) -> Table:
         value = escape("" if setting.value is None else as_toml(setting.value))
         table.add_row(setting.key, value, source_word(setting.source))
     return table
-
-
-def source_word(source: str) -> str:
-    """A source for people: `default (2 × r)` with its first word in their language."""
-    word, sign, more = source.partition(" (")
-    return _(word) + sign + more
 
 
 def show_sample(where: str, base: str, recipe_file: Path | None, overrides: Sequence[str], *, as_json: bool) -> None:

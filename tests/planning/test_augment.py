@@ -241,6 +241,15 @@ def test_nothing_is_written_where_nothing_can_be_made(here: Path) -> None:
     assert refusal() == "no-wordings" and not Path("facts-train.jsonl").exists()
 
 
+@pytest.mark.parametrize("text", ["", "# nothing yet\n"])
+def test_an_empty_sheet_is_called_empty_and_no_recipe(here: Path, text: str) -> None:
+    Path("empty.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as refused:
+        made("empty.toml")
+    (finding,) = refused.value.findings
+    assert (finding.code, finding.where) == ("facts-empty", "empty.toml") and "is empty" in finding.what
+
+
 def test_a_recipe_without_a_sheet(here: Path) -> None:
     Path("mine.toml").write_text('name = "mine"\nmodel.base = "builtin:tiny"\ndata.train = "train.jsonl"\n')
     assert refusal() == "no-facts"
