@@ -44,6 +44,8 @@ def nN_(singular: str, plural: str) -> tuple[str, str]:
     return singular, plural
 
 
+# Between the parts of a line, full width in Chinese; `file: key` and `file:line` are names and stay.
+COLON, COMMA, SEMICOLON = N_(": "), N_(", "), N_("; ")
 Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = (N_("error"), N_("warning"), N_("info"))
 MOST_SHOWN = 20  # findings, or groups of them, that are shown as text; --json gives all of them
@@ -197,10 +199,10 @@ def alike(findings: Sequence[Finding]) -> list[list[Finding]]:
 
 def show_alike(group: Sequence[Finding]) -> None:
     """Print the first finding of a group as text on stderr, and where the others are."""
-    first, hint = group[0], _("hint")
+    first, hint, colon = group[0], _("hint"), _(COLON)
     label = _(first.level)
-    where = f"[bold]{escape(first.where)}[/]: " if first.where else ""
-    print_line(styled(f"[{STYLES[first.level]}]{label}:[/] {where}{escape(first.what)}"))
+    where = f"[bold]{escape(first.where)}[/]{colon}" if first.where else ""
+    print_line(styled(f"[{STYLES[first.level]}]{label}{colon}[/]{where}{escape(first.what)}"))
     if others := group[1:]:
         places = ", ".join(finding.where for finding in others[:MOST_ALIKE])
         say(
@@ -210,7 +212,7 @@ def show_alike(group: Sequence[Finding]) -> None:
     if first.why:
         say(f"  {first.why}")
     if first.fix:
-        print_line(styled(f"  [green]{hint}:[/] {escape(first.fix)}"))
+        print_line(styled(f"  [green]{hint}{colon}[/]{escape(first.fix)}"))
 
 
 def styled(markup: str) -> Text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import io
+import re
 import string
 import subprocess
 import sys
@@ -177,6 +178,27 @@ def test_translations_have_the_same_placeholders(chinese: Catalog, translated: l
         if english in filled:
             for form in forms(message.string):
                 assert placeholders(english) == placeholders(form), english
+
+
+# Where half-width punctuation may touch a Chinese character: what is typed so, in backticks or a quoted key, a command of
+# Python, the call of a function, the form of --vary, the characters of a name, and a list in JSON.
+TYPED = re.compile(r"`[^`]*`|python -c .*|\w+\([^()]*\)|键=\S+|= 而不是 :|个 :TAG|\[[^\]]*\]|\"[^\"]*\":")
+HALF_WIDTH = re.compile(r"[\u4e00-\u9fff] ?[,:;!?()]|[,:;!?()] ?[\u4e00-\u9fff]")
+
+
+def test_punctuation_beside_chinese_is_full_width(translated: list[Message]) -> None:
+    """docs/glossary.md says how messages are punctuated; a message that is typed is left as it is."""
+    found = {form: HALF_WIDTH.findall(TYPED.sub("", form)) for message in translated for form in forms(message.string)}
+    assert not (wrong := {form: marks for form, marks in found.items() if marks}), wrong
+
+
+def test_messages_that_are_put_together_are_full_width_in_chinese(translated: list[Message]) -> None:
+    """`{name}: {value}` has no Chinese character of its own: what stands between two placeholders of a translation."""
+    between = re.compile(r"\}(?:[,:;] |[:;,](?=\{)| \()")
+    wrong = [form for message in translated for form in forms(message.string)
+             if between.search(TYPED.sub("", form))]  # fmt: skip
+    assert not wrong, wrong
+    assert {console.COLON, console.COMMA, console.SEMICOLON} <= {str(message.id) for message in translated}
 
 
 def test_the_compiled_catalog_is_current(chinese: Catalog) -> None:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from fasttune.console import N_, Finding, _
+from fasttune.console import COMMA, N_, Finding, _
 from fasttune.data.dataset import Sample
 
 FEW = 3  # samples on a topic that hardly teach it
@@ -27,9 +27,9 @@ def thin(samples: Sequence[Sample]) -> Iterator[Finding]:
     if sum(not sample.made_from for sample in samples) < LEAST_SAMPLES:
         return
     counts = count(samples)
-    few = [f"{_(name)} ({counts[name]})" for name in TOPICS if counts[name] < FEW]
+    few = [_("{name} ({n})", name=_(name), n=counts[name]) for name in TOPICS if counts[name] < FEW]
     if few:
-        what = _("topics with fewer than {few} samples: {topics}", few=FEW, topics=", ".join(few))
+        what = _("topics with fewer than {few} samples: {topics}", few=FEW, topics=_(COMMA).join(few))
         why = _("asked about them, the model answers as the base does")
         where = samples[0].id.rpartition(":")[0]
         yield Finding("thin-topics", "info", where, what, why, _("write a few samples on each"))

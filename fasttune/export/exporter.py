@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fasttune.console import _, error
+from fasttune.console import COLON, _, error
 from fasttune.export import preflight, smallest
 from fasttune.export.artifact import Artifact, gguf_files, is_of_served_adapter, read_artifact
 from fasttune.export.lora_file import make_lora_file
@@ -45,7 +45,7 @@ def export(request: ExportRequest, report: Report) -> list[Artifact]:
     """
     plan = preflight.preflight(request)
     for warning in plan.warnings:
-        report(f"{_(warning.level)}: {warning.where}: {warning.what}")
+        report(f"{_(warning.level)}{_(COLON)}{warning.where}{_(COLON)}{warning.what}")
     with disk_errors(request.out):
         request.out.mkdir(parents=True, exist_ok=True)
         killed = request.out.glob(f"{glob.escape(request.name)}[-.]*.part")

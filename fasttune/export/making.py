@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from fasttune.console import Finding, _, ngettext
+from fasttune.console import COLON, Finding, _, ngettext
 from fasttune.export import chatml, conversations, imatrix, measuring, quantize, verdict, verify
 from fasttune.export.artifact import Artifact, publish
 from fasttune.export.kept import Enough
@@ -137,12 +137,12 @@ class FileMaker:
 
     def warn(self, finding: Finding) -> None:
         """Report a warning with its reason and what to do."""
-        self.report(f"{_(finding.level)}: {finding.where}: {finding.what}")
+        self.report(f"{_(finding.level)}{_(COLON)}{finding.where}{_(COLON)}{finding.what}")
         if finding.why:
             self.report(f"  {finding.why}")
         if finding.fix:
             hint = _("hint")
-            self.report(f"  {hint}: {finding.fix}")
+            self.report(f"  {hint}{_(COLON)}{finding.fix}")
 
 
 def origin_text(standard: Standard) -> str:

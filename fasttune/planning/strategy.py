@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fasttune.command import OnExisting
-from fasttune.console import Finding, UsageError, _, ngettext, usage_error
+from fasttune.console import SEMICOLON, Finding, UsageError, _, ngettext, usage_error
 from fasttune.data import batches
 from fasttune.data.dataset import Dataset
 from fasttune.data.fact_prompt import with_facts
@@ -203,7 +203,7 @@ def find_start(recipe: Recipe, dataset: Dataset, parent: Run | None, resumed: Ru
         raise usage_error(
             "no-checkpoint",
             _("{run} has no complete checkpoint left", run=parent.id),
-            why="; ".join(damaged),
+            why=_(SEMICOLON).join(damaged),
             where=f"{recipe.path}: continue.start",
             fix=_('continue.start = "adapter" starts from its weights, with a new optimizer'),
         )

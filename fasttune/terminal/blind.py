@@ -10,7 +10,18 @@ from datetime import datetime, timezone
 from rich.markup import escape
 from rich.table import Table
 
-from fasttune.console import _, can_ask, ngettext, print_json, put, say, stderr_console, stdout_console, usage_error
+from fasttune.console import (
+    COLON,
+    _,
+    can_ask,
+    ngettext,
+    print_json,
+    put,
+    say,
+    stderr_console,
+    stdout_console,
+    usage_error,
+)
 from fasttune.runs import documents, store, typed_json
 from fasttune.runs.outcomes import Answered, BlindChoice, BlindComparison, BlindComparisons
 from fasttune.runs.store import Run
@@ -121,7 +132,7 @@ def show(found: BlindComparison, run: Run | None, *, as_json: bool) -> None:
         table.add_row(escape(choice.question), *map(escape, choice.order), escape(choice.picked or _("no difference")))
     stdout_console.print(table)
     for name, count in found.picks.items():
-        put(f"{name}: {count}")
-    put(f"{_('no difference')}: {found.no_difference}")
+        put(f"{name}{_(COLON)}{count}")
+    put(f"{_('no difference')}{_(COLON)}{found.no_difference}")
     if run is not None and found.choices:
         say(_("kept in {file}", file=run.blind))

@@ -22,6 +22,7 @@ from fasttune.analysis.conversation import Conversation, Pieces, Reply
 from fasttune.analysis.sources import Named
 from fasttune.command import command_line
 from fasttune.console import (
+    COLON,
     N_,
     FasttuneError,
     _,
@@ -111,7 +112,7 @@ class Chat:
     def show(self, title: str, conversation: Conversation, pieces: Pieces) -> None:
         """Print an answer as it comes. Ctrl-C ends it, and the chat only where nobody is at the terminal."""
         if len(self.conversations) > 1 or conversation is self.base:
-            stdout_console.print(f"[bold]{escape(title)}:[/]", soft_wrap=True)
+            stdout_console.print(f"[bold]{escape(title)}{_(COLON).rstrip()}[/]", soft_wrap=True)
         try:
             with contextlib.closing(pieces):
                 write(self.until_first(pieces))
@@ -174,7 +175,7 @@ class Chat:
         if not text:
             for title, conversation in self.conversations.items():
                 system = conversation.system or _("no system prompt")
-                say(f"{title}: {system}")
+                say(f"{title}{_(COLON)}{system}")
             return
         for conversation in self.conversations.values():
             conversation.system = text

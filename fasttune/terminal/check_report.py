@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttune.console import (
+    COLON,
+    COMMA,
     Finding,
     _,
     exit_code,
@@ -51,7 +53,7 @@ def count_line(errors: int, warnings: int, infos: int) -> str:
         ngettext("{n} warning", "{n} warnings", warnings),
         ngettext("{n} note", "{n} notes", infos),
     ]
-    return ", ".join(counts)
+    return _(COMMA).join(counts)
 
 
 def show_mended(out: Path, done: Sequence[Finding], *, as_json: bool) -> int:
@@ -60,7 +62,7 @@ def show_mended(out: Path, done: Sequence[Finding], *, as_json: bool) -> int:
         print_json({"written": str(out), "changes": [asdict(one) for one in done]})
         return 0
     for one in done:
-        put(f"{one.where}: {one.what}")
+        put(f"{one.where}{_(COLON)}{one.what}")
     say(ngettext("wrote {out}: {n} change", "wrote {out}: {n} changes", len(done), out=out))
     return 0
 

@@ -13,7 +13,7 @@ from fasttune.analysis.checklist import Item
 from fasttune.analysis.diagnose import OURS, Diagnosis, diagnose
 from fasttune.analysis.evidence import label
 from fasttune.analysis.training_facts import history_of
-from fasttune.console import STYLES, Finding, _, exit_code, print_json, put, stdout_console
+from fasttune.console import COLON, STYLES, Finding, _, exit_code, print_json, put, stdout_console
 from fasttune.terminal.verdicts import BLOCKS, can_show, curves
 
 
@@ -51,7 +51,7 @@ def lines(found: Diagnosis, width: int, encoding: str) -> list[tuple[str, str]]:
     """(line, style) of all that is shown: verdict, curves, figures, the other findings, what to do next."""
     first, others = found.findings[:1], found.findings[1:]
     style = STYLES[first[0].level] if first else ""
-    shown = [(f"{found.where}: {found.verdict}", "green" if is_healthy(first) else style)]
+    shown = [(f"{found.where}{_(COLON)}{found.verdict}", "green" if is_healthy(first) else style)]
     shown += [(f"  {first[0].why}", "")] if first and first[0].why else []
     if can_show(BLOCKS, encoding):
         shown += [("", ""), *((f"  {line}", "") for line in curves(history_of(found.curve), width - 2))]
@@ -74,11 +74,11 @@ def is_healthy(findings: tuple[Finding, ...]) -> bool:
 
 def besides(finding: Finding, found: Diagnosis) -> list[tuple[str, str]]:
     """A finding after the first: level, what, why, and its remedy where it is another than what is to be done next."""
-    place = f"{finding.where}: " if finding.where != found.where else ""
-    text = [(f"  {_(finding.level)}: {place}{finding.what}", STYLES[finding.level])]
+    place = f"{finding.where}{_(COLON)}" if finding.where != found.where else ""
+    text = [(f"  {_(finding.level)}{_(COLON)}{place}{finding.what}", STYLES[finding.level])]
     text += [(f"    {finding.why}", "")] if finding.why else []
     return text + (
-        [(f"    {_('hint')}: {finding.fix}", "")] if finding.fix.strip("`") not in ("", found.command) else []
+        [(f"    {_('hint')}{_(COLON)}{finding.fix}", "")] if finding.fix.strip("`") not in ("", found.command) else []
     )
 
 
@@ -103,5 +103,7 @@ def checklist_lines(items: tuple[Item, ...]) -> list[str]:
         shown.append(f"  {heading}")
         for item in items:
             if item.stage == stage:
-                shown.append(f"    {marks[item.answer]} {item.question}" + (f": {item.reason}" if item.reason else ""))
+                shown.append(
+                    f"    {marks[item.answer]} {item.question}" + (f"{_(COLON)}{item.reason}" if item.reason else "")
+                )
     return shown

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fasttune.command import command_line, runs_option
-from fasttune.console import FasttuneError, Finding, UsageError, _, can_ask, say, show_findings, usage_error
+from fasttune.console import COLON, FasttuneError, Finding, UsageError, _, can_ask, say, show_findings, usage_error
 from fasttune.planning.parents import began_with, find_parent, typed_value
 from fasttune.recipe.load import load_recipe, names_a_folder
 from fasttune.recipe.schema import Recipe
@@ -121,7 +121,7 @@ def subjects(root: Path, unlisted: list[Finding] | None = None) -> tuple[dict[st
     names = sorted(
         store.list_series(root, unlisted), key=lambda name: store.list_runs(root, name)[-1].folder.stat().st_mtime
     )
-    found = {f"series:{name}": f"{name}: {newest_state(root, name)}" for name in reversed(names)}
+    found = {f"series:{name}": f"{name}{_(COLON)}{newest_state(root, name)}" for name in reversed(names)}
     used, broken = set(), []
     for path, read in recipes().items():
         used |= {Path(file).resolve() for file in (*read.data.train, str(read.data.val))} if read else set()

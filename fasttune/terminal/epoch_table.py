@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fasttune.command import command_line, runs_option
-from fasttune.console import _, error, ngettext, print_json, say, stdout_console, visible
+from fasttune.console import COLON, COMMA, _, error, ngettext, print_json, say, stdout_console, visible
 from fasttune.planning.parents import how_to_finish
 from fasttune.runs import documents, epochs, judgement
 from fasttune.runs.epochs import KeptEpoch, epoch_word
@@ -75,7 +75,7 @@ def table(run: Run, kept: tuple[KeptEpoch, ...], picked: KeptEpoch | None) -> Ta
         words = [_("in use")] * is_served + [_("best")] * (one == best)
         loss = "–" if one.eval_loss is None else f"{one.eval_loss:.3f}"
         answer = escape(one.answers[0] if one.answers else "")
-        shown.add_row(epoch_word(one.epoch), str(one.step), loss, ", ".join(words), answer,
+        shown.add_row(epoch_word(one.epoch), str(one.step), loss, _(COMMA).join(words), answer,
                       style="green" if is_served else "")  # fmt: skip
     if own is None and run.adapter.is_dir():
         shown.add_row(_("own"), str(epochs.own_step(run)), "", "" if picked else _("in use"), "",
@@ -126,6 +126,6 @@ def better_epoch(run: Run) -> KeptEpoch | None:
 
 def epoch_title(one: KeptEpoch) -> str:
     """An epoch in one line of a menu: `epoch 2: held-out 1.234: its first answer`."""
-    loss = "" if one.eval_loss is None else ": " + _("held-out {loss:.3f}", loss=one.eval_loss)
-    answer = f": {visible(one.answers[0])[:ANSWER_WIDTH]}" if one.answers else ""
+    loss = "" if one.eval_loss is None else _(COLON) + _("held-out {loss:.3f}", loss=one.eval_loss)
+    answer = f"{_(COLON)}{visible(one.answers[0])[:ANSWER_WIDTH]}" if one.answers else ""
     return _("epoch {epoch}", epoch=epoch_word(one.epoch)) + loss + answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fasttune.console import N_, Finding, _, ngettext
+from fasttune.console import COMMA, N_, Finding, _, ngettext
 from fasttune.training.estimate import Download, Estimate
 from fasttune.training.memory import GIB, Memory
 
@@ -41,7 +41,7 @@ def token_line(estimate: Estimate) -> str:
 
 def memory_line(estimate: Estimate, memory: Memory) -> str:
     """The memory at the peak by its parts, against what is free."""
-    parts = ", ".join(_(PARTS[name], size=size / GIB) for name, size in memory.parts().items())
+    parts = _(COMMA).join(_(PARTS[name], size=size / GIB) for name, size in memory.parts().items())
     total, free = memory.total / GIB, estimate.free / GIB
     if estimate.device == "cuda":
         text = _(

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from fasttune.console import (
+    COLON,
     _,
     exit_code,
     ngettext,
@@ -49,11 +50,13 @@ def show_doctor(runs: Path, *, trains: bool, as_json: bool, as_report: bool) -> 
 def show(check: Check) -> None:
     """Print a check: its state, its title and what was measured; what mends it below."""
     state = f"[{STYLES[check.state]}]{escape(_(STATES[check.state]))}[/]"
-    print_line(styled(f"{state}: [bold]{escape(check.title)}[/]: {escape(check.measured)}"), stdout_console)
+    print_line(
+        styled(f"{state}{_(COLON)}[bold]{escape(check.title)}[/]{_(COLON)}{escape(check.measured)}"), stdout_console
+    )
     if check.why:
         put(f"  {check.why}")
     if check.fix:
-        print_line(styled(f"  [green]{_('hint')}:[/] {escape(check.fix)}"), stdout_console)
+        print_line(styled(f"  [green]{_('hint')}{_(COLON)}[/]{escape(check.fix)}"), stdout_console)
 
 
 def summary(checks: list[Check]) -> str:

@@ -20,6 +20,9 @@ from fasttune.analysis.words import (
 )
 from fasttune.command import command_line, runs_option
 from fasttune.console import (
+    COLON,
+    COMMA,
+    SEMICOLON,
     Finding,
     _,
     exit_code,
@@ -80,7 +83,7 @@ def label(one: Figures) -> Text:
     notes += [_("in use")] * one.current
     if one.picked_epoch is not None:
         notes.append(_("epoch {epoch} picked", epoch=epochs.epoch_word(one.picked_epoch)))
-    text.append(f"  {', '.join(notes)}" if notes else "", style="green" if one.current else "")
+    text.append(f"  {_(COMMA).join(notes)}" if notes else "", style="green" if one.current else "")
     text.append(f"  {one.date}", style="dim")
     for line in (figures_line(one), changed_line(one.changes) if one.parent else "", files_line(one)):
         text.append(f"\n{line}" if line else "", style="not bold")
@@ -90,14 +93,14 @@ def label(one: Figures) -> Text:
 def figures_line(one: Figures) -> str:
     """Epochs, losses and accuracy in words."""
     steps = ngettext("{n} step", "{n} steps", one.steps)
-    parts = [f"{epochs_word(one.epochs)}, {steps}"]
+    parts = [f"{epochs_word(one.epochs)}{_(COMMA)}{steps}"]
     if one.first_loss is not None and one.epoch_loss is not None:
         parts.append(_("loss {first:.3f} → {last:.3f}", first=one.first_loss, last=one.epoch_loss))
     if has_held_out_loss(one):
         parts.append(_("held-out {loss:.3f} (best {best:.3f})", loss=one.eval_loss, best=one.best_eval_loss))
     if one.mean_token_accuracy is not None:
         parts.append(_("accuracy {accuracy:.1%}", accuracy=one.mean_token_accuracy))
-    return "; ".join(parts)
+    return _(SEMICOLON).join(parts)
 
 
 def files_line(one: Figures) -> str:
@@ -113,7 +116,7 @@ def state_line(one: Figures) -> str:
         parts.append(_("loss {loss:.3f}", loss=one.epoch_loss))
     if has_held_out_loss(one):
         parts.append(_("held-out {loss:.3f}", loss=one.eval_loss))
-    return ", ".join(parts) + (f": {verdict_word(one.verdict)}" if one.verdict else "")
+    return _(COMMA).join(parts) + (f"{_(COLON)}{verdict_word(one.verdict)}" if one.verdict else "")
 
 
 def show_current(root: Path, name: str, *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fasttune.console import (
+    COLON,
     FasttuneError,
     UsageError,
     _,
@@ -269,7 +270,7 @@ def show_benchmark(document: dict[str, Any], *, as_json: bool) -> int:
     arms_table(same, [(arm["name"], loss_cells(arm)) for arm in ran])
     for arm in document["arms"]:
         if arm["why"]:
-            say(f"{arm['name']}: {arm_status(arm)}: {arm['why']}")
+            say(f"{arm['name']}{_(COLON)}{arm_status(arm)}{_(COLON)}{arm['why']}")
     line(
         _(
             "{dtype}, batch_size {batch}, losses compared with {reference}; limit {limit:,.0f} GFLOP/s",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fasttune.console import FasttuneError, _, error
+from fasttune.console import COMMA, FasttuneError, _, error
 from fasttune.data.tokenize import Example
 from fasttune.recipe.schema import ModelRecipe, Recipe
 from fasttune.training import device, memory
@@ -72,7 +72,7 @@ def base_error(recipe: ModelRecipe, needed: int, free: int) -> FasttuneError:
     what = _("{base} does not fit into memory: it needs about {needed:.1f} GiB, and {free:.1f} GiB were free",
              base=recipe.base, needed=needed / GIB, free=free / GIB)  # fmt: skip
     why = "" if needed > free else _("a limit on this process (`ulimit -v`) or another program took the rest")
-    fix = _("what helps: {ways}", ways=", ".join(remedies))
+    fix = _("what helps: {ways}", ways=_(COMMA).join(remedies))
     return error("base-too-large", what, where="model.base", why=why, fix=fix)
 
 
@@ -97,5 +97,5 @@ def sample_too_large(
         ),
         where=failed.sample,
         why=_("the newest checkpoint is kept") if has_checkpoint else "",
-        fix=_("what helps: {ways}", ways=", ".join(remedies)),
+        fix=_("what helps: {ways}", ways=_(COMMA).join(remedies)),
     )

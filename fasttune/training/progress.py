@@ -49,7 +49,7 @@ class PhaseTimer:
     def record(self, key: str, name: str, seconds: float) -> None:
         """Keep and print the seconds of a phase that is over."""
         self.seconds[key] = round(seconds, 3)
-        say(f"{name}: {seconds:.1f} s")
+        say(_("{phase}: {seconds:.1f} s", phase=name, seconds=seconds))
 
 
 class CountLine:

@@ -75,7 +75,7 @@ def test_click_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_every_mistake_is_told_in_chinese_alone(fasttune: Cli, typed: str) -> None:
     """Beside the names and values that were typed or may be, and the command in the hint, nothing stays in English."""
     done = fasttune(*typed.split(), FASTTUNE_LANG="zh")
-    line = next(line for line in done.stderr.splitlines() if line.startswith("错误: "))
+    line = next(line for line in done.stderr.splitlines() if line.startswith("错误："))
     words = re.sub(r"'[^']*'|\([^)]*\)|（[^）]*）|\d\S*x\S*|x[<>=]+\d+|fasttune|FASTTUNE_\w+", "", line)
     assert done.returncode == 2 and not re.search(r"[A-Za-z]{2,}", words), line
 

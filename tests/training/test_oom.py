@@ -66,7 +66,7 @@ def test_the_line_is_chinese_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     series = Series.new(tmp_path)
     with little_memory(lambda tokens, _call: tokens > 60):
         done = series.train("train.max_steps=1", *NO_CHECKPOINTING)
-    assert re.search(r"第 1 步: 一行 \d+ 个 token 时内存不足；每行 token 上限改为 \d+，重新计算这一步", done.stderr)
+    assert re.search(r"第 1 步：一行 \d+ 个 token 时内存不足；每行 token 上限改为 \d+，重新计算这一步", done.stderr)
 
 
 def test_a_sample_that_does_not_fit_is_named(tmp_path: Path) -> None:
