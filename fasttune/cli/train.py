@@ -219,7 +219,7 @@ def sweep(
 ) -> int:
     from fasttune import pipeline
     from fasttune.sweep import aftermath
-    from fasttune.sweep.recipe_diff import recipe_diff
+    from fasttune.sweep.recipe_diff import as_trained, recipe_diff
     from fasttune.sweep.study import Stopped
     from fasttune.sweep.sweep import SweepRequest
     from fasttune.sweep.sweep import sweep as train_all
@@ -233,7 +233,8 @@ def sweep(
         say(_("stopped; the same command continues the sweep: `{command}`", command=asked.command))
         return STOPPED
     after = aftermath.settle(found, root, asks_facts=not no_facts)
-    diff = recipe_diff(recipe_file, found.finalists[0].settings) if found.finalists else ""
+    chosen = as_trained(overrides, found.finalists[0].settings) if found.finalists else {}
+    diff = recipe_diff(recipe_file, chosen)
     return sweep_table.show(found, after, diff, root, as_json=as_json)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from fasttune.recipe.load import override_value
 from fasttune.recipe.toml_file import key_lines, parse, read_text, toml_value
 from fasttune.recipe.values import as_toml
 
+NOT_OF_THE_TRAINING = ("name", "strategy", "continue.", "export.", "probe.", "facts.")
 # A key with the value on its line, and the comment behind it; a text in quotes may hold a #.
 LINE = re.compile(
     r"""(?P<key>\s*[^=\s][^=]*?\s*=\s*)(?P<value>(?:"(?:\\.|[^"\\])*"|'[^']*'|[^"'#])*?)(?P<end>\s*(?:\#.*)?)"""
@@ -30,6 +31,15 @@ def recipe_diff(path: Path, settings: Mapping[str, str]) -> str:
         text, left = (changed, left) if changed is not None else (text, [*left, f"{key} = {written(key, typed)}"])
     lines = difflib.unified_diff(before.splitlines(), text.splitlines(), str(path), str(path), lineterm="")
     return "\n".join([*lines, *left])
+
+
+def as_trained(overrides: Sequence[str], settings: Mapping[str, str]) -> dict[str, str]:
+    """What a recipe lacks of the chosen training, {dotted key: as typed}: what the sweep was given by --set, of which
+    the held-out samples decide the choice, and what it chose. Files, answers and the parent are left as the recipe has
+    them."""
+    given = (override.partition("=") for override in overrides)
+    typed = {key.strip(): text.strip() for key, _equals, text in given}
+    return {key: text for key, text in typed.items() if not key.startswith(NOT_OF_THE_TRAINING)} | dict(settings)
 
 
 def written(key: str, typed: str) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
 from fasttune.analysis import answer_faults
-from fasttune.console import FasttuneError, _
+from fasttune.console import FasttuneError, _, ngettext
 from fasttune.runs import epochs
 from fasttune.runs.documents import Probe
 from fasttune.runs.run_files import RunFiles
 from fasttune.runs.store import Run
+
+if TYPE_CHECKING:
+    from fasttune.export import Artifact
 
 
 def probes_table(run: Run, probes: Sequence[Probe], *, by_gguf: bool) -> Table:
@@ -31,6 +35,16 @@ def probes_table(run: Run, probes: Sequence[Probe], *, by_gguf: bool) -> Table:
         cells += [answer_cell(parent.get(probe.question, ""))] if parent else []
         table.add_row(question, *cells, answer_cell(probe.trained, is_cut=probe.trained_cut))
     return table
+
+
+def why_not_asked(probes: Sequence[Probe], artifacts: Sequence[Artifact]) -> str:
+    """Why the column of the trained model is empty: every exported file lost most of what was learned, and none of them
+    speaks for the run. "" where it is not empty."""
+    if any(probe.trained for probe in probes) or any(one.is_served for one in artifacts) or not artifacts:
+        return ""
+    return ngettext("no answers of the GGUF file: it keeps too little of what was learned to speak for the run",
+                    "no answers of the {n} GGUF files: they keep too little of what was learned to speak for the run",
+                    len(artifacts))  # fmt: skip
 
 
 def parent_answers(run: Run, probes: Sequence[Probe]) -> Mapping[str, str]:

@@ -32,7 +32,7 @@ from fasttune.recipe.values import as_toml
 from fasttune.runs import epochs, summary, typed_json
 from fasttune.terminal import check_report, epoch_table, estimates, runs_tree
 from fasttune.terminal.export_table import exports_table
-from fasttune.terminal.probe_table import probes_table
+from fasttune.terminal.probe_table import probes_table, why_not_asked
 from fasttune.terminal.setting_source import source_word
 from fasttune.terminal.verdicts import result_lines
 
@@ -200,6 +200,8 @@ def show_result(
         return exit_code(findings)
     if probes:
         stdout_console.print(probes_table(record.run, probes, by_gguf=bool(artifacts)))
+        if why := why_not_asked(probes, artifacts):
+            line(why)
     figures = summary.read_figures(record.run)
     for text in result_lines(record.run, figures, record.seconds, stdout_console.width, stdout_console.encoding):
         line(text)

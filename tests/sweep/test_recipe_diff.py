@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fasttune.recipe.load import load_recipe
-from fasttune.sweep.recipe_diff import recipe_diff, with_setting
+from fasttune.sweep.recipe_diff import as_trained, recipe_diff, with_setting
 
 RECIPE = """name = "cat"   # the series
 
@@ -49,6 +49,16 @@ def test_a_line_gets_its_value_and_keeps_its_comment() -> None:
 def test_a_setting_that_is_not_there_is_added_to_its_table() -> None:
     assert changed({"train.epochs": "3"}) == ["+epochs = 3"]
     assert changed({"lora.r": "16", "lora.alpha": "32"}) == ["+", "+[lora]", "+r = 16", "+alpha = 32"]
+
+
+def test_what_the_sweep_was_given_stands_in_it_too() -> None:
+    """Without data.val the recipe would hold out nothing, and train on other samples than the chosen run."""
+    given = ("data.val=0.2", "train.learning_rate = 1e-3", "export.gguf=[]", "continue.parent=cat/001-fresh")
+    found = as_trained(given, {"train.learning_rate": "4e-4"})
+    assert found == {"data.val": "0.2", "train.learning_rate": "4e-4"}
+    assert changed(found) == [
+        "-learning_rate = 2e-4  # 1e-4 was too low", "+learning_rate = 4e-4  # 1e-4 was too low", "+val = 0.2",
+    ]  # fmt: skip
 
 
 def test_a_recipe_that_has_the_values_stays_as_it_is() -> None:

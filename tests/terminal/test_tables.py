@@ -130,6 +130,20 @@ class File:
     bytes: int = 4_932_192
     sha256: str = "0" * 64
     figures: None = None
+    is_served: bool = True
+
+
+def test_an_empty_column_of_answers_has_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that lost most of the training is not asked; one that is served, or an answer, needs no reason."""
+    run = write_run(tmp_path)
+    record: Any = Record(run)
+    lost, served = File(run.exports / "persona-Q2_K.gguf", is_served=False), File(run.exports / "persona-Q8_0.gguf")
+    cases: list[tuple[Any, str, bool]] = [
+        ([lost], "", True), ([lost, lost], "", True), ([lost, served], "", False), ([lost], "Lumen.", False), ([], "", False),
+    ]  # fmt: skip
+    for files, answer, is_said in cases:
+        tables.show_result(record, files, [Probe("Who?", "A model.", answer)], as_json=False)
+        assert ("too little of what was learned" in capsys.readouterr().out) is is_said
 
 
 def test_a_result_for_people_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
