@@ -40,7 +40,7 @@ def probes_table(run: Run, probes: Sequence[Probe], *, by_gguf: bool) -> Table:
 def why_not_asked(probes: Sequence[Probe], artifacts: Sequence[Artifact]) -> str:
     """Why the column of the trained model is empty: every exported file lost most of what was learned, and none of them
     speaks for the run. "" where it is not empty."""
-    if any(probe.trained for probe in probes) or any(one.is_served for one in artifacts) or not artifacts:
+    if not probes or any(probe.trained for probe in probes) or any(one.is_served for one in artifacts) or not artifacts:
         return ""
     return ngettext("no answers of the GGUF file: it keeps too little of what was learned to speak for the run",
                     "no answers of the {n} GGUF files: they keep too little of what was learned to speak for the run",

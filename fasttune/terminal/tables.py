@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fasttune.export.ollama_import import OllamaImport
     from fasttune.recipe.schema import DataRecipe
     from fasttune.runs.documents import Probe
+    from fasttune.runs.store import Run
     from fasttune.training.estimate import Estimate
     from fasttune.training.train import RunRecord
 
@@ -198,10 +199,7 @@ def show_result(
         made = {"ollama": ollama_json(ollama), "report": str(page) if page else None}
         print_json({**result_json(record, artifacts, probes), **made})
         return exit_code(findings)
-    if probes:
-        stdout_console.print(probes_table(record.run, probes, by_gguf=bool(artifacts)))
-        if why := why_not_asked(probes, artifacts):
-            line(why)
+    show_answers(record.run, probes, artifacts)
     figures = summary.read_figures(record.run)
     for text in result_lines(record.run, figures, record.seconds, stdout_console.width, stdout_console.encoding):
         line(text)
@@ -218,6 +216,14 @@ def show_result(
     line(runs_tree.use_line(record.run, has_file=bool(artifacts)))
     show_findings(findings)
     return exit_code(findings)
+
+
+def show_answers(run: Run, probes: Sequence[Probe], artifacts: Sequence[Artifact]) -> None:
+    """Print the answers to the probe questions, where there are any, and why those of a file are missing."""
+    if probes:
+        stdout_console.print(probes_table(run, probes, by_gguf=bool(artifacts)))
+    if why := why_not_asked(probes, artifacts):
+        line(why)
 
 
 def ollama_json(ollama: OllamaImport | None) -> dict[str, Any] | None:
