@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from fasttune.command import command_line, runs_option
+from fasttune.analysis.remedies import use_command
 from fasttune.console import _, error, ngettext, print_json, say, stdout_console, visible
 from fasttune.planning.parents import how_to_finish
 from fasttune.runs import documents, epochs, judgement
@@ -42,13 +43,10 @@ def back(run: Run, epoch: float | None) -> str:
 
 def next_line(run: Run) -> str:
     """The command that uses what is served now: chat where a file of it is there, else export."""
-    from fasttune.export.artifact import gguf_files, is_of_served_adapter
-
-    where = runs_option(run.root)
-    if any(is_of_served_adapter(run, path) for path in gguf_files(run)):
-        return _("talk to it: `{command}`", command=command_line(["chat", run.id, *where]))
-    types = [] if documents.read_plan(run).values.get("export.gguf") else ["--gguf", "q8_0"]
-    return _("write its GGUF file: `{command}`", command=command_line(["export", run.id, *types, *where]))
+    command = use_command(run)
+    if "chat" in shlex.split(command):
+        return _("talk to it: `{command}`", command=command)
+    return _("write its GGUF file: `{command}`", command=command)
 
 
 def show(run: Run, *, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from fasttune.analysis import advisor
 from fasttune.console import (
     N_,
     FasttuneError,
@@ -221,7 +222,9 @@ def show_result(
         line(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
     if page:
         line(_("page     {path}", path=page))
-    line(runs_tree.use_line(record.run, has_file=bool(artifacts)))
+    line(runs_tree.use_line(record.run))
+    for text in advisor.next_lines(advisor.of_run(record.run)):
+        line(text)
     show_findings(findings)
     return exit_code(findings)
 
