@@ -189,10 +189,9 @@ class RunRemedies:
         kept = overrides(self.run, (*OF_THE_CONTINUATION, key)) + self.by_epochs(key)
         if store.current(self.run.root, self.run.series) != self.run:
             kept.append(f"continue.parent={self.run.id}")
-        long = strategy == "incremental" and self.plan.epochs + MORE > OVERFIT_EPOCHS
-        long = long or (strategy == "retune" and key != "train.epochs" and self.plan.epochs > OVERFIT_EPOCHS)
         given = [*kept, override]
         beside: OnExisting | None = "new" if self.newest_is_open else None  # it would be resumed by the same command
+        long = self.epochs_with(override) > OVERFIT_EPOCHS
         return self.typed(given, strategy=strategy, on_existing=beside, allow_overfit=long)
 
     def anew(self, override: str) -> str:
@@ -202,8 +201,14 @@ class RunRemedies:
         kept = overrides(self.run, ("strategy", "continue.", *replaced)) + self.by_epochs(*replaced)
         strategy = ["strategy=fresh"] * (self.plan.strategy != "fresh")
         given = [*kept, *strategy, *([override] if override else [])]
-        long = self.plan.epochs > OVERFIT_EPOCHS and "train.epochs" not in override
-        return self.typed(given, on_existing="new", allow_overfit=long)
+        return self.typed(given, on_existing="new", allow_overfit=self.epochs_with(override) > OVERFIT_EPOCHS)
+
+    def epochs_with(self, override: str) -> float:
+        """The total epochs of a training with an override."""
+        key, _sign, value = override.partition("=")
+        if key == "train.epochs":
+            return float(value)
+        return self.plan.epochs + (MORE if key == "continue.add_epochs" else 0.0)
 
     def by_epochs(self, key: str = "") -> list[str]:
         """What makes an override of train.epochs count where the run's length was train.max_steps."""

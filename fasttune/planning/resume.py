@@ -110,18 +110,15 @@ def series_exists(root: Path, plan: Plan, earlier: Sequence[Run]) -> UsageError:
 
 def choices(root: Path, plan: Plan) -> str:
     """What can be done beside the runs of a series, by commands that are not refused."""
-    series, used = plan.recipe.name, store.current(root, plan.recipe.name)
-    new, chat = (
-        run_command(plan.recipe, root, on_existing="new"), command_line(["chat", series, *runs_option(root)])
-    )  # fmt: skip
+    used, new = store.current(root, plan.recipe.name), run_command(plan.recipe, root, on_existing="new")
     if used is None or used.status != "finished":
         return _("`{new}` trains another one and keeps the old", new=new)
+    diagnose = command_line(["diagnose", plan.recipe.name, *runs_option(root)])
     if more := continuing(root, plan):
         return _("`{new}` trains another one and keeps the old; `{more}` continues from it (or `retune`, `augment`, "
-                 "`custom`); `{chat}` talks to it", new=new, more=more, chat=chat)  # fmt: skip
-    diagnose = command_line(["diagnose", series, *runs_option(root)])
-    return _("`{new}` trains another one and keeps the old; `{diagnose}` says what it came to and what to type next; "
-             "`{chat}` talks to it", new=new, diagnose=diagnose, chat=chat)  # fmt: skip
+                 "`custom`); `{diagnose}` says what to type next", new=new, more=more, diagnose=diagnose)  # fmt: skip
+    return _("`{new}` trains another one and keeps the old; `{diagnose}` says what to type next", new=new,
+             diagnose=diagnose)  # fmt: skip
 
 
 def continuing(root: Path, plan: Plan) -> str:
