@@ -82,7 +82,6 @@ def places(run: Run, folder: Path) -> dict[str, str]:
     said = {"diagnose": call("diagnose", run.id).stdout, "menu": menu(run), "board": board_page(run)}
     if documents.is_complete(run):
         said["skip"] = call("run", "persona.toml", "--on-existing", "skip").stdout
-    if run.status == "finished":
         plan = call("plan", "persona.toml", *HELD_OUT)
         said["plan"] = plan.stdout + plan.stderr
     return said
@@ -103,7 +102,9 @@ def test_every_place_says_the_same(state: str, folder: Path) -> None:
     assert verdict in told.verdict and set(command.split()) <= set(words), told
     diagnosed = json.loads(Series(folder)("diagnose", run.id, "--json").stdout)
     assert (diagnosed["command"], diagnosed["verdict_line"]) == (told.command, told.verdict)
-    (listed,) = [one for one in json.loads(Series(folder)("runs", run.series, "--json").stdout)["runs"] if one["id"] == run.id]
+    (listed,) = [
+        one for one in json.loads(Series(folder)("runs", run.series, "--json").stdout)["runs"] if one["id"] == run.id
+    ]
     assert (listed["verdict"], listed["verdict_reason"]) == (figures.verdict, figures.verdict_reason)
     for place, text in places(run, folder).items():
         if place != "plan":

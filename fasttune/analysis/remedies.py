@@ -256,16 +256,16 @@ def export_command(run: Run) -> str:
     return command_line(["export", run.id, *runs_option(run.root)])
 
 
-def use_command(run: Run) -> str:
+def use_command(run: Run, name: str = "") -> str:
     """What uses the adapter that a finished run serves: chat where a file of it is there, else the export that makes
-    one."""
+    one. `name` stands for the run where it is given, as that of a series does for its run in use."""
     from fasttune.export.artifact import gguf_files, is_of_served_adapter
 
     where = runs_option(run.root)
     if any(is_of_served_adapter(run, path) for path in gguf_files(run)):
-        return command_line(["chat", run.id, *where])
+        return command_line(["chat", name or run.id, *where])
     types = [] if documents.read_plan(run).values.get("export.gguf") else ["--gguf", "q8_0"]
-    return command_line(["export", run.id, *types, *where])
+    return command_line(["export", name or run.id, *types, *where])
 
 
 def higher_rate(rate: float, suits: float) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from fasttune.console import _, ngettext
 from fasttune.recipe.values import as_toml
 from fasttune.runs import judgement
+from fasttune.runs.epochs import epoch_word
 from fasttune.runs.judgement import CANNOT_TELL, DIVERGED, FEW_HELD_OUT, NOT_ENOUGH, NOTHING_LEARNED, OVER_FITTING
 from fasttune.runs.outcomes import FactState, GeneralLoss
 from fasttune.runs.summary import Change, Figures
@@ -34,7 +35,7 @@ def verdict_line(one: Figures) -> str:
         return ""
     verdict, why = verdict_word(one.verdict), reason(one)
     if one.picked_epoch is not None:
-        return _("verdict on epoch {epoch}, which is picked: {verdict}; {reason}", epoch=f"{one.picked_epoch:.10g}",
+        return _("verdict on epoch {epoch}, which is picked: {verdict}; {reason}", epoch=epoch_word(one.picked_epoch),
                  verdict=verdict, reason=why)  # fmt: skip
     return _("verdict: {verdict}; {reason}", verdict=verdict, reason=why)
 

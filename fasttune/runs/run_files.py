@@ -92,11 +92,11 @@ class RunFiles:
     def missing_exports(self) -> tuple[str, ...]:
         """The types that the plan of a finished run asks for and no GGUF file of it has, as after a kill while they
         were made, or because a file was refused. `auto` is missing where there is none at all."""
-        wanted = self.plan.values.get("export.gguf") or () if self.plan else ()
-        if self.run.status != "finished" or not wanted:
+        requested = self.plan.values.get("export.gguf") or () if self.plan else ()
+        if self.run.status != "finished" or not requested:
             return ()
         made = {document.type for _name, document in self.artifacts}
-        return tuple(one for one in wanted if one not in made and not (one == "auto" and made))
+        return tuple(one for one in requested if one not in made and not (one == "auto" and made))
 
     @cached_property
     def artifacts(self) -> tuple[tuple[str, ArtifactDocument], ...]:

@@ -168,14 +168,19 @@ def show_current(root: Path, name: str, *, as_json: bool) -> None:
     say(_("nothing was trained; this is the run in use"))
     stdout_console.print(label(figures))
     put(verdict_line(figures))
-    put(use_line(run))
-    for text in advisor.next_lines(advisor.of_run(run)):
+    for text in closing_lines(run):
         put(text)
 
 
+def closing_lines(run: Run) -> list[str]:
+    """What to do with the run in use of a series: the command that uses it, and where something is to be mended, what
+    and by which command."""
+    return [use_line(run), *advisor.next_lines(advisor.of_run(run))]
+
+
 def use_line(run: Run) -> str:
-    """The command that uses a finished run: chat, or export where it has no GGUF file of what it serves."""
-    command = use_command(run)
+    """The command that uses the run in use of a series: chat, or export where it has no GGUF file of what it serves."""
+    command = use_command(run, run.series)
     if "chat" in shlex.split(command):
         return _("talk to it: `{command}`", command=command)
     return _("write a GGUF file: `{command}`", command=command)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from fasttune.analysis import advisor
 from fasttune.console import (
     N_,
     FasttuneError,
@@ -222,8 +221,7 @@ def show_result(
         line(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
     if page:
         line(_("page     {path}", path=page))
-    line(runs_tree.use_line(record.run))
-    for text in advisor.next_lines(advisor.of_run(record.run)):
+    for text in runs_tree.closing_lines(record.run):
         line(text)
     show_findings(findings)
     return exit_code(findings)

@@ -91,9 +91,10 @@ def next_commands(run: Run) -> list[tuple[str, str]]:
     first = [(_("do this next: {why}", why=advice.because), advice.command)] if next_lines(advice) and advice else []
     if run.status != "finished":
         return first
+    use = readable(lambda: use_command(run)) or ""
     return [
         *first,
         (_("what is wrong with it, and what to do next"), command_line(["diagnose", run.id, *where])),
         (_("what it knows and has lost"), command_line(["facts", run.id, *where])),
-        *([(_("talk to it in the terminal"), use_command(run))] if "chat" in shlex.split(use_command(run)) else []),
+        *([(_("talk to it in the terminal"), use)] if "chat" in shlex.split(use) else []),
     ]

@@ -13,7 +13,11 @@ from fasttune.analysis import advisor
 from fasttune.console import Finding
 from fasttune.runs import checkpoints
 
-CHOSEN = {"incremental": ("continue.add_epochs=1",), "retune": ("train.epochs=2",), "custom": ("continue.add_epochs=1",)}
+CHOSEN = {
+    "incremental": ("continue.add_epochs=1",),
+    "retune": ("train.epochs=2",),
+    "custom": ("continue.add_epochs=1",),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +59,9 @@ def test_a_fresh_run_beside_a_finished_one_begins_again(tmp_path: Path) -> None:
     assert "persona/001-fresh ended at loss 1.000" in finding.what and "still falls fast" in finding.why
     (command,) = commands_in(finding.fix)
     assert "--continue incremental" in command
-    assert advisor.of_run(run) is not None and carried_out(command) is None
+    told = advisor.of_run(run)
+    assert told is not None and told.command == command
+    carried_out(command)
     assert not by_code(advice("name=new"), "begins-again")
 
 

@@ -174,7 +174,9 @@ def test_little_data_with_a_fact_sheet_is_added_to(run: Run) -> None:
     """Until its samples are trained on."""
     Path("facts.toml").write_text(SHEET, encoding="utf-8")
     plan = documents.read_plan(run)
-    values = [Setting("facts.file", "facts.toml", "recipe") if one.key == "facts.file" else one for one in plan.settings]
+    values = [
+        Setting("facts.file", "facts.toml", "recipe") if one.key == "facts.file" else one for one in plan.settings
+    ]
     documents.write(run.plan, replace(plan, settings=tuple(values)))
     with open(run.recipe, "a", encoding="utf-8") as recipe:
         recipe.write('[facts]\nfile = "facts.toml"\n')

@@ -4,17 +4,13 @@ base."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from series import RECIPE, Series
-from written_runs import advice, write_history, write_parent
+from written_runs import advice, write_parent
 
 from fasttune.console import Finding
-from fasttune.files import append_line
-from fasttune.runs import documents
 from fasttune.runs.store import Run
 
 
