@@ -12,7 +12,7 @@ from rich.table import Table
 from fasttune.analysis.remedies import use_command
 from fasttune.console import _, error, ngettext, print_json, say, stdout_console, visible
 from fasttune.planning.parents import how_to_finish
-from fasttune.runs import documents, epochs, judgement
+from fasttune.runs import epochs, judgement, summary
 from fasttune.runs.epochs import KeptEpoch, epoch_word
 from fasttune.runs.store import Run
 
@@ -113,9 +113,9 @@ def kept_line(run: Run) -> str:
 
 def better_epoch(run: Run) -> KeptEpoch | None:
     """The kept epoch of the lowest held-out loss where it is earlier than the run's own adapter and none is picked;
-    else None. The loss of a single sample tells nothing."""
-    best = epochs.best_epoch(epochs.kept_epochs(run))
-    if best is None or documents.read_plan(run).val_samples < judgement.FEW_HELD_OUT:
+    else None. By the verdict: where the held-out loss has not risen by more than chance, none is better."""
+    best, judged = epochs.best_epoch(epochs.kept_epochs(run)), summary.judge(run)
+    if best is None or judged is None or judged.verdict != judgement.OVER_FITTING:
         return None
     if epochs.picked_epoch(run) or best.step >= epochs.own_step(run):
         return None
