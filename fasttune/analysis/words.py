@@ -48,7 +48,8 @@ def reason(one: Figures) -> str:
             "the training loss rose far above its best and stayed there: lower train.learning_rate"),
         "loss-hardly-moved": lambda: _("the training loss hardly moved: raise train.learning_rate"),
         "no-held-out": lambda: _(
-            "nothing is held out, and the training loss alone (by itself: {band}) does not show over-fitting", band=band),
+            "nothing is held out, and the training loss alone (by itself: {band}) does not show over-fitting",
+            band=band),
         "one-held-out-sample": lambda: _("one held-out sample tells nothing; hold out ten or more"),
         "few-held-out": lambda: _(
             "{samples} held-out samples are too few: their loss moves by chance; hold out {enough} or more",
