@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fasttune.analysis import plan_advice
 from fasttune.command import OnExisting, command_line, run_arguments
 from fasttune.console import FasttuneError, Finding, UsageError, _, findings_of, say, show_findings, usage_error
 from fasttune.data.dataset import Dataset, load_dataset
 from fasttune.data.fact_sheet import read_fact_sheet
 from fasttune.files import require_writable
-from fasttune.planning import advice, parents, strategy
+from fasttune.planning import acceptance, advice, parents
 from fasttune.planning.resume import other_prompt, require_same, run_to_resume
 from fasttune.planning.strategy import Plan
 from fasttune.recipe.load import RecipeFile, read_recipe_file, resolve
@@ -113,14 +114,11 @@ class Planner:
         if recipe.facts.file:
             read_fact_sheet(Path(recipe.facts.file))  # a mistake in it is told before the training, not after it
         on_existing = what_to_do(request, recipe.name)
-        recipe = parents.inherit(recipe, request.root, on_existing)
-        dataset = self.dataset(recipe)
-        plan = strategy.decide(
-            recipe, dataset, request.root, allow_overfit=request.allow_overfit, on_existing=on_existing
+        plan = acceptance.decided(
+            recipe, request.root, self.dataset, on_existing=on_existing, allow_overfit=request.allow_overfit
         )
-        if plan.start.adapter is not None:
-            checkpoints.require_whole_adapter(plan.start.adapter)
-        return advice.advised(plan, request.root)
+        found = [*advice.advise(plan), *plan_advice.advise(plan, request.root)]
+        return replace(plan, findings=(*plan.findings, *found))
 
 
 RESUMABLE = ("disk-full", "sample-too-large", "rank-ended")  # errors of the machine: the same training may go well

@@ -10,7 +10,7 @@ from typing import Any
 from fasttune import files
 from fasttune.recipe.schema import Setting
 from fasttune.runs import documents, store
-from fasttune.runs.documents import BaseRecord, DataRecord, PlanDocument, Provenance, RowRecord, StartKind
+from fasttune.runs.documents import BaseRecord, DataRecord, PlanDocument, Provenance, RowRecord, Scores, StartKind
 from fasttune.runs.store import Run
 
 SETTINGS = {
@@ -71,3 +71,17 @@ def write_run(
             file.truncate(12_300_000)
         store.set_current(run)
     return run
+
+
+def write_recipe(run: Run, samples: int = 10) -> None:
+    """The recipe of such a run and data for it, so that what it is advised to type can be planned. The samples are not
+    those that its plan counts: as after a change of its data, it can't be continued from its checkpoint."""
+    data = run.root / "samples.jsonl"
+    lines = [f'{{"instruction": "第{n}个问题？", "output": "第{n}个回答。"}}\n' for n in range(samples)]
+    data.write_text("".join(lines), encoding="utf-8")
+    recipe = f'name = "{run.series}"\n[model]\nbase = "builtin:tiny"\n[data]\ntrain = "{data}"\n'
+    run.recipe.write_text(recipe, encoding="utf-8")
+    plan = documents.read_plan(run)
+    documents.write(run.plan, replace(plan, settings=(*plan.settings, Setting("model.base", "builtin:tiny", "recipe"))))
+    if not run.scores.is_file():
+        documents.write(run.scores, Scores((), None))  # it is complete

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
+from fasttune.analysis.rate_findings import gradient_spikes, is_too_high, learning_rate
 from fasttune.analysis.seam_findings import (
     FINE,
     Found,
@@ -22,7 +23,6 @@ from fasttune.analysis.seam_findings import (
 from fasttune.analysis.training_facts import Training
 from fasttune.console import Finding, _, ngettext
 from fasttune.runs import curves, judgement
-from fasttune.runs.curves import Point
 
 
 def curve_findings(training: Training) -> Found:
@@ -149,11 +149,13 @@ def past_best(training: Training) -> Found:
 def is_memorised(training: Training) -> Found:
     """The samples are known by heart, and there is no held-out loss that says otherwise."""
     points, means = training.curve.points, training.means
+    if means is None or not points:
+        return []
     first = [one.loss for one in points if one.step <= points[0].step + training.steps_per_epoch]
     is_over = training.epoch(points[-1].step) >= 2
     evaluated = training.curve.evaluations
     held_out = evaluated[-1].loss if evaluated else None
-    if means is None or not is_over or not judgement.is_memorised(means.loss, fmean(first), held_out):
+    if not is_over or not judgement.is_memorised(means.loss, fmean(first), held_out):
         return []
     what = _("memorised: the training loss fell from {first:.3f} in the first epoch to {last:.3f} in the last of "
              "{epochs:.1f}", first=fmean(first), last=means.loss, epochs=training.epoch(points[-1].step))  # fmt: skip
@@ -163,6 +165,19 @@ def is_memorised(training: Training) -> Found:
         else _("it knows its samples by heart; on other samples its loss is {held_out:.3f}", held_out=held_out)
     )
     return [finding(training, "memorised", "warning", what, why, training.remedies.fewer_epochs)]
+
+
+def wants_fewer_epochs(training: Training) -> bool:
+    """Whether the curves say that fewer epochs help: then no other finding advises more."""
+    is_over = training.judged is not None and training.judged.verdict == judgement.OVER_FITTING
+    return is_over or bool(is_memorised(training))
+
+
+def wants_more_epochs(training: Training) -> bool:
+    """Whether the curves say that more epochs help: then no other finding advises fewer."""
+    verdict, means = training.judged.verdict if training.judged else None, training.means
+    by_bands = verdict == judgement.CANNOT_TELL and means is not None and judgement.is_under_trained(means)
+    return verdict == judgement.NOT_ENOUGH or by_bands
 
 
 def plateau(training: Training) -> Found:
@@ -181,7 +196,9 @@ def plateau(training: Training) -> Found:
                step=flat.step, last=last)
     )  # fmt: skip
     why = _("the learning rate is at work and moves nothing: more of the same will not help")
-    return [finding(training, "plateau", "warning", what, why, training.remedies.higher_learning_rate)]
+    helps = training.remedies
+    remedy = helps.lower_learning_rate if is_too_high(training) else helps.higher_learning_rate
+    return [finding(training, "plateau", "warning", what, why, remedy)]
 
 
 def under_trained(training: Training) -> Found:
@@ -191,7 +208,7 @@ def under_trained(training: Training) -> Found:
         return []
     why = _("its answers are near those of the base, or beside the point")
     if judged.verdict == judgement.NOTHING_LEARNED:
-        what = _("under-trained: the loss hardly moved, from {first:.3f} at step {step} to {last:.3f} at step "
+        what = _("nothing learned: the loss hardly moved, from {first:.3f} at step {step} to {last:.3f} at step "
                  "{last_step}",
                  first=points[0].loss, step=points[0].step, last=means.loss, last_step=points[-1].step)  # fmt: skip
         low = judgement.is_low_learning_rate(points, training.suiting_learning_rate)
@@ -219,57 +236,6 @@ def by_bands(training: Training) -> str:
                  last=last)  # fmt: skip
     return _("under-trained by the usual bands: loss {loss:.3f} and token accuracy {accuracy:.1%} in the last epoch, "
              "up to step {last}", loss=means.loss, accuracy=means.accuracy, last=last)  # fmt: skip
-
-
-# Learning rate and gradients ----------------------------------------------------------------------------------------
-
-
-def learning_rate(training: Training) -> Found:
-    """Too high or too low for the steps that were planned."""
-    points, judged = training.curve.points, training.judged
-    peak = curves.peak_learning_rate(points)
-    if peak is None or judged is None:
-        return []
-    suits = training.suiting_learning_rate
-    if has_diverged(training) or (peak > judgement.HIGH * suits and judged.verdict not in FINE):
-        what = _("the learning rate of {peak:.2g} was too high; {suits:.2g} suits {training}",
-                 peak=peak, suits=suits, training=trained_on(training))  # fmt: skip
-        return [finding(training, "learning-rate-too-high", "warning", what, "", training.remedies.lower_learning_rate)]
-    if judged.verdict == judgement.NOTHING_LEARNED and judgement.is_low_learning_rate(points, suits):
-        what = _("the learning rate came to {peak:.2g} at most; {suits:.2g} suits {training}",
-                 peak=peak, suits=suits, training=trained_on(training))  # fmt: skip
-        remedy = training.remedies.higher_learning_rate
-        if curves.is_warming_up(points):
-            what = _("the learning rate was still rising at step {last} and came to {peak:.2g}; {suits:.2g} suits "
-                     "{training}",
-                     last=points[-1].step, peak=peak, suits=suits, training=trained_on(training))  # fmt: skip
-        return [finding(training, "learning-rate-too-low", "warning", what, "", remedy)]
-    return []
-
-
-def trained_on(training: Training) -> str:
-    """What a learning rate suits: the epochs and samples of the training where they are known."""
-    if training.samples is None or training.total_steps is None:
-        return _("most trainings of LoRA")
-    return ngettext("{epochs:.3g} epochs of {n} sample", "{epochs:.3g} epochs of {n} samples", training.samples,
-                    epochs=training.epoch(training.total_steps))  # fmt: skip
-
-
-def gradient_spikes(training: Training) -> Found:
-    """Single gradients far above those around them."""
-    spikes: Sequence[Point] = curves.gradient_spikes(training.curve.points)
-    if not spikes:
-        return []
-    largest = max(spikes, key=lambda one: one.grad_norm or 0.0)
-    what = ngettext(
-        "{n} gradient norm is a spike: {norm:.3g} at step {step}",
-        "{n} gradient norms are spikes, the largest {norm:.3g} at step {step}",
-        len(spikes), norm=largest.grad_norm, step=largest.step,
-    )  # fmt: skip
-    if not curves.left_a_trace(training.curve.points, spikes) and not has_diverged(training):
-        return [finding(training, "gradient-spikes", "info", what, _("they left no trace in the loss"))]
-    why = _("the loss is higher after them than before")
-    return [finding(training, "gradient-spikes", "warning", what, why, training.remedies.clip_gradients)]
 
 
 # How much can be said -----------------------------------------------------------------------------------------------
@@ -320,6 +286,11 @@ def healthy(training: Training, found: Sequence[Finding]) -> Found:
     if against or judged is None or judged.verdict not in FINE or len(evaluated) < 2:
         return []
     best = judgement.best_evaluation(evaluated)
+    if training.keeps_best and best != evaluated[-1]:
+        what = _("healthy: the held-out loss fell from {first:.3f} (step {first_step}) to its best, {best:.3f} (step "
+                 "{best_step}), and the adapter of that step is served", first=evaluated[0].loss,
+                 first_step=evaluated[0].step, best=best.loss, best_step=best.step)  # fmt: skip
+        return [finding(training, "healthy", "info", what, "", training.remedies.talk)]
     what = _("healthy: the held-out loss fell from {first:.3f} (step {first_step}) to its best, {best:.3f} (step "
              "{best_step}), and ended there or close to it ({last:.3f}, step {last_step})",
              first=evaluated[0].loss,

@@ -13,29 +13,31 @@ that was found.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fasttune.analysis import remedies, run_findings, trainer_logs
+from fasttune.analysis import log_remedies, run_findings, trainer_logs, words
 from fasttune.analysis.checklist import Item, checklist
 from fasttune.analysis.curve_findings import curve_findings
 from fasttune.analysis.evidence import Fact, evidence
+from fasttune.analysis.remedies import RunRemedies
 from fasttune.analysis.trainer_logs import TrainerLog
 from fasttune.analysis.training_facts import Training, history_of
 from fasttune.command import command_line, runs_option
 from fasttune.console import Finding, UsageError, _, error, usage_error, worst_first
-from fasttune.planning.parents import resume_command
 from fasttune.runs import checkpoints, curves, documents, epochs, judgement, store, summary
 from fasttune.runs.curves import Curve
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.store import Run
 
 OURS = "fasttune"  # the trainer of our own runs
+HELD_OUT = ("no-held-out-data", "not-enough-evidence")
 # What is mended first: template and system prompt, mask, data, learning rate and epochs, size of the base.
 CAUSES = (
     ("template-mismatch", "system-prompt-mismatch"),
     ("not-a-number", "zero-gradient"),
     ("parrots-training-data",),
+    HELD_OUT,
     ("restarted-instead-of-continued", "diverged", "learning-rate-too-high", "learning-rate-too-low", "over-fitting",
      "best-checkpoint-was-earlier", "memorised", "under-trained", "plateau", "gradient-spikes", "schedule-jump",
      "babble", "out-of-character", "rank-too-high", "rank-too-low"),
@@ -47,16 +49,28 @@ CAUSES = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `fasttune diagnose` shows: findings worst first, figures with their steps, what to type or change next (""
-    for nothing), and the users' checklist."""
+    """What `fasttune diagnose` shows: findings worst first, figures with their steps, the finding whose remedy is to be
+    typed or changed next (None for nothing), the users' checklist, and of a run of ours the verdict that
+    `fasttune runs` has, with its reason."""
 
     where: str
     trainer: str
     findings: tuple[Finding, ...]
     evidence: tuple[Fact, ...]
-    command: str
+    because: Finding | None
     checklist: tuple[Item, ...]
     curve: Curve
+    verdict_line: str = ""
+
+    @property
+    def command(self) -> str:
+        """What to type or to change next; "" for nothing."""
+        return self.because.fix.split("`")[1] if self.because else ""
+
+    @property
+    def is_well(self) -> bool:
+        """Whether there is nothing to mend."""
+        return self.because is not None and self.because.code == "healthy"
 
     @property
     def verdict(self) -> str:
@@ -91,17 +105,22 @@ def diagnosed(training: Training, trainer: str, findings: Sequence[Finding], cur
     """The diagnosis that findings come to."""
     ranked = tuple(worst_first(findings))
     return Diagnosis(
-        training.where, trainer, ranked, tuple(evidence(training)), next_command(ranked),
+        training.where, trainer, ranked, tuple(evidence(training)), deciding(ranked, training),
         tuple(checklist(training, ranked)), curve,
     )  # fmt: skip
 
 
-def next_command(findings: Sequence[Finding]) -> str:
-    """What to type or to change next: the remedy of the first cause, in the sequence of CAUSES; else of the first
-    finding that has one."""
-    by_cause = [one for codes in CAUSES for one in findings if one.code in codes and one.level != "info"]
-    chosen = next((one.fix for one in [*by_cause, *findings] if one.fix.startswith("`")), "")
-    return chosen.split("`")[1] if chosen else ""
+def deciding(findings: Sequence[Finding], training: Training) -> Finding | None:
+    """The finding whose remedy is the next thing to type or to change: that of the first cause, in the sequence of
+    CAUSES; else the first one that has a remedy. None where none has.
+
+    Where nothing tells whether a run of ours over-fits, enough is held out before its epochs are judged.
+    """
+    cannot_tell = training.is_ours and training.judged is not None and training.judged.verdict == judgement.CANNOT_TELL
+    told = HELD_OUT if cannot_tell else ()
+    by_cause = [one for codes in CAUSES for one in findings
+                if one.code in codes and (one.level != "info" or one.code in told)]  # fmt: skip
+    return next((one for one in [*by_cause, *findings] if one.fix.startswith("`")), None)
 
 
 # Another trainer's --------------------------------------------------------------------------------------------------
@@ -120,14 +139,14 @@ def of_log(log: TrainerLog) -> Diagnosis:
 
 def training_of_log(log: TrainerLog) -> Training:
     """What is known of another trainer's training."""
-    draft = Training(str(log.path), log.attempts, 1, None, remedies.of_log(log, None, None))
+    draft = Training(str(log.path), log.attempts, 1, None, log_remedies.of_log(log, None, None))
     curve = draft.curve
     per_epoch = steps_per_epoch(curve)
     judged = judgement.judge(history_of(curve), per_epoch, log.held_out)
     best = judgement.best_evaluation(curve.evaluations).step / per_epoch if curve.evaluations else None
     return Training(
         where=str(log.path), attempts=log.attempts, steps_per_epoch=per_epoch, judged=judged,
-        remedies=remedies.of_log(log, curves.peak_learning_rate(curve.points), best),
+        remedies=log_remedies.of_log(log, curves.peak_learning_rate(curve.points), best),
         held_out_samples=log.held_out, total_steps=log.total_steps, rank=log.rank, base=log.base, is_ours=False,
         best_kept=best_is_kept(curve, log.checkpoints) if log.checkpoints else None,
     )  # fmt: skip
@@ -162,29 +181,40 @@ def of_run(run: Run) -> Diagnosis:
         what = _("{run} has no logged step yet", run=run.id)
         fix = f"`{command_line(['runs', run.series, *runs_option(run.root)])}`"
         raise error("nothing-trained-yet", what, where=run.id, fix=fix)
-    training = training_of_run(run, plan, curves.curve_of(history))
-    about_run = run_findings.findings(run, plan, training)
+    curve = curves.curve_of(history)
+    helps = remedies_of_run(run, plan, curve)
+    training = training_of_run(run, plan, curve, helps)
+    about_run = run_findings.findings(run, plan, training, helps)
     is_well = all(one.level == "info" for one in about_run)
     findings = [*[one for one in curve_findings(training) if is_well or one.code != "healthy"], *about_run]
     if run.status == "stopped":
         what = _(
             "it was stopped at step {step} of {total}", step=training.curve.points[-1].step, total=plan.total_steps
         )
-        findings.append(Finding("unfinished", "warning", run.id, what, "", f"`{resume_command(run)}`"))
-    return diagnosed(training, OURS, findings, training.curve)
+        findings.append(Finding("unfinished", "warning", run.id, what, "", run_findings.typed(helps.resume)))
+    found = diagnosed(training, OURS, findings, training.curve)
+    return replace(found, verdict_line=words.verdict_line(summary.read_figures(run)))
 
 
-def training_of_run(run: Run, plan: PlanDocument, curve: Curve) -> Training:
+def remedies_of_run(run: Run, plan: PlanDocument, curve: Curve) -> RunRemedies:
+    """What helps a run of ours."""
+    if not curve.evaluations:
+        return RunRemedies(run, plan)
+    best = judgement.best_evaluation(curve.evaluations).step
+    earlier = next((one for one in epochs.kept_epochs(run) if one.step == best), None)
+    return RunRemedies(run, plan, best / plan.steps_per_epoch if best else None, earlier)
+
+
+def training_of_run(run: Run, plan: PlanDocument, curve: Curve, helps: RunRemedies) -> Training:
     """What is known of a run of ours."""
     best = judgement.best_evaluation(curve.evaluations).step if curve.evaluations else None
-    earlier = next((one for one in epochs.kept_epochs(run) if one.step == best), None)
     kept = [checkpoints.checkpoint_step(folder) for folder in checkpoints.list_checkpoints(run)]
-    kept += [earlier.step] if earlier else []
+    kept += [helps.earlier.step] if helps.earlier else []
     provenance = documents.read_provenance(run) if run.provenance.is_file() else None
     continued, device = (provenance.continuations, provenance.device) if provenance else ((), {})
     return Training(
         where=run.id, attempts=(curve,), steps_per_epoch=plan.steps_per_epoch, judged=summary.judge(run),
-        remedies=remedies.of_run(run, plan, best / plan.steps_per_epoch if best else None, earlier),
+        remedies=helps,
         held_out_samples=plan.val_samples, total_steps=plan.total_steps, samples=plan.train_samples,
         rank=plan.values.get("lora.r"), alpha=plan.values.get("lora.alpha"),
         base=plan.values.get("model.base"), device=device.get("kind", ""),
@@ -193,5 +223,4 @@ def training_of_run(run: Run, plan: PlanDocument, curve: Curve) -> Training:
         best_kept=best in kept if best and kept else None,
         check_batches=tuple((one.step, one.loss_when_saved, one.loss) for one in continued
                             if one.step is not None and one.loss_when_saved is not None and one.loss is not None),
-        series_restarts=run_findings.restarts_of_series(run, plan),
     )  # fmt: skip

@@ -1,15 +1,27 @@
-"""What to type or to change for each thing that can be wrong with a training: complete fasttune commands for runs of
-our own, the setting in the trainer's own spelling for those of others."""
+"""What to type for each thing that can be wrong with a run of ours: complete commands, and none that is refused. What
+to change in another trainer's training: log_remedies.py."""
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 
-from fasttune.analysis.trainer_logs import TrainerLog
-from fasttune.command import command_line, run_arguments, runs_option
-from fasttune.planning.parents import OF_THE_CONTINUATION, OVERFIT_EPOCHS, began_with, resume_command, typed_value
-from fasttune.runs import bands, documents, epochs, store
+from fasttune.command import OnExisting, command_line, run_arguments, runs_option
+from fasttune.data.dataset import Dataset, load_dataset
+from fasttune.planning.acceptance import is_accepted
+from fasttune.planning.augment import can_augment
+from fasttune.planning.parents import (
+    OF_THE_CONTINUATION,
+    OVERFIT_EPOCHS,
+    began_with,
+    resume_words,
+    typed_value,
+    unfinished,
+)
+from fasttune.recipe.schema import DataRecipe, Recipe
+from fasttune.runs import bands, documents, epochs, judgement, store
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.holding_out import share_to_hold_out
 from fasttune.runs.store import Run
@@ -19,61 +31,212 @@ SLOWER, FASTER = 0.25, 2.0  # factors of a learning rate that was too high, and 
 
 
 @dataclass(frozen=True)
-class Remedies:
-    """A command or a setting for each remedy, without backticks."""
+class RunRemedies:
+    """The commands for a run of our own; each one is planned before it is printed, so that none is refused when it is
+    typed. "" where nothing that can be typed helps.
 
-    continue_: str
-    more_epochs: str
-    fewer_epochs: str
-    higher_learning_rate: str
-    lower_learning_rate: str
-    clip_gradients: str
-    one_schedule: str
-    hold_out: str
-    look_at_mask: str
-    other_numbers: str
-    lower_rank: str
-    higher_rank: str
-    larger_base: str = ""
-    talk: str = ""
-    pick_best: str = ""
+    `best_epochs` is where its held-out loss was at its best, `earlier` the epoch kept there, if one is.
+    """
 
+    run: Run
+    plan: PlanDocument
+    best_epochs: float | None = None
+    earlier: epochs.KeptEpoch | None = None
+    datasets: dict[tuple[DataRecipe, int], Dataset] = field(default_factory=dict, repr=False, compare=False)
 
-def of_run(
-    run: Run, plan: PlanDocument, best_epochs: float | None, earlier: epochs.KeptEpoch | None = None
-) -> Remedies:
-    """The commands for a run of our own; `best_epochs` is where its held-out loss was at its best, `earlier` the epoch
-    kept there, if one is."""
-    train, lora = plan.values.get("train.learning_rate", 2e-4), plan.values.get("lora.r", 8)
-    suits = bands.suiting_learning_rate(
-        plan.epochs, plan.train_samples, plan.values.get("lora.alpha"), plan.values.get("model.base")
-    )
-    shorter = best_epochs or max(1.0, plan.epochs / 2)
-    samples = plan.train_samples + (0 if isinstance(plan.values.get("data.val"), str) else plan.val_samples)
-    return Remedies(
-        continue_=continuing(run, plan, "incremental", f"continue.add_epochs={MORE}"),
-        more_epochs=continuing(run, plan, "incremental", f"continue.add_epochs={MORE}"),
-        fewer_epochs=continuing(run, plan, "retune", f"train.epochs={shorter:.3g}"),
-        higher_learning_rate=continuing(run, plan, "retune", f"train.learning_rate={higher_rate(train, suits):.2g}"),
-        lower_learning_rate=continuing(run, plan, "retune", f"train.learning_rate={train * SLOWER:.2g}"),
-        clip_gradients=continuing(run, plan, "retune", "train.max_grad_norm=0.3"),
-        one_schedule=continuing(run, plan, "retune", f"train.epochs={plan.epochs:.3g}"),
-        hold_out=anew(run, plan, f"data.val={share_to_hold_out(samples)}"),
-        look_at_mask=look_at_mask(run),
-        other_numbers=anew(run, plan, "model.dtype=float32"),
-        lower_rank=continuing(run, plan, "retune", f"lora.r={max(4, lora // 2)}"),
-        higher_rank=continuing(run, plan, "retune", "lora.r=8"),
-        larger_base=anew(run, plan, "model.base=Qwen/Qwen2.5-1.5B-Instruct"),
-        talk=command_line(["chat", run.id, *runs_option(run.root)]),
-        pick_best=pick(run, earlier),
-    )
+    @cached_property
+    def more_epochs(self) -> str:
+        """Train on; where its last checkpoint can't be continued from, as after a change of its data, a longer training
+        from the base."""
+        if self.run.status != "finished":
+            return self.resume
+        longer = f"train.epochs={self.plan.epochs + MORE:.3g}"
+        return self.continued("incremental", f"continue.add_epochs={MORE}") or self.retuned(longer)
 
+    @property
+    def continue_(self) -> str:
+        """Train on, in place of beginning again."""
+        return self.more_epochs
 
-def pick(run: Run, epoch: epochs.KeptEpoch | None) -> str:
-    """`fasttune pick` of a kept epoch; "" where there is none, and for a run that is not finished."""
-    if epoch is None or run.status != "finished":
-        return ""
-    return epochs.pick_command(run, "--epoch", epochs.epoch_word(epoch.epoch))
+    @cached_property
+    def resume(self) -> str:
+        """Resume a stopped run; where that is refused, as after a change of its data, train it anew."""
+        return self.resumed or self.anew("")
+
+    @cached_property
+    def resumed(self) -> str:
+        """Resume the run; "" where that is refused, and where another run of its series is newer."""
+        words = resume_words(self.run)
+        is_open = unfinished(self.run.root, self.run.series) == self.run
+        return self.typed(words.overrides, **words.flags) if is_open else ""
+
+    @cached_property
+    def make_files(self) -> str:
+        """Make the files that are missing: by resuming a run that was killed before it was complete, which asks the
+        probe questions too, else by `fasttune export`."""
+        return self.resumed or export_command(self.run)
+
+    @cached_property
+    def fewer_epochs(self) -> str:
+        """Train anew up to where the held-out loss was at its best, or half as long."""
+        return self.retuned(f"train.epochs={self.best_epochs or max(1.0, self.plan.epochs / 2):.3g}")
+
+    @cached_property
+    def higher_learning_rate(self) -> str:
+        """Train anew with a learning rate that moves something."""
+        values = self.plan.values
+        suits = bands.suiting_learning_rate(
+            self.plan.epochs, self.plan.train_samples, values.get("lora.alpha"), values.get("model.base")
+        )
+        return self.retuned(f"train.learning_rate={higher_rate(self.learning_rate, suits):.2g}")
+
+    @cached_property
+    def lower_learning_rate(self) -> str:
+        """Train anew with a quarter of the learning rate."""
+        return self.retuned(f"train.learning_rate={self.learning_rate * SLOWER:.2g}")
+
+    @cached_property
+    def clip_gradients(self) -> str:
+        """Train anew with smaller gradients."""
+        return self.retuned("train.max_grad_norm=0.3")
+
+    @cached_property
+    def one_schedule(self) -> str:
+        """Train all epochs anew in one go."""
+        return self.retuned(f"train.epochs={self.plan.epochs:.3g}")
+
+    @cached_property
+    def hold_out(self) -> str:
+        """Train anew with enough held-out samples; "" where there are too few to hold so many out."""
+        held_out = 0 if isinstance(self.plan.values.get("data.val"), str) else self.plan.val_samples
+        samples = self.plan.train_samples + held_out
+        share = share_to_hold_out(samples)
+        return self.anew(f"data.val={share}") if share * samples >= judgement.ENOUGH_HELD_OUT else ""
+
+    @cached_property
+    def look_at_mask(self) -> str:
+        """`fasttune show` of the first sample, by the run's recipe."""
+        given = self.run.provenance.is_file()
+        files = documents.read_provenance(self.run).data.train if given else ("train.jsonl",)
+        return command_line(["show", f"{files[0]}:1", "--recipe", str(self.run.recipe)])
+
+    @cached_property
+    def other_numbers(self) -> str:
+        """Train anew in float32."""
+        return self.anew("model.dtype=float32")
+
+    @cached_property
+    def lower_rank(self) -> str:
+        """Train anew with half the rank."""
+        return self.retuned(f"lora.r={max(4, self.plan.values.get('lora.r', 8) // 2)}")
+
+    @cached_property
+    def higher_rank(self) -> str:
+        """Train anew with rank 8."""
+        return self.retuned("lora.r=8")
+
+    @cached_property
+    def larger_base(self) -> str:
+        """Train anew on a larger base."""
+        return self.anew("model.base=Qwen/Qwen2.5-1.5B-Instruct")
+
+    @cached_property
+    def talk(self) -> str:
+        """Talk to it; where no file of what it serves is there, make one first."""
+        return use_command(self.run)
+
+    @cached_property
+    def pick_best(self) -> str:
+        """`fasttune pick` of the epoch kept at the lowest held-out loss; "" where there is none, and for a run that is
+        not finished."""
+        if self.earlier is None or self.run.status != "finished":
+            return ""
+        return epochs.pick_command(self.run, "--epoch", epochs.epoch_word(self.earlier.epoch))
+
+    @cached_property
+    def check(self) -> str:
+        """`fasttune check` of the run's recipe: what is missing in its samples."""
+        given = [word for override in overrides(self.run, OF_THE_CONTINUATION) for word in ("--set", override)]
+        return command_line(["check", str(self.run.recipe), *given])
+
+    @cached_property
+    def augment(self) -> str:
+        """`fasttune augment`, which makes samples of the recipe's fact sheet; "" where it has none that samples can be
+        made of, and where they are among the training samples already."""
+        sheet = str(self.plan.values.get("facts.file") or "")
+        if not sheet or not can_augment(Path(sheet), self.plan.values.get("data.train") or ()):
+            return ""
+        named_by_recipe = "facts.file" not in began_with(self.run)
+        return command_line(["augment", str(self.run.recipe) if named_by_recipe else sheet])
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate that it was trained with."""
+        return float(self.plan.values.get("train.learning_rate", bands.RATE_IN_BAND))
+
+    # How they are made ----------------------------------------------------------------------------------------------
+
+    def retuned(self, override: str) -> str:
+        """The run's training from the base with one override, as a continuation of it; a run of its own where that is
+        refused, as for a run that was not finished."""
+        return self.continued("retune", override) or self.anew(override)
+
+    def continued(self, strategy: str, override: str) -> str:
+        """`fasttune run` of the run's recipe that continues from it with one override; "" where that is refused."""
+        if self.run.status != "finished":
+            return ""
+        key = override.partition("=")[0]
+        kept = overrides(self.run, (*OF_THE_CONTINUATION, key)) + self.by_epochs(key)
+        if store.current(self.run.root, self.run.series) != self.run:
+            kept.append(f"continue.parent={self.run.id}")
+        given = [*kept, override]
+        beside: OnExisting | None = "new" if self.newest_is_open else None  # it would be resumed by the same command
+        long = self.epochs_with(override) > OVERFIT_EPOCHS
+        return self.typed(given, strategy=strategy, on_existing=beside, allow_overfit=long)
+
+    def anew(self, override: str) -> str:
+        """`fasttune run` of the run's recipe from the base, with one override or with none where it is "", beside what
+        there is; "" where that is refused."""
+        replaced = [override.partition("=")[0]] * bool(override)
+        kept = overrides(self.run, ("strategy", "continue.", *replaced)) + self.by_epochs(*replaced)
+        strategy = ["strategy=fresh"] * (self.plan.strategy != "fresh")
+        given = [*kept, *strategy, *([override] if override else [])]
+        return self.typed(given, on_existing="new", allow_overfit=self.epochs_with(override) > OVERFIT_EPOCHS)
+
+    def epochs_with(self, override: str) -> float:
+        """The total epochs of a training with an override."""
+        key, _sign, value = override.partition("=")
+        if key == "train.epochs":
+            return float(value)
+        return self.plan.epochs + (MORE if key == "continue.add_epochs" else 0.0)
+
+    def by_epochs(self, key: str = "") -> list[str]:
+        """What makes an override of train.epochs count where the run's length was train.max_steps."""
+        return ["train.max_steps=0"] * bool(key == "train.epochs" and self.plan.values.get("train.max_steps"))
+
+    @property
+    def newest_is_open(self) -> bool:
+        """Whether the newest run of the series was stopped, or its files are not made yet."""
+        return unfinished(self.run.root, self.run.series) is not None
+
+    def typed(
+        self, given: Sequence[str], *, strategy: str | None = None, on_existing: OnExisting | None = None,
+        allow_overfit: bool = False,
+    ) -> str:  # fmt: skip
+        """The command line, or "" where `fasttune run` would refuse it."""
+        run = self.run
+        if not is_accepted(run.recipe, run.root, given, self.read, strategy=strategy, on_existing=on_existing,
+                           allow_overfit=allow_overfit):  # fmt: skip
+            return ""
+        return command_line(run_arguments(run.recipe, run.root, given, strategy=strategy, on_existing=on_existing,
+                                          allow_overfit=allow_overfit))  # fmt: skip
+
+    def read(self, recipe: Recipe) -> Dataset:
+        """The samples of a recipe; each data set is read once."""
+        key = (recipe.data, recipe.train.seed)
+        if key not in self.datasets:
+            self.datasets[key] = load_dataset(*key)
+        return self.datasets[key]
 
 
 def overrides(run: Run, replaced: tuple[str, ...]) -> list[str]:
@@ -82,101 +245,23 @@ def overrides(run: Run, replaced: tuple[str, ...]) -> list[str]:
     return [f"{key}={typed_value(value)}" for key, value in given.items() if not key.startswith(replaced)]
 
 
-def continuing(run: Run, plan: PlanDocument, strategy: str, override: str) -> str:
-    """`fasttune run` of the run's recipe that continues from it with one override, or with none where it is "".
-
-    A run that was not finished can't be continued from: it is resumed, or trained anew with the override.
-    """
-    if run.status != "finished":
-        return resume_command(run) if strategy != "retune" else anew(run, plan, override)
-    key = override.partition("=")[0]
-    kept = overrides(run, (*OF_THE_CONTINUATION, *([key] if key else [])))
-    if store.current(run.root, run.series) != run:
-        kept.append(f"continue.parent={run.id}")
-    long = strategy == "incremental" and plan.epochs + MORE > OVERFIT_EPOCHS
-    long = long or (strategy == "retune" and key != "train.epochs" and plan.epochs > OVERFIT_EPOCHS)
-    kept += [override] if override else []
-    return command_line(run_arguments(run.recipe, run.root, kept, strategy=strategy, allow_overfit=long))
-
-
-def anew(run: Run, plan: PlanDocument, override: str) -> str:
-    """`fasttune run` of the run's recipe from the base with one override."""
-    kept = overrides(run, ("strategy", "continue.", override.partition("=")[0]))
-    strategy = ["strategy=fresh"] * (plan.strategy != "fresh")
-    return command_line(
-        run_arguments(run.recipe, run.root, [*kept, *strategy, override], on_existing="new",
-                      allow_overfit=plan.epochs > OVERFIT_EPOCHS and "train.epochs" not in override)
-    )  # fmt: skip
-
-
-def augmenting(run: Run, plan: PlanDocument) -> str:
-    """`fasttune run` of the run's recipe that continues from it by `augment`, whose epochs suit the samples' number."""
-    return continuing(run, plan, "augment", "")
-
-
-def check_command(run: Run) -> str:
-    """`fasttune check` of the run's recipe."""
-    given = [word for override in overrides(run, OF_THE_CONTINUATION) for word in ("--set", override)]
-    return command_line(["check", str(run.recipe), *given])
-
-
 def export_command(run: Run) -> str:
     """`fasttune export` of the run."""
     return command_line(["export", run.id, *runs_option(run.root)])
 
 
-def look_at_mask(run: Run) -> str:
-    """`fasttune show` of the first sample, by the run's recipe."""
-    files = documents.read_provenance(run).data.train if run.provenance.is_file() else ("train.jsonl",)
-    return command_line(["show", f"{files[0]}:1", "--recipe", str(run.recipe)])
+def use_command(run: Run, name: str = "") -> str:
+    """What uses the adapter that a finished run serves: chat where a file of it is there, else the export that makes
+    one. `name` stands for the run where it is given, as that of a series does for its run in use."""
+    from fasttune.export.artifact import gguf_files, is_of_served_adapter
 
-
-# Other trainers -----------------------------------------------------------------------------------------------------
-
-
-def of_log(log: TrainerLog, peak: float | None, best_epochs: float | None) -> Remedies:
-    """The settings for another trainer's training, in its own spelling."""
-    epochs = log.epochs or log.attempts[-1].points[-1].epoch or 3.0
-    rate = peak or bands.RATE_IN_BAND
-    longer = typed(log, "num_train_epochs", f"{epochs + max(MORE, epochs / 2):.3g}")
-    resumed = typed(log, "resume_from_checkpoint", newest_checkpoint(log))
-    held_out = {"Hugging Face": "eval_dataset=…, eval_strategy='epoch'", "LLaMA-Factory": "val_size: 0.1",
-                "ms-swift": "--split_dataset_ratio 0.1"}  # fmt: skip
-    rank = {"Hugging Face": "r", "LLaMA-Factory": "lora_rank", "ms-swift": "lora_rank"}[log.trainer]
-    look = {"Hugging Face": "assistant_only_loss=True", "LLaMA-Factory": "train_on_prompt: false",
-            "ms-swift": "--loss_scale default"}  # fmt: skip
-    return Remedies(
-        continue_=resumed,
-        more_epochs=f"{longer} {resumed}" if log.checkpoints else longer,
-        fewer_epochs=typed(log, "num_train_epochs", f"{best_epochs or max(1.0, epochs / 2):.3g}"),
-        higher_learning_rate=typed(log, "learning_rate", f"{higher_rate(rate, bands.RATE_IN_BAND):.2g}"),
-        lower_learning_rate=typed(log, "learning_rate", f"{rate * SLOWER:.2g}"),
-        clip_gradients=typed(log, "max_grad_norm", "0.3"),
-        one_schedule=longer if log.epochs is None else typed(log, "num_train_epochs", f"{epochs:.3g}"),
-        hold_out=held_out[log.trainer],
-        look_at_mask=look[log.trainer],
-        other_numbers=typed(log, "bf16", {"Hugging Face": "True"}.get(log.trainer, "true")),
-        lower_rank=typed(log, rank, str(max(4, (log.rank or 16) // 2))),
-        higher_rank=typed(log, rank, "8"),
-    )
+    where = runs_option(run.root)
+    if any(is_of_served_adapter(run, path) for path in gguf_files(run)):
+        return command_line(["chat", name or run.id, *where])
+    types = [] if documents.read_plan(run).values.get("export.gguf") else ["--gguf", "q8_0"]
+    return command_line(["export", name or run.id, *types, *where])
 
 
 def higher_rate(rate: float, suits: float) -> float:
     """The learning rate to try after one that moved nothing: the one that suits, or a higher one where it had that."""
     return suits if rate < suits else rate * FASTER
-
-
-def typed(log: TrainerLog, key: str, value: str) -> str:
-    """A setting as the trainer takes it: a keyword argument, a line of YAML, or an option."""
-    if log.trainer == "LLaMA-Factory":
-        return f"{key}: {value}"
-    if log.trainer == "ms-swift":
-        return f"--{key} {shlex.quote(value)}"
-    quoted = value if value.replace(".", "").replace("e-", "").isdigit() or value in ("True", "False") else repr(value)
-    return f"{key}={quoted}"
-
-
-def newest_checkpoint(log: TrainerLog) -> str:
-    """The newest checkpoint in the folder of a log; a placeholder where it has none."""
-    number = max(log.checkpoints, default=None)
-    return str(log.folder / f"checkpoint-{number if number is not None else 'N'}")

@@ -8,22 +8,21 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 from fasttune.analysis import answer_faults
-from fasttune.analysis.remedies import augmenting, check_command, export_command
+from fasttune.analysis.curve_findings import wants_fewer_epochs, wants_more_epochs
+from fasttune.analysis.remedies import RunRemedies, export_command
 from fasttune.analysis.template_findings import modelfile, template_findings
 from fasttune.analysis.training_facts import Training
-from fasttune.command import command_line, run_arguments
 from fasttune.console import FasttuneError, Finding, _, ngettext
 from fasttune.data.dataset import Dataset, load_dataset
-from fasttune.planning.parents import OVERFIT_EPOCHS
 from fasttune.recipe.load import load_recipe
 from fasttune.runs import documents, epochs, judgement, store, summary
 from fasttune.runs.bands import BANDS
 from fasttune.runs.documents import ArtifactDocument, PlanDocument
 from fasttune.runs.outcomes import ExportFigures
-from fasttune.runs.seams import LEARNED, RELEARNED, Seam
+from fasttune.runs.run_files import RunFiles
+from fasttune.runs.seams import LEARNED, RELEARNED
 from fasttune.runs.store import Run
 
 FEW_SAMPLES = BANDS[1][0]  # 50: with fewer, the users' table asks for more samples first
@@ -35,18 +34,19 @@ NOT_TO_CONTINUE = (judgement.OVER_FITTING, judgement.DIVERGED, judgement.NOTHING
 MOST_SHOWN = 3  # answers that a finding quotes
 
 
-def findings(run: Run, plan: PlanDocument, training: Training) -> list[Finding]:
+def findings(run: Run, plan: PlanDocument, training: Training, helps: RunRemedies) -> list[Finding]:
     """Everything that the files of a run say; data that was changed or moved since is named and not guessed."""
     dataset, about_data = read_data(run, plan)
     found = [
         *about_data,
+        *began_again(run, plan),
         *template_findings(run, plan),
-        *prompts(run, plan, dataset),
-        *exports(run, plan, training),
-        *few_samples(run, plan, training),
+        *prompts(run, plan, dataset, helps),
+        *exports(run, helps),
+        *few_samples(run, plan, training, helps),
     ]
-    found += about_answers(run, dataset, training)
-    return [*found, *rank(run, training), *small_base(run, training, found)]
+    found += about_answers(run, dataset, training, helps)
+    return [*found, *rank(run, training), *small_base(run, training, found, helps)]
 
 
 def read_data(run: Run, plan: PlanDocument) -> tuple[Dataset | None, list[Finding]]:
@@ -57,7 +57,7 @@ def read_data(run: Run, plan: PlanDocument) -> tuple[Dataset | None, list[Findin
     except FasttuneError as problem:
         what = _("its data can't be read any more ({problem}): answers are not compared with it",
                  problem=problem.findings[0].what)  # fmt: skip
-        return None, [Finding("data-not-read", "info", run.id, what)]
+        return None, [Finding("data-not-read", "info", run.id, what, fix=problem.findings[0].fix)]
     if dataset.fingerprint != plan.data_fingerprint:
         what = _("its data was changed since it was trained")
         return dataset, [Finding("data-changed", "info", run.id, what)]
@@ -67,7 +67,12 @@ def read_data(run: Run, plan: PlanDocument) -> tuple[Dataset | None, list[Findin
 # Template and system prompt -----------------------------------------------------------------------------------------
 
 
-def prompts(run: Run, plan: PlanDocument, dataset: Dataset | None) -> list[Finding]:
+def typed(command: str) -> str:
+    """A command as a finding's fix; "" where there is none."""
+    return f"`{command}`" if command else ""
+
+
+def prompts(run: Run, plan: PlanDocument, dataset: Dataset | None, helps: RunRemedies) -> list[Finding]:
     """System prompts that differ between data, run and export."""
     served = plan.served_system
     found = [("exports/" + name, system, served) for name, system in exported_systems(run)]
@@ -81,40 +86,27 @@ def prompts(run: Run, plan: PlanDocument, dataset: Dataset | None) -> list[Findi
     what = _("the system prompt of {places} is not the one it was trained with", places=", ".join(mismatched))
     why = _("it answers in another role than it was taught; nothing else can be judged before this is mended")
     in_exports = any(name.startswith("exports/") for name in mismatched)
-    command = export_command(run) if in_exports else retrain_command(run)
-    return [Finding("system-prompt-mismatch", "error", run.id, what, why, f"`{command}`")]
+    command = export_command(run) if in_exports else helps.anew("")
+    return [Finding("system-prompt-mismatch", "error", run.id, what, why, typed(command))]
 
 
 def exported_systems(run: Run) -> list[tuple[str, str | None]]:
     """(file, system prompt) of each export and of the Modelfile."""
-    found: list[tuple[str, str | None]] = [(name, document.system) for name, document in artifacts(run)]
+    found: list[tuple[str, str | None]] = [(name, document.system) for name, document in RunFiles(run).artifacts]
     if text := modelfile(run):
         match = SYSTEM.search(text)
         found.append(("Modelfile", match[1] if match else None))
     return found
 
 
-def artifacts(run: Run) -> list[tuple[str, ArtifactDocument]]:
-    """The GGUF files of a run with their documents; one without a readable document is left out."""
-    found = []
-    for path in sorted(run.exports.glob("*.gguf")) if run.exports.is_dir() else []:
-        try:
-            found.append((path.name, documents.read(path.with_suffix(".json"), ArtifactDocument)))
-        except FasttuneError:
-            continue
-    return found
-
-
-def exports(run: Run, plan: PlanDocument, training: Training) -> list[Finding]:
+def exports(run: Run, helps: RunRemedies) -> list[Finding]:
     """Files that were refused or never made, were not measured, or are far from the trained model."""
-    requested = plan.values.get("export.gguf") or []
-    made, found = artifacts(run), []
-    missing = [one for one in requested if one not in [document.type for _name, document in made]]
-    if missing and run.status == "finished":
+    found = []
+    if missing := RunFiles(run).missing_exports:
         what = _("{types} was not exported, or refused", types=", ".join(missing))
         why = _("a file that does not answer as the trained model is refused; the command says why")
-        found.append(Finding("export-missing", "warning", run.id, what, why, f"`{export_command(run)}`"))
-    for name, document in made:
+        found.append(Finding("export-missing", "warning", run.id, what, why, typed(helps.make_files)))
+    for name, document in RunFiles(run).artifacts:
         found += far_off(run, name, document)
     return found
 
@@ -147,45 +139,45 @@ def keeps_little(where: str, figures: ExportFigures, run: Run) -> list[Finding]:
     return [Finding("export-far-off", "warning", where, what, _("its answers differ from those of the run"), fix)]
 
 
-def retrain_command(run: Run) -> str:
-    """`fasttune run` of the run's recipe from the base, with the data as it is now."""
-    return command_line(run_arguments(run.recipe, run.root, ["strategy=fresh"], on_existing="new"))
-
-
 # Data and answers ---------------------------------------------------------------------------------------------------
 
 
-def few_samples(run: Run, plan: PlanDocument, training: Training) -> list[Finding]:
-    """Too little data for a persona; a remark only where training went well.
-
-    Where it has not learned enough, `augment` trains on as long as suits so few samples; where it knows them by heart,
-    only more samples help, and `check` says what is missing in them.
-    """
+def few_samples(run: Run, plan: PlanDocument, training: Training, helps: RunRemedies) -> list[Finding]:
+    """Too little data for a persona; a remark only where training went well. More conversations mend it, which no
+    command writes; samples of the recipe's fact sheet `fasttune augment` does."""
     verdict = training.judged.verdict if training.judged else None
     is_bad = verdict not in (None, "excellent", "good", "fair")
     if plan.train_samples >= FEW_SAMPLES:
         return []
     what = ngettext("{n} training sample is too little", "{n} training samples are too few", plan.train_samples)
-    why = _("more epochs make such a set known by heart; a hundred or more varied conversations teach a persona")
-    means = training.means
-    by_bands = verdict == judgement.CANNOT_TELL and means is not None and judgement.is_under_trained(means)
-    can_train_on = verdict in (judgement.NOT_ENOUGH, judgement.NOTHING_LEARNED) or by_bands
-    remedy = augmenting(run, plan) if can_train_on and plan.epochs < OVERFIT_EPOCHS else check_command(run)
-    return [Finding("too-little-data", "warning" if is_bad else "info", run.id, what, why, f"`{remedy}`")]
+    why = (
+        _("a hundred or more varied conversations teach a persona")
+        if verdict == judgement.NOTHING_LEARNED or wants_more_epochs(training)
+        else _("more epochs make such a set known by heart; a hundred or more varied conversations teach a persona")
+    )
+    fix = (
+        _("write more conversations, or make samples of the recipe's fact sheet: `{command}`", command=helps.augment)
+        if helps.augment
+        else _("write more conversations; `{command}` says what is missing in them", command=helps.check)
+    )
+    return [Finding("too-little-data", "warning" if is_bad else "info", run.id, what, why, fix)]
 
 
-def about_answers(run: Run, dataset: Dataset | None, training: Training) -> list[Finding]:
-    """Probe answers of the trained model that parrot the data, babble, or fall out of character."""
+def about_answers(run: Run, dataset: Dataset | None, training: Training, helps: RunRemedies) -> list[Finding]:
+    """Probe answers of the trained model that parrot the data, babble, or fall out of character. None of them advises
+    more epochs where the curves ask for fewer, nor the other way round."""
     given = [(one.question, one.trained) for one in epochs.served_probes(run) if one.trained]
     if not given:
         return []
     samples = dataset.train if dataset else ()
     known = [(sample.id, m.content) for sample in samples for m in sample.messages if m.role == "assistant"]
     asked = {answer_faults.plain(m.content) for sample in samples for m in sample.messages if m.role == "user"}
-    fewer, more = training.remedies.fewer_epochs, training.remedies.more_epochs
+    by_curves = helps.fewer_epochs if wants_fewer_epochs(training) else helps.more_epochs
+    fewer = helps.check if wants_more_epochs(training) else helps.fewer_epochs
+    more = helps.check if is_well(training) else by_curves
     return [
         *parrots(run, [one for one in given if answer_faults.plain(one[0]) not in asked], known, fewer),
-        *babble(run, given, training),
+        *babble(run, given, training, helps),
         *fallen_out(run, given, [text for _name, text in known], more),
     ]
 
@@ -202,11 +194,14 @@ def parrots(run: Run, given: Sequence[tuple[str, str]], known: Sequence[tuple[st
                     all=len(given),
                     shown=shown)  # fmt: skip
     why = _("the question is another one: it recites instead of answering")
-    return [Finding("parrots-training-data", "warning", run.id, what, why, f"`{remedy}`")]
+    return [Finding("parrots-training-data", "warning", run.id, what, why, typed(remedy))]
 
 
-def babble(run: Run, given: Sequence[tuple[str, str]], training: Training) -> list[Finding]:
-    """Answers that repeat themselves: fewer epochs help where the held-out loss had risen, else a larger base."""
+def babble(
+    run: Run, given: Sequence[tuple[str, str]], training: Training, helps: RunRemedies
+) -> list[Finding]:  # fmt: skip
+    """Answers that repeat themselves: more epochs help where it is not learned yet, a larger base where the held-out
+    loss is at its best, else fewer epochs."""
     shares = [(question, answer_faults.repeated_share(answer)) for question, answer in given]
     found = [(question, share) for question, share in shares if share > answer_faults.REPEATED]
     if not found:
@@ -215,11 +210,12 @@ def babble(run: Run, given: Sequence[tuple[str, str]], training: Training) -> li
     what = ngettext("{n} of {all} probe answers repeats itself (share of repeated 4-grams): {shown}",
                     "{n} of {all} probe answers repeat themselves (share of repeated 4-grams): {shown}", len(found),
                     all=len(given), shown=shown)  # fmt: skip
-    why, remedy = _("usual after too many epochs"), training.remedies.fewer_epochs
-    if is_best_at_the_end(training):
-        why = _("the held-out loss is good; a small base loops in greedy answers")
-        remedy = training.remedies.larger_base
-    return [Finding("babble", "warning", run.id, what, why, f"`{remedy}`")]
+    why, remedy = _("usual after too many epochs"), helps.fewer_epochs
+    if wants_more_epochs(training):
+        why, remedy = _("usual where little was learned yet"), helps.more_epochs
+    elif is_best_at_the_end(training):
+        why, remedy = _("the held-out loss is good; a small base loops in greedy answers"), helps.larger_base
+    return [Finding("babble", "warning", run.id, what, why, typed(remedy))]
 
 
 def is_best_at_the_end(training: Training) -> bool:
@@ -246,7 +242,7 @@ def fallen_out(
                     "{n} of {all} probe answers fall out of character: {shown}", len(found), all=len(given),
                     shown=shown)  # fmt: skip
     why = _("it names the base or says that it is a model, which its samples never do")
-    return [Finding("out-of-character", "warning", run.id, what, why, f"`{remedy}`")]
+    return [Finding("out-of-character", "warning", run.id, what, why, typed(remedy))]
 
 
 # Rank, base, series -------------------------------------------------------------------------------------------------
@@ -260,42 +256,43 @@ def rank(run: Run, training: Training) -> list[Finding]:
     if r >= LARGE_RANK and judged.verdict == judgement.OVER_FITTING and training.samples < BANDS[2][0]:
         what = _("LoRA rank {rank} is large for {samples} samples, and it over-fits", rank=r, samples=training.samples)
         return [Finding("rank-too-high", "info", run.id, what, _("try fewer epochs first, then half the rank"),
-                        f"`{training.remedies.lower_rank}`")]  # fmt: skip
+                        typed(training.remedies.lower_rank))]  # fmt: skip
     if r < SMALL_RANK and judged.verdict in (judgement.NOT_ENOUGH, judgement.NOTHING_LEARNED):
         what = _("LoRA rank {rank} is small, and it has not learned enough", rank=r)
         return [Finding("rank-too-low", "info", run.id, what, _("try more epochs first, then rank 8"),
-                        f"`{training.remedies.higher_rank}`")]  # fmt: skip
+                        typed(training.remedies.higher_rank))]  # fmt: skip
     return []
 
 
-def small_base(run: Run, training: Training, found: Sequence[Finding]) -> list[Finding]:
+def small_base(
+    run: Run, training: Training, found: Sequence[Finding], helps: RunRemedies
+) -> list[Finding]:  # fmt: skip
     """A small base, where training is well and the answers are not."""
     size = SMALL_BASE.search(training.base or "")
     is_small = size is not None and float(size[1]) < 1
     if not is_small or not is_well(training) or not any(one.code in ("babble", "out-of-character") for one in found):
         return []
     what = _("{base} is small: training went well, and its answers are not", base=training.base)
-    return [Finding("base-too-small", "info", run.id, what, "", f"`{training.remedies.larger_base}`")]
+    return [Finding("base-too-small", "info", run.id, what, "", typed(helps.larger_base))]
 
 
-def restarts_of_series(run: Run, plan: PlanDocument) -> tuple[Seam, ...]:
-    """Where a series was trained from the base again with the same samples and settings, instead of being continued:
-    a seam for each such run up to this one. What over-fitted or diverged was not worth continuing."""
-    trainings = [run_ for run_ in store.list_runs(run.root, run.series) if is_same_training(run_, run, plan)]
-    found = []
-    for earlier, later in pairwise(trainings):
-        before, after = summary.read_figures(earlier), summary.read_figures(later)
-        if (
-            before.verdict in NOT_TO_CONTINUE
-            or before.epoch_loss is None
-            or before.first_loss is None
-            or after.first_loss is None
-        ):
-            continue
-        learned = before.first_loss - before.epoch_loss
-        if learned > LEARNED * before.first_loss and after.first_loss > before.epoch_loss + RELEARNED * learned:
-            found.append(Seam(before.steps, 1, before.epoch_loss, after.first_loss))
-    return tuple(found)
+def began_again(run: Run, plan: PlanDocument) -> list[Finding]:
+    """A remark where a run of the same samples and settings was there, and this one began from the base again: as it
+    was told to, since nothing else makes a second run of a fresh recipe. What over-fitted or diverged was not worth
+    continuing."""
+    others = [one for one in store.list_runs(run.root, run.series) if one != run and is_same_training(one, run, plan)]
+    if not others:
+        return []
+    before, first_loss = summary.read_figures(others[-1]), summary.read_figures(run).first_loss
+    if before.verdict in NOT_TO_CONTINUE or None in (before.epoch_loss, before.first_loss, first_loss):
+        return []
+    assert before.epoch_loss is not None and before.first_loss is not None and first_loss is not None
+    learned = before.first_loss - before.epoch_loss
+    if learned <= LEARNED * before.first_loss or first_loss <= before.epoch_loss + RELEARNED * learned:
+        return []
+    what = _("it began from the base again, as a new run does; {run} had ended at loss {loss:.3f}",
+             run=others[-1].id, loss=before.epoch_loss)  # fmt: skip
+    return [Finding("begins-again", "info", run.id, what, _("what that run had learned is not in this one"))]
 
 
 def is_same_training(other: Run, run: Run, plan: PlanDocument) -> bool:

@@ -20,6 +20,7 @@ from fasttune.console import FasttuneError, Finding
 from fasttune.runs import documents, epochs, history, store, summary
 from fasttune.runs.documents import ArtifactDocument, PlanDocument, Probe, Provenance
 from fasttune.runs.outcomes import FactScores
+from fasttune.runs.run_files import RunFiles
 from fasttune.runs.store import Run
 from fasttune.runs.summary import Figures
 
@@ -207,7 +208,7 @@ def seams(run: Run) -> tuple[SeamRow, ...]:
 def exports(run: Run) -> tuple[tuple[str, int, ArtifactDocument | None], ...]:
     """(file name, bytes, document) of each GGUF file; the document is None where it is lost."""
     found: list[tuple[str, int, ArtifactDocument | None]] = []
-    for file in summary.exported(run):
+    for file in summary.exported(RunFiles(run)):
         path = (run.exports / file["file"]).with_suffix(".json")
         found.append((file["file"], file["bytes"], documents.read(path, ArtifactDocument) if path.is_file() else None))
     return tuple(found)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fasttune.analysis.remedies import Remedies
+from fasttune.analysis.log_remedies import LogRemedies
+from fasttune.analysis.remedies import RunRemedies
 from fasttune.runs import bands, seams
 from fasttune.runs.curves import Curve
 from fasttune.runs.history import EpochMeans, last_epoch
@@ -29,7 +30,7 @@ class Training:
     attempts: tuple[Curve, ...]
     steps_per_epoch: int
     judged: Judgement | None
-    remedies: Remedies
+    remedies: RunRemedies | LogRemedies
     held_out_samples: int | None = None
     total_steps: int | None = None
     samples: int | None = None
@@ -42,7 +43,6 @@ class Training:
     keeps_best: bool = False
     best_kept: bool | None = None
     check_batches: tuple[tuple[int, float, float], ...] = ()
-    series_restarts: tuple[Seam, ...] = field(default=())
 
     @cached_property
     def rows(self) -> int:
@@ -57,7 +57,7 @@ class Training:
     @cached_property
     def restarts(self) -> tuple[Seam, ...]:
         """Where the training began again from an untrained model, oldest first."""
-        found = [*self.series_restarts]
+        found: list[Seam] = []
         first_loss = self.attempts[0].points[0].loss
         for index, curve in enumerate(self.attempts):
             before = self.attempts[index - 1] if index else None

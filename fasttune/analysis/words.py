@@ -8,6 +8,7 @@ from typing import Any
 from fasttune.console import _, ngettext
 from fasttune.recipe.values import as_toml
 from fasttune.runs import judgement
+from fasttune.runs.epochs import epoch_word
 from fasttune.runs.judgement import CANNOT_TELL, DIVERGED, FEW_HELD_OUT, NOT_ENOUGH, NOTHING_LEARNED, OVER_FITTING
 from fasttune.runs.outcomes import FactState, GeneralLoss
 from fasttune.runs.summary import Change, Figures
@@ -32,7 +33,11 @@ def verdict_line(one: Figures) -> str:
     """`verdict: good; the held-out loss is at its best at the end`; "" where there is none."""
     if not one.verdict or not one.verdict_reason:
         return ""
-    return _("verdict: {verdict}; {reason}", verdict=verdict_word(one.verdict), reason=reason(one))
+    verdict, why = verdict_word(one.verdict), reason(one)
+    if one.picked_epoch is not None:
+        return _("verdict on epoch {epoch}, which is picked: {verdict}; {reason}", epoch=epoch_word(one.picked_epoch),
+                 verdict=verdict, reason=why)  # fmt: skip
+    return _("verdict: {verdict}; {reason}", verdict=verdict, reason=why)
 
 
 def reason(one: Figures) -> str:
@@ -43,8 +48,8 @@ def reason(one: Figures) -> str:
             "the training loss rose far above its best and stayed there: lower train.learning_rate"),
         "loss-hardly-moved": lambda: _("the training loss hardly moved: raise train.learning_rate"),
         "no-held-out": lambda: _(
-            "nothing is held out, and the training loss alone (by itself: {band}) does not show over-fitting; hold "
-            "out {enough} or more (`data.val`)", band=band, enough=judgement.ENOUGH_HELD_OUT),
+            "nothing is held out, and the training loss alone (by itself: {band}) does not show over-fitting",
+            band=band),
         "one-held-out-sample": lambda: _(
             "one held-out sample tells nothing; hold out {enough} or more", enough=judgement.ENOUGH_HELD_OUT),
         "few-held-out": lambda: _(
@@ -57,7 +62,9 @@ def reason(one: Figures) -> str:
             "the held-out loss is past its best: fewer epochs, a lower learning rate or more samples help"),
         "above-best": lambda: _("the held-out loss is a little above its best: more epochs would not help"),
         "still-falling": lambda: _("the held-out loss still falls fast: more epochs help"),
-        "at-best": lambda: _("the held-out loss is at its best at the end"),
+        "at-best": lambda: _("the held-out loss is at its best at the end")
+        if one.picked_epoch is None
+        else _("its held-out loss is the lowest"),
     }  # fmt: skip
     return reasons[one.verdict_reason or "not-evaluated"]()
 
@@ -65,6 +72,8 @@ def reason(one: Figures) -> str:
 def best_line(one: Figures) -> str:
     """`held-out loss 4.545, best 4.545 at step 62 of 62`; "" where nothing tells it."""
     if one.eval_loss is None or one.best_step is None or one.held_out_samples < judgement.FEW_HELD_OUT:
+        return ""
+    if one.picked_epoch is not None:  # both adapters' losses are told where the epoch is named
         return ""
     return _("held-out loss {loss:.3f}, best {best:.3f} at step {step} of {total}",
              loss=one.eval_loss, best=one.best_eval_loss, step=one.best_step, total=one.steps)  # fmt: skip

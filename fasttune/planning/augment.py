@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fasttune import files
 from fasttune.command import command_line
-from fasttune.console import Finding, UsageError, _, ngettext, usage_error
+from fasttune.console import FasttuneError, Finding, UsageError, _, ngettext, usage_error
 from fasttune.data import fact_samples
 from fasttune.data.dataset import Dataset, load_dataset
 from fasttune.data.fact_samples import SEED, FactSample, Kept
@@ -137,6 +138,18 @@ def sheet_of(recipe: Recipe) -> Path:
         return Path(recipe.facts.file)
     fix = _('write [facts] and below it file = "data/mine/facts.toml" in the recipe, or name the sheet itself')
     raise usage_error("no-facts", _("this recipe names no fact sheet"), where=str(recipe.path), fix=fix)
+
+
+def can_augment(sheet: Path, train: Collection[str]) -> bool:
+    """Whether samples can be made of a sheet into FILE beside it, and that file is not trained on already."""
+    out = sheet.parent / FILE
+    if os.path.realpath(out) in map(os.path.realpath, train):
+        return False
+    try:
+        require_own(out)
+        return any(fact.ask and fact.say for fact in read_fact_sheet(sheet).facts)
+    except FasttuneError:
+        return False
 
 
 def require_own(out: Path) -> None:

@@ -8,8 +8,9 @@ parent.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from fasttune.command import OnExisting, command_line, run_arguments
 from fasttune.console import Finding, UsageError, _, usage_error
@@ -214,17 +215,40 @@ def how_to_finish(run: Run) -> str:
     return _("it holds nothing yet; `--overwrite {run}` trains another one in its place", run=run.id)
 
 
-def resume_command(run: Run) -> str:
-    """The command that resumes a stopped run, from the copy of its recipe."""
+@dataclass(frozen=True)
+class ResumeWords:
+    """What resumes a run beside its recipe: the overrides that it began with, and the other flags of `fasttune run`."""
+
+    overrides: tuple[str, ...]
+    strategy: str | None
+    allow_overfit: bool
+
+    @property
+    def flags(self) -> ResumeFlags:
+        """The flags by name, as `command.run_arguments` takes them."""
+        return {"strategy": self.strategy, "on_existing": "resume", "allow_overfit": self.allow_overfit}
+
+
+class ResumeFlags(TypedDict):
+    """The flags of a `fasttune run` that resumes."""
+
+    strategy: str | None
+    on_existing: OnExisting | None
+    allow_overfit: bool
+
+
+def resume_words(run: Run) -> ResumeWords:
+    """What is typed to resume a run, from the copy of its recipe."""
     overrides = dict(began_with(run))
     strategy = overrides.pop("strategy") if overrides.get("strategy", "fresh") != "fresh" else None
-    plan = documents.read_plan(run)
-    return command_line(
-        run_arguments(
-            run.recipe, run.root, [f"{key}={typed_value(value)}" for key, value in overrides.items()],
-            strategy=strategy, on_existing="resume", allow_overfit=plan.epochs > OVERFIT_EPOCHS,
-        )
-    )  # fmt: skip
+    given = tuple(f"{key}={typed_value(value)}" for key, value in overrides.items())
+    return ResumeWords(given, strategy, documents.read_plan(run).epochs > OVERFIT_EPOCHS)
+
+
+def resume_command(run: Run) -> str:
+    """The command that resumes a stopped run, from the copy of its recipe."""
+    words = resume_words(run)
+    return command_line(run_arguments(run.recipe, run.root, words.overrides, **words.flags))
 
 
 def is_running(run: Run) -> UsageError:

@@ -9,8 +9,18 @@ from typing import Any
 from fasttune.command import OnExisting, command_line, runs_option
 from fasttune.console import FasttuneError, Finding, UsageError, _, ngettext, usage_error
 from fasttune.planning.differing import SAMPLES, differences, samples_in_words
-from fasttune.planning.parents import MORE_EPOCHS, is_running, resume_command, run_command, unfinished
-from fasttune.planning.strategy import Plan
+from fasttune.planning.parents import (
+    MORE_EPOCHS,
+    OF_THE_CONTINUATION,
+    given,
+    inherit,
+    is_running,
+    resume_command,
+    run_command,
+    unfinished,
+)
+from fasttune.planning.strategy import Plan, decide
+from fasttune.recipe.load import load_recipe
 from fasttune.runs import documents, store
 from fasttune.runs.store import Run
 
@@ -95,13 +105,33 @@ def series_exists(root: Path, plan: Plan, earlier: Sequence[Run]) -> UsageError:
         "series-exists",
         ngettext("{name} has {n} run; the newest is {run}", "{name} has {n} runs; the newest is {run}", len(earlier),
                  name=series, run=newest.id),
-        where=str(root),
-        fix=_("`{new}` trains another one and keeps the old; `{more}` continues from it (or `retune`, `augment`, "
-              "`custom`); `{chat}` talks to it",
-              new=run_command(plan.recipe, root, on_existing="new"),
-              more=run_command(plan.recipe, root, MORE_EPOCHS, strategy="incremental"),
-              chat=command_line(["chat", series, *runs_option(root)])),
+        where=str(root), fix=choices(root, plan),
     )  # fmt: skip
+
+
+def choices(root: Path, plan: Plan) -> str:
+    """What can be done beside the runs of a series, by commands that are not refused."""
+    used, new = store.current(root, plan.recipe.name), run_command(plan.recipe, root, on_existing="new")
+    if used is None or used.status != "finished":
+        return _("`{new}` trains another one and keeps the old", new=new)
+    diagnose = command_line(["diagnose", plan.recipe.name, *runs_option(root)])
+    if more := continuing(root, plan):
+        return _("`{new}` trains another one and keeps the old; `{more}` continues from it (or `retune`, `augment`, "
+                 "`custom`); `{diagnose}` says what to type next", new=new, more=more, diagnose=diagnose)  # fmt: skip
+    return _("`{new}` trains another one and keeps the old; `{diagnose}` says what to type next", new=new,
+             diagnose=diagnose)  # fmt: skip
+
+
+def continuing(root: Path, plan: Plan) -> str:
+    """The command that trains the run in use on by a plan's recipe; "" where that would be refused, as with other
+    data."""
+    kept = [one for one in given(plan.recipe) if not one.startswith(OF_THE_CONTINUATION)]
+    try:
+        recipe = load_recipe(plan.recipe.path, [*kept, MORE_EPOCHS, "strategy=incremental"])
+        decide(inherit(recipe, root, "new"), plan.dataset, root, on_existing="new")
+    except FasttuneError:
+        return ""
+    return run_command(plan.recipe, root, MORE_EPOCHS, strategy="incremental")
 
 
 def resume_differs(run: Run, plan: Plan, key: str, old: Any, new: Any) -> Finding:

@@ -11,7 +11,7 @@ from typing import Any
 from fasttune.console import FasttuneError
 from fasttune.runs import documents, epochs, judgement, store
 from fasttune.runs.curves import Evaluation
-from fasttune.runs.documents import PlanDocument
+from fasttune.runs.documents import ArtifactDocument, PlanDocument
 from fasttune.runs.epochs import KeptEpoch
 from fasttune.runs.history import read_history
 from fasttune.runs.judgement import Judgement
@@ -88,6 +88,25 @@ class RunFiles:
         """Every held-out loss of the full history, oldest first."""
         return judgement.evaluations(self.history)
 
+    @cached_property
+    def missing_exports(self) -> tuple[str, ...]:
+        """The types that the plan of a finished run asks for and no GGUF file of it has, as after a kill while they
+        were made, or because a file was refused. `auto` is missing where there is none at all."""
+        requested = self.plan.values.get("export.gguf") or () if self.plan else ()
+        if self.run.status != "finished" or not requested:
+            return ()
+        made = {document.type for _name, document in self.artifacts}
+        return tuple(one for one in requested if one not in made and not (one == "auto" and made))
+
+    @cached_property
+    def artifacts(self) -> tuple[tuple[str, ArtifactDocument], ...]:
+        """The GGUF files of the run with their documents; one without a readable document is left out."""
+        found = []
+        for path in sorted(self.run.exports.glob("*.gguf")) if self.run.exports.is_dir() else []:
+            with contextlib.suppress(FasttuneError):
+                found.append((path.name, documents.read(path.with_suffix(".json"), ArtifactDocument)))
+        return tuple(found)
+
     # What follows ---------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -108,6 +127,13 @@ class RunFiles:
         if not losses:
             return None
         return min(losses) if self.keeps_best else losses[-1]
+
+    @cached_property
+    def own_eval_loss(self) -> float | None:
+        """The held-out loss of the run's own adapter, which the training ended with, whatever is picked."""
+        losses = [one.loss for one in self.evaluations]
+        early = bool(self.plan and self.plan.values.get("train.early_stopping_patience"))
+        return None if not losses else min(losses) if early else losses[-1]
 
     @cached_property
     def judged(self) -> Judgement | None:

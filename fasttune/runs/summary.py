@@ -15,7 +15,7 @@ from typing import Any
 
 from fasttune import files
 from fasttune.console import FasttuneError, Finding, _
-from fasttune.runs import documents, judgement, store
+from fasttune.runs import documents, epochs, judgement, store
 from fasttune.runs.documents import PlanDocument
 from fasttune.runs.history import EpochMeans, last_epoch, read_history
 from fasttune.runs.judgement import Judgement
@@ -42,7 +42,9 @@ class Figures:
     `parent` is None for a run from the base, and where the parent was deleted. `loss` is the last step's; `epoch_loss`
     and `mean_token_accuracy` are means over the last epoch, as `fasttune run` prints them; `eval_loss` is the held-out
     loss of the adapter, `best_eval_loss` the lowest one, parents included, and `best_step` the step it was reached at.
-    `picked_epoch` is the epoch whose adapter `fasttune pick` has put in place of the run's own, None for that one.
+    `picked_epoch` is the epoch whose adapter `fasttune pick` has put in place of the run's own, None for that one;
+    `eval_loss` and the verdict are then that adapter's, all other losses, `own_eval_loss` too, those of the run's own.
+    `missing_exports` are the types that its plan asks for and no file has.
     Losses are in nats a supervised token. They and the verdict with its reason (judgement.Judgement) are None where no
     step was logged. `loss_band` is what users take from the training loss alone.
     """
@@ -70,6 +72,8 @@ class Figures:
     exports: tuple[Mapping[str, Any], ...]
     date: str
     folder: str
+    own_eval_loss: float | None = None
+    missing_exports: tuple[str, ...] = ()
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
@@ -136,9 +140,11 @@ def figures_of(run: Run, current: bool) -> Figures:
         best_step=judgement.best_evaluation(evaluated).step if evaluated else None,
         picked_epoch=picked.epoch if picked else None,
         held_out_samples=plan.val_samples if plan else 0,
-        exports=exported(run),
+        exports=exported(found),
         date=began(found),
         folder=str(run.folder),
+        own_eval_loss=found.own_eval_loss,
+        missing_exports=found.missing_exports,
     )
 
 
@@ -208,7 +214,12 @@ def keeps_best(run: Run) -> bool:
     return RunFiles(run).keeps_best
 
 
-def exported(run: Run) -> tuple[Mapping[str, Any], ...]:
-    """The GGUF files of a run with their sizes in bytes."""
+def exported(found: RunFiles) -> tuple[Mapping[str, Any], ...]:
+    """The GGUF files of a run with their sizes in bytes; where an epoch is picked, also whether they are made of it."""
+    run, picked = found.run, found.picked
     files = sorted(path for path in run.exports.glob("*.gguf") if path.is_file()) if run.exports.is_dir() else []
-    return tuple({"file": path.name, "bytes": path.stat().st_size} for path in files)
+    listed: list[dict[str, Any]] = [{"file": path.name, "bytes": path.stat().st_size} for path in files]
+    if picked is None:
+        return tuple(listed)
+    served, made_of = epochs.weights_digest(picked.folder), {name: one.adapter for name, one in found.artifacts}
+    return tuple(one | {"of_picked": made_of.get(one["file"]) == served} for one in listed)

@@ -3,6 +3,7 @@ and the users' checklist where it is asked for."""
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def document(found: Diagnosis) -> dict[str, Any]:
         "trainer": found.trainer,
         "verdict": found.verdict,
         "evidence": [asdict(fact) for fact in found.evidence],
+        "verdict_line": found.verdict_line,
+        "because": found.because.code if found.because else "",
         "command": found.command,
         "checklist": [asdict(item) for item in found.checklist],
     }
@@ -53,6 +56,7 @@ def lines(found: Diagnosis, width: int, encoding: str) -> list[tuple[str, str]]:
     style = STYLES[first[0].level] if first else ""
     shown = [(f"{found.where}{_(COLON)}{found.verdict}", "green" if is_healthy(first) else style)]
     shown += [(f"  {first[0].why}", "")] if first and first[0].why else []
+    shown += [(f"  {found.verdict_line}", "")] if found.verdict_line else []
     if can_show(BLOCKS, encoding):
         shown += [("", ""), *((f"  {line}", "") for line in curves(history_of(found.curve), width - 2))]
     names = [label(fact) for fact in found.evidence]
@@ -88,10 +92,17 @@ def next_lines(found: Diagnosis) -> list[tuple[str, str]]:
     heading = _("type this next:") if is_ours else _("change this setting of {trainer} next:", trainer=found.trainer)
     if is_healthy(found.findings):
         heading = _("nothing to mend: talk to it, that is what counts")
+        if not is_for_talk(found.command):
+            heading = _("nothing to mend; what is served has no file yet, so make it, then talk to it")
     elif not found.command:
         return []
     command = [(f"  {found.command}", "green")] if found.command else []
     return [("", ""), (heading, "green" if is_healthy(found.findings) else "bold"), *command]
+
+
+def is_for_talk(command: str) -> bool:
+    """Whether the command that uses a run talks to it: else it makes the file first."""
+    return "export" not in shlex.split(command)
 
 
 def checklist_lines(items: tuple[Item, ...]) -> list[str]:

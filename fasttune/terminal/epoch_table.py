@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from fasttune.command import command_line, runs_option
+from fasttune.analysis.remedies import use_command
 from fasttune.console import COLON, COMMA, _, error, ngettext, print_json, say, stdout_console, visible
 from fasttune.planning.parents import how_to_finish
-from fasttune.runs import documents, epochs, judgement
+from fasttune.runs import epochs, judgement, summary
 from fasttune.runs.epochs import KeptEpoch, epoch_word
 from fasttune.runs.store import Run
 
@@ -42,13 +43,10 @@ def back(run: Run, epoch: float | None) -> str:
 
 def next_line(run: Run) -> str:
     """The command that uses what is served now: chat where a file of it is there, else export."""
-    from fasttune.export.artifact import gguf_files, is_of_served_adapter
-
-    where = runs_option(run.root)
-    if any(is_of_served_adapter(run, path) for path in gguf_files(run)):
-        return _("talk to it: `{command}`", command=command_line(["chat", run.id, *where]))
-    types = [] if documents.read_plan(run).values.get("export.gguf") else ["--gguf", "q8_0"]
-    return _("write its GGUF file: `{command}`", command=command_line(["export", run.id, *types, *where]))
+    command = use_command(run)
+    if "chat" in shlex.split(command):
+        return _("talk to it: `{command}`", command=command)
+    return _("write its GGUF file: `{command}`", command=command)
 
 
 def show(run: Run, *, as_json: bool) -> None:
@@ -115,9 +113,9 @@ def kept_line(run: Run) -> str:
 
 def better_epoch(run: Run) -> KeptEpoch | None:
     """The kept epoch of the lowest held-out loss where it is earlier than the run's own adapter and none is picked;
-    else None. The loss of a single sample tells nothing."""
-    best = epochs.best_epoch(epochs.kept_epochs(run))
-    if best is None or documents.read_plan(run).val_samples < judgement.FEW_HELD_OUT:
+    else None. By the verdict: where the held-out loss has not risen by more than chance, none is better."""
+    best, judged = epochs.best_epoch(epochs.kept_epochs(run)), summary.judge(run)
+    if best is None or judged is None or judged.verdict != judgement.OVER_FITTING:
         return None
     if epochs.picked_epoch(run) or best.step >= epochs.own_step(run):
         return None

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fasttune.analysis import words
+from fasttune.analysis import advisor, words
 from fasttune.command import OnExisting
 from fasttune.console import FasttuneError, Finding, UsageError, _, can_ask, ngettext, say, show_findings
 from fasttune.pipeline import Planner, RunRequest
-from fasttune.planning import advice, parents
+from fasttune.planning import parents
 from fasttune.planning.differing import samples_in_words
 from fasttune.planning.parents import began_with, typed_value, unfinished
 from fasttune.planning.resume import run_to_resume
@@ -74,6 +74,7 @@ def ask_about_existing(request: RunRequest, planner: Planner) -> RunRequest:
     show_findings(findings)
     for one in figures[-SHOWN_RUNS:]:
         say(f"  {'→' if one.current else ' '} {runs_tree.state_line(one)}")
+    show_advice(series.parent or series.newest)
     while True:
         try:
             chosen = pick(series, planner)
@@ -86,6 +87,14 @@ def ask_about_existing(request: RunRequest, planner: Planner) -> RunRequest:
         if settled:
             say(_("the same without questions: `{command}`", command=settled.command))
             return settled
+
+
+def show_advice(run: Run) -> None:
+    """Say the verdict on a run, and what to type next where something is to be mended."""
+    advice = advisor.of_run(run)
+    if advice is not None:
+        for text in (*([advice.verdict] if advice.verdict else []), *advisor.next_lines(advice)):
+            say(text)
 
 
 def read_series(request: RunRequest, planner: Planner) -> Series | None:
@@ -247,12 +256,13 @@ def continuing(series: Series, planner: Planner) -> RunRequest | None:
     assert series.parent is not None  # else `continue` is not offered
     parent = questions.read_parent(series.parent)
     say(_("continuing {state}", state=runs_tree.state_line(parent.figures)))
-    fit = advice.fitting_strategies(series.parent)
-    say(fit.why)
+    advice = advisor.of_run(series.parent)
+    # Where another command helps, such as `fasttune pick`, and where all is well, other parameters are what is left.
+    advised = advice.strategy if advice and advice.strategy in ways() else "retune"
     other_samples, samples = samples_of_now(series, series.parent, planner)
     if other_samples:
         say(other_samples)
-    way = prompts.choose(_("How?"), ways() | {BACK: _("back")}, DATA if other_samples else fit.strategies[0])
+    way = prompts.choose(_("How?"), ways() | {BACK: _("back")}, DATA if other_samples else advised)
     if way == BACK:
         return None
     strategy, settings = (

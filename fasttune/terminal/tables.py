@@ -213,7 +213,8 @@ def show_result(
         line(_("GGUF     {path}  {size:.1f} MB", path=artifact.path, size=artifact.bytes / 1e6))
     if page:
         line(_("page     {path}", path=page))
-    line(runs_tree.use_line(record.run, has_file=bool(artifacts)))
+    for text in runs_tree.closing_lines(record.run):
+        line(text)
     show_findings(findings)
     return exit_code(findings)
 

@@ -84,7 +84,7 @@ class FigureCache:
 def stamp(run: Run) -> Stamp:
     """What changes when a run's figures may have changed."""
     found: list[object] = [run.status]
-    for path in (run.history, run.plan, run.provenance, run.scores, run.exports, run.adapter):
+    for path in (run.history, run.plan, run.provenance, run.scores, run.picked, run.exports, run.adapter):
         with contextlib.suppress(OSError):
             status = path.stat()
             found.append((path.name, status.st_ino, status.st_size, status.st_mtime_ns))

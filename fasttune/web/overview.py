@@ -96,7 +96,7 @@ def row(read: Read, depth: int) -> Row:
     status = run.status
     badge = words.status_word(status) if status != "finished" else words.verdict_word(one.verdict)
     changed = words.changed_line(one.changes) if one.parent else ""
-    lines = (runs_tree.figures_line(one), changed, runs_tree.files_line(one))
+    lines = (runs_tree.figures_line(one), runs_tree.picked_line(one), changed, runs_tree.files_line(one))
     now = standing(run, history_tail.latest(run.history)) if status == "running" else None
     return Row(run, depth, badge, tone(status, one.verdict), one.current, one.date, tuple(filter(None, lines)), now)
 

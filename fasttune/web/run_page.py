@@ -66,8 +66,8 @@ def summary_lines(read: Read) -> list[str]:
     parent = _("continues from {run}", run=one.parent) if one.parent else ""
     if read.run.status == "running":  # figures and verdict would be those of a moment ago
         return [line for line in (parent, changed) if line]
-    lines = (words.verdict_line(one), runs_tree.figures_line(one), words.best_line(one), parent, changed,
-             runs_tree.files_line(one))  # fmt: skip
+    lines = (words.verdict_line(one), runs_tree.figures_line(one), runs_tree.picked_line(one), words.best_line(one),
+             parent, changed, runs_tree.files_line(one))  # fmt: skip
     return [line for line in lines if line]
 
 

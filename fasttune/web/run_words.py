@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from fasttune.analysis import advisor
+from fasttune.analysis.advisor import next_lines
+from fasttune.analysis.remedies import use_command
 from fasttune.analysis.words import arm_heading
 from fasttune.command import command_line, runs_option
 from fasttune.console import FasttuneError, _
@@ -13,6 +17,7 @@ from fasttune.runs import documents
 from fasttune.runs.judgement import DIVERGED, NOTHING_LEARNED, OVER_FITTING
 from fasttune.runs.outcomes import BlindComparisons, FactScores
 from fasttune.runs.store import Run
+from fasttune.web.figures import LARGE
 
 Document = TypeVar("Document")
 TONES = {"excellent": "good", "good": "good", OVER_FITTING: "bad", DIVERGED: "bad", NOTHING_LEARNED: "bad"}
@@ -76,12 +81,20 @@ def readable(read: Callable[[], Document]) -> Document | None:
 
 
 def next_commands(run: Run) -> list[tuple[str, str]]:
-    """(what for, command) for a finished run."""
+    """(what for, command): what the advisor says, then what else can be done with a finished run. A long history is
+    judged by the command that says what is wrong alone: a page can't wait for it."""
     where = runs_option(run.root)
-    if run.status != "finished":
+    if run.status == "running":
         return []
+    is_long = run.history.is_file() and run.history.stat().st_size > LARGE
+    advice = None if is_long else advisor.of_run(run)
+    first = [(_("do this next: {why}", why=advice.because), advice.command)] if next_lines(advice) and advice else []
+    if run.status != "finished":
+        return first
+    use = readable(lambda: use_command(run)) or ""
     return [
+        *first,
         (_("what is wrong with it, and what to do next"), command_line(["diagnose", run.id, *where])),
         (_("what it knows and has lost"), command_line(["facts", run.id, *where])),
-        (_("talk to it in the terminal"), command_line(["chat", run.id, *where])),
+        *([(_("talk to it in the terminal"), use)] if "chat" in shlex.split(use) else []),
     ]

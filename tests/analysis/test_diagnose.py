@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trainings
-from run_folders import write_run
+from run_folders import write_recipe, write_run
 from trainings import HEALTHY, Rows, write_factory, write_state, write_swift
 
 from fasttune.analysis.diagnose import Diagnosis, diagnose
@@ -94,18 +94,20 @@ def test_the_users_story(tmp_path: Path, seed: int, step_counter_falls: bool) ->
 
 
 def test_the_users_story_in_a_series_of_ours(tmp_path: Path) -> None:
+    """A second run of a recipe is there because it was asked for: that it began again is said, and is no fault."""
     losses = [3.6947, 2.1, 1.3, 1.0, 0.8, 0.7, 0.6, 0.55, 0.5, 0.52]
     for _time in range(3):
         run = write_run(tmp_path, losses=losses, samples=450, lora__r=16)
+        write_recipe(run)
     lines = [json.loads(line) for line in run.history.read_text(encoding="utf-8").splitlines()]
     run.history.write_text("".join(json.dumps(line | {"mean_token_accuracy": 0.73}) + "\n" for line in lines), "utf-8")
-    run.recipe.write_text('name = "persona"\n', encoding="utf-8")
     found = diagnose(tmp_path, "persona")
-    restarted, under_trained = found.findings[:2]
-    assert (restarted.code, under_trained.code) == ("restarted-instead-of-continued", "under-trained")
-    assert "2 times" in restarted.what and "from 0.520 at step 10 back to 3.695" in restarted.what
-    continues = f"fasttune run {run.recipe} --runs {tmp_path} --continue incremental --set continue.add_epochs=1.5"
-    assert found.command == continues.replace("incremental --set", "incremental --allow-overfit --set")
+    under_trained = found.findings[0]
+    (again,) = [one for one in found.findings if one.code == "begins-again"]
+    assert under_trained.code == "under-trained" and "restarted-instead-of-continued" not in codes(found)
+    assert again.level == "info" and "persona/002-fresh had ended at loss 0.520" in again.what and not again.fix
+    longer = f"fasttune run {run.recipe} --runs {tmp_path} --continue retune --allow-overfit --set train.epochs=11.5"
+    assert found.command == longer, "its data are others by now, so it can't be continued from its checkpoint"
     assert under_trained.fix == f"`{found.command}`"
 
 
@@ -157,7 +159,7 @@ def test_the_verdict_is_that_of_runs(tmp_path: Path) -> None:
     losses = [3.0, 1.5, 0.9, 0.5, 0.3, 0.2, 0.1, 0.08, 0.06, 0.05]
     held_out = [2.0, 1.8, 1.7, 1.75, 1.8, 1.9, 2.0, 2.1, 2.2, 2.3]
     run = write_run(tmp_path, losses=losses, held_out=held_out)
-    run.recipe.write_text('name = "persona"\n', encoding="utf-8")
+    write_recipe(run)
     found = diagnose(tmp_path, "persona")
     assert codes(found)[0] == "over-fitting"
     assert found.command == (f"fasttune run {run.recipe} --runs {tmp_path} --continue retune --set train.epochs=3"), (
@@ -201,9 +203,10 @@ def test_fewer_epochs_are_no_remedy_for_babble_where_the_held_out_loss_is_best_a
     """It once advised to train the same epochs again."""
     probes = (Probe("说个故事", "", "月亮很圆很圆很圆很圆很圆很圆很圆很圆很圆很圆很圆"),)
     remedies = {}
-    for series, held_out in (("good", [3.2, 2.9, 2.7, 2.6]), ("over", [3.2, 2.6, 2.9, 3.4])):
+    for series, held_out in (("good", [3.2, 2.9, 2.7, 2.69]), ("over", [3.2, 2.6, 2.9, 3.4])):
         run = write_run(tmp_path / series, losses=[3.0, 2.0, 1.2, 0.5], held_out=held_out, samples=100)
         documents.write(run.scores, Scores(probes, "adapter"))
+        write_recipe(run)
         (babble,) = [one for one in diagnose(tmp_path / series, "persona").findings if one.code == "babble"]
         remedies[series] = babble.fix
     assert "model.base=" in remedies["good"] and "train.epochs=2" in remedies["over"]

@@ -12,18 +12,19 @@ import pytest
 import trainings
 import written_runs
 from kept_epochs import write_epochs
-from run_folders import write_run
+from run_folders import write_recipe, write_run
 from series import RECIPE, Series
 from trainings import write_factory, write_state, write_swift
+from typed_commands import carried_out, planned
 
-from fasttune.analysis import remedies, run_findings
-from fasttune.analysis.diagnose import Diagnosis, diagnose, of_run, training_of_run
+from fasttune.analysis import log_remedies
+from fasttune.analysis.diagnose import Diagnosis, diagnose, of_run
+from fasttune.analysis.remedies import RunRemedies
 from fasttune.analysis.trainer_logs import read_log
-from fasttune.analysis.training_facts import Training
-from fasttune.cli import entry
 from fasttune.console import Finding
 from fasttune.pipeline import Planner, RunRequest
-from fasttune.runs import bands, curves, documents, epochs, store, summary
+from fasttune.recipe.schema import Setting
+from fasttune.runs import bands, documents, epochs, store
 from fasttune.runs.store import Run
 
 
@@ -34,39 +35,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return written_runs.write_run(written_runs.request("train.epochs=2", "data.val=val.jsonl"))
 
 
-def carried_out(command: str) -> None:
-    """Read a printed command line as the command line does, and plan what it trains; raises where it is refused."""
-    *removing, last = command.split(" && ")
-    assert all(Path(shlex.split(one)[1]).is_file() for one in removing if shlex.split(one)[0] == "rm")
-    words = shlex.split(last)
-    assert words[0] == "fasttune" and not {"RUN", "RECIPE", "FILE", "OUT", "NAME", "…"} & set(words), command
-    with entry.commands.commands[words[1]].make_context(words[1], words[2:]) as context:
-        assert not context.args
-    if words[1] in ("check", "run"):
-        assert Path(words[2]).is_file()
-    if words[1] in ("chat", "export"):
-        store.find(Path(words[words.index("--runs") + 1] if "--runs" in words else "runs"), words[2])
-    if words[1] == "run":
-        planned(last)
-
-
-def planned(command: str) -> None:
-    """Plan a printed command; raises where fasttune would refuse it."""
-    words = shlex.split(command)
-    assert words[:2] == ["fasttune", "run"]
-    overrides = tuple(words[n + 1] for n, word in enumerate(words) if word == "--set")
-    strategy = words[words.index("--continue") + 1] if "--continue" in words else None
-    on_existing = "new" if "--on-existing" in words else None
-    allow = "--allow-overfit" in words
-    request = RunRequest(Path(words[2]), overrides, strategy=strategy, on_existing=on_existing, allow_overfit=allow)  # type: ignore[arg-type]
-    Planner().plan(request)
-
-
 def test_every_command_for_a_run_can_be_carried_out(run: Run) -> None:
-    given = remedies.of_run(run, documents.read_plan(run), 1.0)
-    commands = {field.name: getattr(given, field.name) for field in fields(given)}
+    given = RunRemedies(run, documents.read_plan(run), 1.0)
+    names = [field.name for field in fields(log_remedies.LogRemedies)]
+    commands = {name: getattr(given, name) for name in [*names, "resume", "make_files", "check"]}
     assert commands["look_at_mask"] == "fasttune show train.jsonl:1 --recipe runs/persona/001-fresh/recipe.toml"
     assert commands.pop("pick_best") == ""  # no epoch was kept
+    assert commands.pop("hold_out") == "", "of twelve samples not enough can be held out"
     for command in commands.values():
         carried_out(command)
     assert 'data.val="val.jsonl"' in commands["more_epochs"], "what it began with is kept"
@@ -76,22 +51,22 @@ def test_every_command_for_a_run_can_be_carried_out(run: Run) -> None:
 def test_an_older_run_is_named_as_the_parent(run: Run) -> None:
     later = written_runs.write_run(written_runs.request("train.epochs=2", on_existing="new"))
     assert store.current(run.root, run.series) == later
-    command = remedies.of_run(run, documents.read_plan(run), 1.0).more_epochs
+    command = RunRemedies(run, documents.read_plan(run), 1.0).more_epochs
     assert f"--set continue.parent={run.id}" in command
     planned(command)
 
 
 def test_a_stopped_run_is_not_continued_from(run: Run) -> None:
     run.adapter.rmdir()
-    given = remedies.of_run(run, documents.read_plan(run), 1.0)
+    given = RunRemedies(run, documents.read_plan(run), 1.0)
     assert "--on-existing new" in given.fewer_epochs and "--on-existing resume" in given.more_epochs
     planned(given.fewer_epochs)
 
 
 def test_more_than_ten_epochs_are_allowed_where_they_are_meant(run: Run) -> None:
     plan = replace(documents.read_plan(run), epochs=9.0)
-    assert "--allow-overfit" in remedies.of_run(run, plan, 1.0).more_epochs
-    assert "--allow-overfit" not in remedies.of_run(run, plan, 1.0).fewer_epochs
+    assert "--allow-overfit" in RunRemedies(run, plan, 1.0).more_epochs
+    assert "--allow-overfit" not in RunRemedies(run, plan, 1.0).fewer_epochs
 
 
 def test_each_trainer_has_its_own_spelling(tmp_path: Path) -> None:
@@ -102,7 +77,7 @@ def test_each_trainer_has_its_own_spelling(tmp_path: Path) -> None:
     ):
         folder = tmp_path / write.__name__
         (folder / "checkpoint-200").mkdir(parents=True)
-        given = remedies.of_log(read_log(write(folder, trainings.good(1))), 2e-4, 2.0)
+        given = log_remedies.of_log(read_log(write(folder, trainings.good(1))), 2e-4, 2.0)
         assert given.fewer_epochs == shorter
         assert given.continue_ == resumed.format(folder=folder) and given.continue_ in given.more_epochs
         assert "5e-05" in given.lower_learning_rate
@@ -153,10 +128,10 @@ def test_every_verdict_ends_in_one_complete_command(code: str, run: Run) -> None
     carried_out(found.command)
     for one in found.findings:
         assert one.fix or one.level == "info", f"{one.code} says what is wrong and not what to type"
-        if one.fix:
-            carried_out(one.fix.strip("`"))
-    if code not in ("resumed-cleanly", "gradient-spikes"):  # nothing to mend
-        assert of_code.fix
+        for command in one.fix.split("`")[1::2]:
+            carried_out(command)
+    if code not in ("resumed-cleanly", "gradient-spikes", "no-held-out-data", "not-enough-evidence"):
+        assert of_code.fix  # there is something to mend, and samples enough for it
 
 
 def test_the_contract_has_seventeen_codes() -> None:
@@ -179,41 +154,77 @@ def little_data(found: Diagnosis) -> Finding:
     return next(one for one in found.findings if one.code == "too-little-data")
 
 
-@pytest.mark.parametrize("samples", [12, 40])
-def test_little_data_is_trained_on_where_it_is_not_learned_yet(run: Run, samples: int) -> None:
-    found = trained(run, trainings.under_trained(1), samples=samples)
-    command = little_data(found).fix.strip("`")
-    assert "--continue augment" in command and "epochs" not in command
-    carried_out(command)
-    assert "--continue incremental" in found.command, "what the held-out loss says to do comes first"
+@pytest.mark.parametrize("rows", [trainings.under_trained, trainings.over_fitting])
+def test_little_data_is_mended_by_more_conversations(run: Run, rows: Callable[[int], trainings.Rows]) -> None:
+    """No strategy of continuing writes any; what the curves say to type comes first."""
+    found = trained(run, rows(1), samples=40)
+    fix = little_data(found).fix
+    check = "fasttune check runs/persona/001-fresh/recipe.toml --set 'data.val=\"val.jsonl\"'"
+    assert fix.startswith("write more conversations") and "--continue" not in fix and f"`{check}`" in fix
+    carried_out(check)
+    assert "--continue " in found.command
 
 
-def test_little_data_that_is_known_by_heart_is_looked_at(run: Run) -> None:
-    found = trained(run, trainings.over_fitting(1), samples=40)
-    command = little_data(found).fix.strip("`")
-    assert command == "fasttune check runs/persona/001-fresh/recipe.toml --set 'data.val=\"val.jsonl\"'"
-    carried_out(command)
-    assert "--continue retune" in found.command, "what the held-out loss says to do comes first"
+def test_little_data_with_a_fact_sheet_is_added_to(run: Run) -> None:
+    """Until its samples are trained on."""
+    Path("facts.toml").write_text(SHEET, encoding="utf-8")
+    plan = documents.read_plan(run)
+    values = [
+        Setting("facts.file", "facts.toml", "recipe") if one.key == "facts.file" else one for one in plan.settings
+    ]
+    documents.write(run.plan, replace(plan, settings=tuple(values)))
+    with open(run.recipe, "a", encoding="utf-8") as recipe:
+        recipe.write('[facts]\nfile = "facts.toml"\n')
+    assert f"`fasttune augment {run.recipe}`" in little_data(diagnose(run.root, run.id)).fix
+    carried_out(f"fasttune augment {run.recipe}")
+    trained_on = [replace(one, value=["facts-train.jsonl"]) if one.key == "data.train" else one for one in values]
+    documents.write(run.plan, replace(plan, settings=tuple(trained_on)))
+    assert "augment" not in little_data(diagnose(run.root, run.id)).fix
 
 
-def test_more_than_ten_epochs_of_little_data_are_not_lengthened(run: Run) -> None:
-    rows = [row | {"epoch": row["epoch"] * 4} for row in trainings.under_trained(1)]
-    plan = replace(documents.read_plan(run), epochs=12.0, train_samples=12)
-    training = replace(trained_facts(run, rows), samples=12)
-    (found,) = run_findings.few_samples(run, plan, training)
-    assert found.fix.startswith("`fasttune check ")
+def test_after_a_change_of_its_data_a_run_is_not_continued_from(run: Run) -> None:
+    """Its checkpoint is of the samples of then, so that `incremental` is refused."""
+    with open("train.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"instruction": "还有呢？", "output": "没有了。"}\n')
+    given = RunRemedies(run, documents.read_plan(run), 1.0)
+    assert given.more_epochs.endswith("--continue retune --set 'data.val=\"val.jsonl\"' --set train.epochs=3.5")
+    planned(given.more_epochs)
 
 
-def trained_facts(run: Run, rows: trainings.Rows) -> Training:
-    """What is known of the run with these rows."""
-    trained(run, rows)
-    return training_of_run(run, documents.read_plan(run), curves.curve_of(summary.full_history(run)))
+def test_nothing_is_typed_where_nothing_can_be_read(run: Run) -> None:
+    Path("train.jsonl").unlink()
+    given = RunRemedies(run, documents.read_plan(run), 1.0)
+    assert not any((given.more_epochs, given.fewer_epochs, given.other_numbers, given.higher_rank))
+
+
+def test_epochs_count_where_the_length_was_given_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """train.max_steps would count before train.epochs."""
+    Series.new(tmp_path / "series", RECIPE.replace("[train]", "[train]\nmax_steps = 6"))
+    monkeypatch.chdir(tmp_path / "series")
+    one = written_runs.write_run(written_runs.request("data.val=val.jsonl"))
+    command = RunRemedies(one, documents.read_plan(one), 1.0).fewer_epochs
+    words = shlex.split(command)
+    given = tuple(words[n + 1] for n, word in enumerate(words) if word == "--set")
+    assert Planner().plan(RunRequest(one.recipe, given, strategy="retune")).total_steps == 3, "an epoch"
+
+
+SHEET = """
+[[fact]]
+id = "cat"
+text = "小灯是一只猫。"
+questions = ["小灯是什么？", "小灯是谁？", "什么是小灯？"]
+accept = ["猫"]
+ask = ["灯塔上住的是哪种动物？"]
+say = ["一只猫。"]
+"""
 
 
 def turned(root: Path) -> Run:
     """A run of 40 epochs of one step whose held-out loss turned after epoch 20."""
     held_out = [2.0 + 0.003 * (step - 20) ** 2 for step in range(1, 41)]
-    return write_run(root, losses=[3.0 * 0.95**step for step in range(40)], held_out=held_out, samples=100)
+    run = write_run(root, losses=[3.0 * 0.95**step for step in range(40)], held_out=held_out, samples=100)
+    write_recipe(run)
+    return run
 
 
 def test_the_best_epoch_is_picked_where_it_was_kept(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kept_epochs import write_epochs
 from run_folders import write_run
 
-from fasttune.planning import advice
-from fasttune.runs import documents, store, summary
+from fasttune.runs import documents, epochs, store, summary
+from fasttune.runs.documents import ArtifactDocument
 from fasttune.runs.history import EpochMeans
 from fasttune.runs.summary import Change
 
@@ -69,23 +70,29 @@ def test_a_parent_that_was_overwritten_is_none(tmp_path: Path) -> None:
     assert summary.read_figures(child).parent is None
 
 
-@pytest.mark.parametrize("held_out", [[], [0.4], [0.4, 0.404], [0.4, 0.4041], [0.4, 0.42], [0.5, 0.4, 0.9], [0.9, 0.8]])
-@pytest.mark.parametrize("loss", [0.05, 0.2, 0.4, 0.7])
-@pytest.mark.parametrize("patience", [0, 1])
-def test_the_verdict_and_the_advice_agree(tmp_path: Path, held_out: list[float], loss: float, patience: int) -> None:
-    """One threshold says that the held-out loss has risen: no run is good and over-fitting at once."""
-    run = write_run(
-        tmp_path, losses=[2.0] * max(1, len(held_out) - 1) + [loss], held_out=held_out,
-        train__early_stopping_patience=patience,
-    )  # fmt: skip
-    word, fit = summary.read_figures(run).verdict, advice.fitting_strategies(run)
-    assert (word == "over-fitting") == ("over-fitting" in fit.why) == (fit.symptom == "the samples, word for word")
-    assert (word == "not-enough") == (fit.symptom == "too short or shallow")
-    assert (
-        (word == "cannot-tell")
-        == (fit.symptom == "for you to judge")
-        == (len(fit.strategies) == 3 and word != "not-enough")
-    )
+def test_the_figures_of_a_picked_epoch_and_of_the_runs_own_adapter(tmp_path: Path) -> None:
+    run = write_run(tmp_path, losses=[3.0, 2.0, 1.0], held_out=[2.0, 1.5, 1.9])
+    write_epochs(run, (1, 2, 3), (2.0, 1.5, 1.9), steps_per_epoch=1)
+    before = summary.read_figures(run)
+    assert (before.eval_loss, before.own_eval_loss, before.verdict) == (1.9, 1.9, "over-fitting")
+    epochs.pick(run, epochs.find_epoch(run, "2"))
+    picked = summary.read_figures(run)
+    assert (picked.picked_epoch, picked.eval_loss, picked.own_eval_loss, picked.verdict) == (2.0, 1.5, 1.9, "good")
+    assert [one["of_picked"] for one in picked.exports] == [False], "its file was made of the run's own adapter"
+
+
+def test_files_that_are_missing(tmp_path: Path) -> None:
+    """A run that was killed while they were made; one that is still to be trained lacks none."""
+    run = write_run(tmp_path, export__gguf=["q8_0", "q4_k_m"])
+    assert summary.read_figures(run).missing_exports == ("q8_0", "q4_k_m"), "a file without a document is none"
+    document = ArtifactDocument("persona-Q8_0.gguf", "q8_0", "", 1, run.id, None, {}, "", "", {})
+    documents.write(run.exports / "persona-Q8_0.json", document)
+    assert summary.read_figures(run).missing_exports == ("q4_k_m",)
+    smallest = write_run(tmp_path, export__gguf=["auto"])
+    assert summary.read_figures(smallest).missing_exports == ("auto",)
+    documents.write(smallest.exports / "persona-Q8_0.json", document)
+    assert summary.read_figures(smallest).missing_exports == ()
+    assert summary.read_figures(write_run(tmp_path, export__gguf=["q8_0"], finished=False)).missing_exports == ()
 
 
 def test_a_continued_run_is_judged_with_its_parents_first_loss(tmp_path: Path) -> None:

@@ -106,6 +106,14 @@ def test_the_end_of_a_training_offers_the_better_epoch(run: Run) -> None:
     assert "--epoch" not in epoch_table.kept_line(run)
 
 
+def test_no_epoch_is_offered_that_is_better_by_chance(tmp_path: Path) -> None:
+    """The verdict is `fair`, and nothing is to be mended."""
+    run = write_run(tmp_path / "runs", losses=(2.0, 1.0, 0.2), held_out=(3.0, 1.0, 1.005))
+    write_epochs(run, (1, 2, 3), (3.0, 1.0, 1.005), steps_per_epoch=1)
+    assert summary.read_figures(run).verdict == "fair"
+    assert "--epoch" not in epoch_table.kept_line(run) and "epochs kept" in epoch_table.kept_line(run)
+
+
 def test_one_held_out_sample_offers_no_epoch(run: Run) -> None:
     documents.write(run.plan, replace(documents.read_plan(run), val_samples=1))
     assert "--epoch" not in epoch_table.kept_line(run) and "epochs kept" in epoch_table.kept_line(run)

@@ -98,7 +98,7 @@ CHOICES: dict[str, tuple[Steps, str]] = {
         "--continue incremental --set continue.add_epochs=1.5",
     ),
     "incremental by arrows, own number": (
-        [(FIRST, ENTER), (HOW, UP + UP + ENTER), ("How many epochs to add", "0.5" + ENTER), GO],
+        [(FIRST, ENTER), (HOW, DOWN + UP + ENTER), ("How many epochs to add", "0.5" + ENTER), GO],
         "--continue incremental --set continue.add_epochs=0.5",
     ),
     "a number that is none is not taken": (
