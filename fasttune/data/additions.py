@@ -28,22 +28,37 @@ class Trained:
 
 def added_since(then: Trained, dataset: Dataset, recipe: DataRecipe, seed: int) -> int | None:
     """How many samples stand behind those of then, which are unchanged; None where it can't be told, since some of them
-    are changed, moved or gone.
+    are changed, moved or gone."""
+    known = trained_on(then, dataset, recipe, seed)
+    return None if known is None else len(in_file_order(dataset, recipe)) - then.samples
+
+
+def held_out_of_trained(then: Trained, dataset: Dataset, recipe: DataRecipe, seed: int) -> int | None:
+    """How many of the samples that are held out now were trained on then: a share that is held out of more samples is
+    another one. None where it can't be told."""
+    known = trained_on(then, dataset, recipe, seed)
+    if known is None:
+        return None
+    trained = {sample.id for sample in known}
+    return sum(sample.id in trained for sample in dataset.held_out)
+
+
+def trained_on(then: Trained, dataset: Dataset, recipe: DataRecipe, seed: int) -> Sequence[Sample] | None:
+    """The samples of now that were trained on then; None where some of those of then are changed, moved or gone.
 
     The first samples of now, as many as there were, are held out and mixed as they were then: the same fingerprint
     means the same samples.
     """
     if isinstance(then.val, str) and then.val not in ("", recipe.val):
         return None  # another file was held out
-    all_of_now = in_file_order(dataset, recipe)
-    first = all_of_now[: then.samples]
+    first = in_file_order(dataset, recipe)[: then.samples]
     try:
         train, held_out = split(first, then.val, seed) if isinstance(then.val, float) else (first, dataset.held_out)
     except FasttuneError:
         return None
     mixed_in, _too_few = replayed(train, recipe.replay, seed)
     same = fingerprint([*train, *mixed_in], held_out if then.val else ()) == then.fingerprint
-    return len(all_of_now) - len(first) if same else None
+    return train if same else None
 
 
 def in_file_order(dataset: Dataset, recipe: DataRecipe) -> Sequence[Sample]:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.command import OnExisting
 from fasttune.console import Finding, _, ngettext
-from fasttune.data.additions import Trained, added_since
+from fasttune.data.additions import Trained, added_since, held_out_of_trained
 from fasttune.data.dataset import Dataset
 from fasttune.planning import lengths
 from fasttune.planning.parents import run_command, typed_value
 from fasttune.recipe.schema import KEYS, Recipe
 from fasttune.runs import documents
+from fasttune.runs.documents import PlanDocument
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json
 
@@ -87,8 +88,7 @@ def samples_in_words(run: Run, recipe: Recipe, dataset: Dataset) -> str:
     before = documents.read_plan(run)
     if before.data_fingerprint == dataset.fingerprint:
         return ""
-    old, new = before.values.get("data.val", ""), recipe.data.val
-    then = Trained(before.data_fingerprint, before.train_samples, before.val_samples, old)
+    then, old, new = samples_of(before), before.values.get("data.val", ""), recipe.data.val
     added = added_since(then, dataset, recipe.data, recipe.train.seed)
     if added:
         return ngettext("{n} sample is new; the {before} of {run} stand before it unchanged",
@@ -100,6 +100,33 @@ def samples_in_words(run: Run, recipe: Recipe, dataset: Dataset) -> str:
     now = Trained("", len(dataset.train), len(dataset.held_out), new).samples
     return _("some of the {before} samples of {run} are changed, moved or gone, it does not keep which; there are "
              "{now} now", before=then.samples, run=run.id, now=now)  # fmt: skip
+
+
+def held_out_that_was_trained(plan: Plan, root: Path, on_existing: OnExisting | None) -> list[Finding]:
+    """A warning where an adapter is trained further and samples are held out that it was trained on: a share of
+    other samples is another one, and the held-out loss of these is too low to judge by."""
+    parent, recipe, dataset = plan.start.parent, plan.recipe, plan.dataset
+    if parent is None or plan.start.kind != "adapter" or isinstance(recipe.data.val, str):
+        return []
+    before = documents.read_plan(parent)
+    if before.data_fingerprint == dataset.fingerprint:
+        return []
+    seen = held_out_of_trained(samples_of(before), dataset, recipe.data, recipe.train.seed)
+    if seen == 0:
+        return []
+    what = _("samples that are held out now may be among those that {run} was trained on", run=parent.id)
+    if seen:
+        what = ngettext("{n} of the {all} samples that are held out now was trained on by {run}",
+                        "{n} of the {all} samples that are held out now were trained on by {run}", seen,
+                        all=len(dataset.held_out), run=parent.id)  # fmt: skip
+    why = _("a share is held out of other samples than then: the held-out loss will look better than it is")
+    fix = _("name a file as data.val; or train anew from the base: `{anew}`", anew=anew(plan, root, on_existing))
+    return [Finding("held-out-was-trained", "warning", f"{recipe.path}: data.val", what, why, fix)]
+
+
+def samples_of(plan: PlanDocument) -> Trained:
+    """What a run's plan.json keeps of its samples."""
+    return Trained(plan.data_fingerprint, plan.train_samples, plan.val_samples, plan.values.get("data.val", ""))
 
 
 def as_typed(value: Any) -> str:

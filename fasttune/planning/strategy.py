@@ -30,7 +30,7 @@ from fasttune.data.dataset import Dataset
 from fasttune.data.fact_prompt import with_facts
 from fasttune.data.fact_sheet import read_fact_sheet
 from fasttune.planning import auto_values, lengths
-from fasttune.planning.differing import refused_differences
+from fasttune.planning.differing import held_out_that_was_trained, refused_differences
 from fasttune.planning.parents import (
     MORE,
     MORE_EPOCHS,
@@ -174,6 +174,7 @@ def decide(
     adapter = run_command(recipe, root, "continue.start=adapter", strategy="custom")
     damaged += best_left_behind(parent, start.checkpoint, adapter) if parent and start.picked is None else []
     damaged += begins_with_picked(plan)
+    damaged += held_out_that_was_trained(plan, root, "new" if on_existing == "new" else None)
     return replace(plan, findings=(*first_of_series(recipe, parent), *left_out, *damaged))
 
 

@@ -70,6 +70,32 @@ def test_the_same_samples_of_which_others_are_held_out(parent: Run) -> None:
     assert plans(findings[0].fix)[0].recipe.data.val == 0.2
 
 
+def seen(*overrides: str) -> list[Finding]:
+    further = ("continue.start=adapter", "continue.add_epochs=1")
+    found = planned(*further, *overrides, strategy="custom").findings
+    return [one for one in found if one.code == "held-out-was-trained"]
+
+
+def test_held_out_samples_that_the_adapter_was_trained_on(parent: Run, tmp_path: Path) -> None:
+    write_run(request("data.val=0.2", "train.epochs=1", on_existing="new"))
+    assert seen("data.val=0.2") == [], "the same samples are held out"
+    trained = {sample.messages for sample in planned("data.val=0.2").dataset.train}
+    write_samples(tmp_path / "train.jsonl", MORE)
+    held_out = planned("data.val=0.5").dataset.held_out
+    both = sum(sample.messages in trained for sample in held_out)
+    assert 0 < both < len(held_out)
+    (finding,) = seen("data.val=0.5")
+    assert finding.what == (
+        f"{both} of the {len(held_out)} samples that are held out now were trained on by persona/002-fresh"
+    )
+    (anew,) = plans(finding.fix)
+    assert (anew.recipe.strategy, anew.start.kind) == ("retune", "base")
+    assert seen("data.val=val.jsonl") == [], "a file is what it is"
+    write_samples(tmp_path / "train.jsonl", MORE[1:])
+    (finding,) = seen("data.val=0.5")
+    assert finding.what == "samples that are held out now may be among those that persona/002-fresh was trained on"
+
+
 @pytest.mark.parametrize(
     ("strategy", "settings", "epochs"),
     [
