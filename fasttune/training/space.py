@@ -63,5 +63,10 @@ def lacking_space(needed: int, folder: Path, fix: str, why: str = "") -> list[Fi
     free = shutil.disk_usage(place).free
     if free >= needed:
         return []
-    what = _("{needed:.2f} GB are needed, {free:.2f} GB are free", needed=needed / 1e9, free=free / 1e9)
+    what = _("{needed} are needed, {free} are free", needed=in_words(needed), free=in_words(free))
     return [Finding("disk-full", "error", str(place), what, why, fix)]
+
+
+def in_words(size: int) -> str:
+    """`1.5 MB`, `3.09 GB`."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -40,7 +40,7 @@ def test_plan_and_run_refuse_a_disk_that_is_too_full(fasttune: Cli, monkeypatch:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: NearlyFull)
     planned, ran = fasttune("plan", RECIPE), fasttune("run", RECIPE)
     assert planned.returncode == ran.returncode == 1 and planned.stdout == ""
-    assert "GB are needed, 0.00 GB are free" in planned.stderr
+    assert "MB are needed, 1.0 MB are free" in planned.stderr
     assert planned.stderr.splitlines()[0] in ran.stderr
 
 
@@ -70,7 +70,7 @@ def test_all_reasons_are_told_at_once(fasttune: Cli, monkeypatch: pytest.MonkeyP
     arguments = [word for setting in settings for word in ("--set", setting)]
     for verb in ("plan", "run"):
         done = fasttune(verb, RECIPE, *arguments, OLLAMA_HOST="127.0.0.1:99999999")
-        assert done.returncode == 1 and done.stderr.count("error: ") == 4, done.stderr
+        assert done.returncode == 1 and done.stderr.count("error: ") == 5, done.stderr
 
 
 def test_files_that_exist_are_looked_at_where_only_they_are_missing(tmp_path: Path, adapter: Path) -> None:

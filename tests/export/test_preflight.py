@@ -49,7 +49,7 @@ def test_disk_space_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage)
     (finding,) = refusal(request(tmp_path / "out", types=("q8_0", "q4_k_m")))
-    assert finding.code == "disk-full" and finding.what == "0.13 GB are needed, 0.09 GB are free"
+    assert finding.code == "disk-full" and finding.what == "134.7 MB are needed, 90.0 MB are free"
 
 
 def test_expected_bytes_hold_every_file(exported: dict[str, Artifact]) -> None:

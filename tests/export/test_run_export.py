@@ -282,7 +282,7 @@ def test_a_full_disk_leaves_nothing(export: Export, run: Run) -> None:
 def test_a_disk_that_is_too_small_is_known_before(export: Export, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 0))
     done = export("linzhi", "--adapter")
-    assert done.returncode == 1 and "GB are needed, 0.00 GB are free" in done.stderr and not run.exports.exists()
+    assert done.returncode == 1 and "MB are needed, 0.0 MB are free" in done.stderr and not run.exports.exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
