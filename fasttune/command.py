@@ -11,11 +11,13 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 TRIALS = 12  # of a range, where a sweep is not told
+# The settings of a sweep's trial: it writes no files, they are exported of the one that is chosen.
+WITHOUT_FILES: Mapping[str, Any] = {"export.gguf": [], "export.ollama": "", "export.keep_merged": False}
 OnExisting = Literal["resume", "new", "stop", "overwrite", "skip"]
 
 

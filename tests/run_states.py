@@ -85,6 +85,14 @@ def picked() -> Run:
     return run
 
 
+def picked_too_early() -> Run:
+    """Its held-out loss fell to the end, and an epoch before is picked."""
+    run = write_state([2.0, 1.6, 1.3, 1.1], FALLING)
+    write_epochs(run, (1, 2, 3, 4), (2.0, 1.6, 1.3, 1.1), steps_per_epoch=3)
+    epochs.pick(run, epochs.find_epoch(run, "2"))
+    return run
+
+
 def deliberately_new() -> Run:
     """A second run of the same recipe, as `--on-existing new` makes it."""
     good()
@@ -114,7 +122,7 @@ STATES: dict[str, Callable[[], Run]] = {
     made.__name__: made
     for made in (
         good, over_fitted, too_short, nothing_learned, data_changed, stopped, killed_at_export, best_epoch_kept, picked,
-        deliberately_new, new_with_other_values, nothing_held_out, babbling,
+        picked_too_early, deliberately_new, new_with_other_values, nothing_held_out, babbling,
     )
 }  # fmt: skip
 

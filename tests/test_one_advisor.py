@@ -34,6 +34,7 @@ VERDICTS = {
     "killed_at_export": ("good", "run --on-existing resume"),
     "best_epoch_kept": ("over-fitting", "pick"),
     "picked": ("good", "export"),
+    "picked_too_early": ("not enough", "pick"),
     "deliberately_new": ("good", "export"),
     "new_with_other_values": ("not enough", "run --continue incremental"),
     "nothing_held_out": ("cannot tell", "run --continue incremental"),

@@ -36,6 +36,7 @@ HELD_OUT = ("no-held-out-data", "not-enough-evidence")
 CAUSES = (
     ("template-mismatch", "system-prompt-mismatch"),
     ("not-a-number", "zero-gradient"),
+    ("picked-before-best",),
     ("parrots-training-data",),
     HELD_OUT,
     ("restarted-instead-of-continued", "diverged", "learning-rate-too-high", "learning-rate-too-low", "over-fitting",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from fasttune.command import OnExisting, command_line, run_arguments, runs_option
+from fasttune.command import WITHOUT_FILES, OnExisting, command_line, run_arguments, runs_option
 from fasttune.data.dataset import Dataset, load_dataset
 from fasttune.planning.acceptance import is_accepted
 from fasttune.planning.augment import can_augment
@@ -78,8 +78,10 @@ class RunRemedies:
 
     @cached_property
     def fewer_epochs(self) -> str:
-        """Train anew up to where the held-out loss was at its best, or half as long."""
-        return self.retuned(f"train.epochs={self.best_epochs or max(1.0, self.plan.epochs / 2):.3g}")
+        """Train anew up to where the held-out loss was at its best, or half as long; "" where that is the training that
+        it had."""
+        override = f"train.epochs={self.best_epochs or max(1.0, self.plan.epochs / 2):.3g}"
+        return "" if self.is_as_trained(override) else self.retuned(override)
 
     @cached_property
     def higher_learning_rate(self) -> str:
@@ -181,6 +183,13 @@ class RunRemedies:
         refused, as for a run that was not finished."""
         return self.continued("retune", override) or self.anew(override)
 
+    def is_as_trained(self, override: str) -> bool:
+        """Whether the run was trained with that value already, in one go from the base."""
+        key, _sign, value = override.partition("=")
+        now = self.plan.epochs if key == "train.epochs" else self.plan.values.get(key)
+        from_base = self.plan.strategy in ("fresh", "retune")
+        return from_base and isinstance(now, int | float) and f"{now:.3g}" == f"{float(value):.3g}"
+
     def continued(self, strategy: str, override: str) -> str:
         """`fasttune run` of the run's recipe that continues from it with one override; "" where that is refused."""
         if self.run.status != "finished":
@@ -240,8 +249,11 @@ class RunRemedies:
 
 
 def overrides(run: Run, replaced: tuple[str, ...]) -> list[str]:
-    """The overrides that a run began with, as they are typed after --set, without those that are replaced."""
+    """The overrides that a run began with, as they are typed after --set, without those that are replaced, and without
+    those of a sweep's trial, which writes no files."""
     given = began_with(run)
+    if all(key in given and not given[key] for key in WITHOUT_FILES):
+        given = {key: value for key, value in given.items() if key not in WITHOUT_FILES}
     return [f"{key}={typed_value(value)}" for key, value in given.items() if not key.startswith(replaced)]
 
 

@@ -43,6 +43,7 @@ def findings(run: Run, plan: PlanDocument, training: Training, helps: RunRemedie
         *template_findings(run, plan),
         *prompts(run, plan, dataset, helps),
         *exports(run, helps),
+        *picked_before_best(run, training, helps),
         *few_samples(run, plan, training, helps),
     ]
     found += about_answers(run, dataset, training, helps)
@@ -111,6 +112,17 @@ def exports(run: Run, helps: RunRemedies) -> list[Finding]:
     return found
 
 
+def picked_before_best(run: Run, training: Training, helps: RunRemedies) -> list[Finding]:
+    """An epoch is picked that comes before the one with the lowest held-out loss."""
+    picked, judged = epochs.picked_epoch(run), training.judged
+    if picked is None or judged is None or judged.reason != "before-best":
+        return []
+    best = judgement.best_evaluation(training.curve.evaluations)
+    what = _("epoch {epoch} is picked, and the held-out loss was lower after a later one, {best:.3f} at step {step}",
+             epoch=epochs.epoch_word(picked.epoch), best=best.loss, step=best.step)  # fmt: skip
+    return [Finding("picked-before-best", "warning", run.id, what, "", typed(helps.pick_best))]
+
+
 def far_off(run: Run, name: str, document: ArtifactDocument) -> list[Finding]:
     """A file that is far from the trained model, or was never compared with it."""
     where = f"{run.id}: exports/{name}"
@@ -173,7 +185,8 @@ def about_answers(run: Run, dataset: Dataset | None, training: Training, helps: 
     known = [(sample.id, m.content) for sample in samples for m in sample.messages if m.role == "assistant"]
     asked = {answer_faults.plain(m.content) for sample in samples for m in sample.messages if m.role == "user"}
     by_curves = helps.fewer_epochs if wants_fewer_epochs(training) else helps.more_epochs
-    fewer = helps.check if wants_more_epochs(training) else helps.fewer_epochs
+    fewer = "" if wants_more_epochs(training) else helps.fewer_epochs
+    fewer = fewer or helps.check  # best at the end: nothing but other samples helps
     more = helps.check if is_well(training) else by_curves
     return [
         *parrots(run, [one for one in given if answer_faults.plain(one[0]) not in asked], known, fewer),
@@ -183,14 +196,14 @@ def about_answers(run: Run, dataset: Dataset | None, training: Training, helps: 
 
 
 def parrots(run: Run, given: Sequence[tuple[str, str]], known: Sequence[tuple[str, str]], remedy: str) -> list[Finding]:
-    """Answers to other questions than the data's that are training answers word for word."""
+    """Answers to other questions than the data's that are training answers, or nearly."""
     plain = [(name, answer_faults.plain(text)) for name, text in known]
     found = [(question, hit) for question, answer in given if (hit := answer_faults.parroted(answer, plain))]
     if not found:
         return []
     shown = "; ".join(f"{question} -> {hit[0]} ({hit[1]:.0%})" for question, hit in found[:MOST_SHOWN])
-    what = ngettext("{n} of {all} probe answers is a training answer word for word: {shown}",
-                    "{n} of {all} probe answers are training answers word for word: {shown}", len(found),
+    what = ngettext("{n} of {all} probe answers is a training answer, or nearly one: {shown}",
+                    "{n} of {all} probe answers are training answers, or nearly: {shown}", len(found),
                     all=len(given),
                     shown=shown)  # fmt: skip
     why = _("the question is another one: it recites instead of answering")

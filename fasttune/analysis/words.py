@@ -60,6 +60,7 @@ def reason(one: Figures) -> str:
             "the held-out loss was computed once, so that it is unknown whether it falls; set `train.eval_steps`"),
         "past-best": lambda: _(
             "the held-out loss is past its best: fewer epochs, a lower learning rate or more samples help"),
+        "before-best": lambda: _("the held-out loss was lower after a later epoch"),
         "above-best": lambda: _("the held-out loss is a little above its best: more epochs would not help"),
         "still-falling": lambda: _("the held-out loss still falls fast: more epochs help"),
         "at-best": lambda: _("the held-out loss is at its best at the end")

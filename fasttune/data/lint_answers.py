@@ -135,7 +135,7 @@ def parrot_openings(answers: Sequence[Answer]) -> Iterator[Finding]:
         what = ngettext("{n} of {all} answers begins with '{opening}': {ids}",
                         "{n} of {all} answers begin with '{opening}': {ids}", len(same), all=len(answers),
                         opening=start, ids=listed(list(different.values())))  # fmt: skip
-        why = _("the model will begin nearly every answer like that")
+        why = _("the model will begin many answers like that")
         yield Finding("parrot-opening", "warning", same[0].sample_id, what, why, _("let answers begin in other ways"))
 
 

@@ -31,10 +31,11 @@ def advise(plan: Plan) -> list[Finding]:
 
 
 def epochs_for_data(plan: Plan) -> list[Finding]:
-    """Epochs outside the band for the number of samples (runs/bands.py)."""
+    """Epochs outside the band for the number of samples (runs/bands.py); an adapter is trained further for fewer."""
     samples = len(plan.dataset.train)
     low, high = band(samples)
-    if plan.recipe.train.max_steps or low <= plan.trained_epochs <= high + 1:
+    is_enough = plan.start.kind == "adapter" or plan.trained_epochs >= low
+    if plan.recipe.train.max_steps or (is_enough and plan.trained_epochs <= high + 1):
         return []
     return [
         Finding(

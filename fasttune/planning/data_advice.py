@@ -79,9 +79,9 @@ def one_held_out(where: str, held_out: int) -> list[Finding]:
 
 
 def few_steps(plan: Plan) -> list[Finding]:
-    """Fewer than FEW_STEPS steps; not where the recipe itself sets train.max_steps."""
+    """Fewer than FEW_STEPS steps from the base; not where the recipe itself sets train.max_steps."""
     where = f"{plan.recipe.path}: train.batch_size"
-    return [] if plan.recipe.train.max_steps else too_few_steps(plan.total_steps, where)
+    return [] if plan.recipe.train.max_steps or plan.start.kind == "adapter" else too_few_steps(plan.total_steps, where)
 
 
 def too_few_steps(steps: int, where: str) -> list[Finding]:

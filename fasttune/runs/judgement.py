@@ -53,7 +53,7 @@ class Judgement:
     """A verdict and the reason for it.
 
     The reasons are loss-rose; loss-hardly-moved; no-held-out, one-held-out-sample, few-held-out, not-evaluated and
-    evaluated-once; past-best, above-best, still-falling and at-best.
+    evaluated-once; past-best, before-best (an earlier epoch is picked), above-best, still-falling and at-best.
     """
 
     verdict: str
@@ -86,6 +86,8 @@ def judge(
     if not evaluated or (held_out_samples is not None and held_out_samples < ENOUGH_HELD_OUT):
         return Judgement(CANNOT_TELL, why_nobody_can_tell(held_out_samples, bool(evaluated)))
     reached = min(one.loss for one in evaluated) if keeps_best else served
+    if reached is not None and is_before_best(evaluated, reached):
+        return Judgement(NOT_ENOUGH, "before-best")
     return judge_held_out(evaluated, steps_per_epoch, evaluated[-1].loss if reached is None else reached)
 
 
@@ -116,6 +118,12 @@ def judge_held_out(evaluated: Sequence[Evaluation], steps_per_epoch: int, reache
     if last.loss == best.loss and last.loss < FALL * before.loss and not has_settled:
         return Judgement(NOT_ENOUGH, "still-falling")
     return Judgement("good", "at-best")
+
+
+def is_before_best(evaluated: Sequence[Evaluation], reached: float) -> bool:
+    """Whether an adapter that has `reached` one of the held-out losses comes before the best one, and not past it."""
+    own = min(reversed(evaluated), key=lambda one: abs(one.loss - reached))  # of equal ones the last
+    return own.loss > best_evaluation(evaluated).loss and own.step < best_evaluation(evaluated).step
 
 
 def an_epoch_before(evaluated: Sequence[Evaluation], steps_per_epoch: int) -> Evaluation:

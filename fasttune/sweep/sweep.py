@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttune import files, pipeline
-from fasttune.command import TRIALS, command_line, sweep_arguments
+from fasttune.command import TRIALS, WITHOUT_FILES, command_line, sweep_arguments
 from fasttune.console import FasttuneError, Finding, UsageError, _, ngettext, say, show_findings, usage_error
 from fasttune.pipeline import Planner, RunRequest
 from fasttune.planning import parents
@@ -39,8 +39,6 @@ from fasttune.sweep.vary import Values, Variation, read_variations
 if TYPE_CHECKING:
     from fasttune.training.watch import SharedBase
 
-# A trial needs no files: they are exported of the one that is chosen.
-WITHOUT_FILES = ("export.gguf=[]", "export.ollama=", "export.keep_merged=false")
 # Errors that are about a trial's own settings. The others are about data or machine, and end the sweep.
 OF_A_SERIES = ("begins-again", "other-strategy-fits", "one-change-at-a-time")  # advice that is of no use here
 OF_THE_TRIAL = ("not-finite", "sample-too-large", "nothing-trained")
@@ -115,7 +113,8 @@ class Trials:
 
     def __init__(self, request: SweepRequest) -> None:
         self.request, self.planner = request, Planner()
-        overrides = (*request.run.overrides, *WITHOUT_FILES)
+        without_files = (f"{key}={parents.typed_value(value)}" for key, value in WITHOUT_FILES.items())
+        overrides = (*request.run.overrides, *without_files)
         self.base_request = replace(request.run, overrides=overrides, on_existing="new")
         self.recipe = self.planner.recipe(self.base_request)
         self.series, self.root = self.recipe.name, request.run.root

@@ -35,6 +35,20 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return written_runs.write_run(written_runs.request("train.epochs=2", "data.val=val.jsonl"))
 
 
+def test_no_remedy_is_the_very_training_that_it_had(run: Run) -> None:
+    plan = documents.read_plan(run)
+    assert RunRemedies(run, plan, 2.0).fewer_epochs == "", "it was at its best at the end of its two epochs"
+    assert RunRemedies(run, plan, 1.5).fewer_epochs.endswith("--set train.epochs=1.5")
+
+
+def test_a_sweeps_trial_passes_on_no_setting_that_forbids_files(run: Run) -> None:
+    without_files = ("export.gguf=[]", 'export.ollama=""', "export.keep_merged=false")
+    trial = written_runs.write_run(written_runs.request("train.epochs=2", *without_files, on_existing="new"))
+    assert "export." not in RunRemedies(trial, documents.read_plan(trial)).more_epochs
+    own = written_runs.write_run(written_runs.request("train.epochs=2", "export.gguf=[]", on_existing="new"))
+    assert "export.gguf=[]" in RunRemedies(own, documents.read_plan(own)).more_epochs, "the user's own word"
+
+
 def test_every_command_for_a_run_can_be_carried_out(run: Run) -> None:
     given = RunRemedies(run, documents.read_plan(run), 1.0)
     names = [field.name for field in fields(log_remedies.LogRemedies)]

@@ -19,7 +19,7 @@ def test_every_reason_has_its_words(tmp_path: Path) -> None:
     documented = re.search(r"The reasons are (.*?)\n\s+\"\"\"", source, re.S)
     assert documented
     reasons = re.findall(r"[a-z]+(?:-[a-z]+)+", documented[1])
-    assert len(reasons) == 11
+    assert len(reasons) == 12
     figures = summary.read_figures(write_run(tmp_path))
     for reason in reasons:
         assert words.reason(replace(figures, verdict_reason=reason))

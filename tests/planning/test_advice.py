@@ -92,3 +92,11 @@ def test_what_facts_in_the_prompt_take_of_the_context(tmp_path: Path, monkeypatc
     assert warning.level == "warning" and "export.num_ctx = 512" in warning.fix
     (trained,) = by_code(advice("data.system_facts=facts.toml"), "facts-in-prompt")
     assert (trained.where, trained.what) == ("persona.toml: data.system_facts", note.what)
+
+
+def test_an_adapter_that_is_trained_further_needs_no_whole_training(parent: Run) -> None:
+    codes = {"few-steps", "epochs-for-data"}
+    further = advice("data.val=val.jsonl", "continue.start=adapter", "continue.add_epochs=1", strategy="custom")
+    anew = advice("data.val=val.jsonl", "train.epochs=1", strategy="retune")
+    assert not codes & {one.code for one in further}
+    assert codes <= {one.code for one in anew}
