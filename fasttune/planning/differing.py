@@ -10,7 +10,7 @@ A difference is refused with the whole commands that do what may have been meant
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from fasttune.planning.parents import run_command, typed_value
 from fasttune.recipe.schema import KEYS, Recipe
 from fasttune.runs import documents
 from fasttune.runs.documents import PlanDocument
+from fasttune.runs.run_files import RunFiles
 from fasttune.runs.store import Run
 from fasttune.runs.typed_json import as_json
 
@@ -103,25 +104,39 @@ def samples_in_words(run: Run, recipe: Recipe, dataset: Dataset) -> str:
 
 
 def held_out_that_was_trained(plan: Plan, root: Path, on_existing: OnExisting | None) -> list[Finding]:
-    """A warning where an adapter is trained further and samples are held out that it was trained on: a share of
-    other samples is another one, and the held-out loss of these is too low to judge by."""
-    parent, recipe, dataset = plan.start.parent, plan.recipe, plan.dataset
-    if parent is None or plan.start.kind != "adapter" or isinstance(recipe.data.val, str):
+    """A warning where weights are trained further and samples are held out that they were trained on, by the parent or
+    a run before it: a share of other samples is another one, and the held-out loss of these is too low to judge by."""
+    recipe, dataset = plan.recipe, plan.dataset
+    if plan.start.parent is None or plan.start.kind == "base" or isinstance(recipe.data.val, str):
         return []
-    before = documents.read_plan(parent)
-    if before.data_fingerprint == dataset.fingerprint:
-        return []
-    seen = held_out_of_trained(samples_of(before), dataset, recipe.data, recipe.train.seed)
-    if seen == 0:
-        return []
+    for parent, before in in_the_weights(plan.start.parent):
+        if before.data_fingerprint != dataset.fingerprint:
+            seen = held_out_of_trained(samples_of(before), dataset, recipe.data, recipe.train.seed)
+            if seen != 0:
+                return [held_out_was_trained(plan, parent, seen, anew(plan, root, on_existing))]
+    return []
+
+
+def in_the_weights(run: Run) -> Iterator[tuple[Run, PlanDocument]]:
+    """The run and those before it that its weights come from, newest first, as far as they are there."""
+    found: RunFiles | None = RunFiles(run)
+    while found is not None and found.plan is not None:
+        yield found.run, found.plan
+        found = found.parent if found.plan.start != "base" else None
+
+
+def held_out_was_trained(plan: Plan, parent: Run, seen: int | None, anew: str) -> Finding:
+    """The warning about the held-out samples that a run was trained on; `seen` is None where it can't be told."""
+    recipe, dataset = plan.recipe, plan.dataset
     what = _("samples that are held out now may be among those that {run} was trained on", run=parent.id)
     if seen:
         what = ngettext("{n} of the {all} samples that are held out now was trained on by {run}",
                         "{n} of the {all} samples that are held out now were trained on by {run}", seen,
                         all=len(dataset.held_out), run=parent.id)  # fmt: skip
     why = _("a share is held out of other samples than then: the held-out loss will look better than it is")
-    fix = _("name a file as data.val; or train anew from the base: `{anew}`", anew=anew(plan, root, on_existing))
-    return [Finding("held-out-was-trained", "warning", f"{recipe.path}: data.val", what, why, fix)]
+    fix = _("name a file as data.val, of samples that were never trained on; or train anew from the base: `{anew}`",
+            anew=anew)  # fmt: skip
+    return Finding("held-out-was-trained", "warning", f"{recipe.path}: data.val", what, why, fix)
 
 
 def samples_of(plan: PlanDocument) -> Trained:

@@ -91,9 +91,12 @@ def test_held_out_samples_that_the_adapter_was_trained_on(parent: Run, tmp_path:
     (anew,) = plans(finding.fix)
     assert (anew.recipe.strategy, anew.start.kind) == ("retune", "base")
     assert seen("data.val=val.jsonl") == [], "a file is what it is"
+    write_run(request("data.val=0.5", "continue.start=adapter", "continue.add_epochs=1", strategy="custom"))
+    (again,) = seen("data.val=0.5")
+    assert again.what == finding.what, "they are in the weights of the next run as well"
     write_samples(tmp_path / "train.jsonl", MORE[1:])
     (finding,) = seen("data.val=0.5")
-    assert finding.what == "samples that are held out now may be among those that persona/002-fresh was trained on"
+    assert finding.what == "samples that are held out now may be among those that persona/003-custom was trained on"
 
 
 @pytest.mark.parametrize(
