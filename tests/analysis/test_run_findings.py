@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import written_runs
+from run_states import write_curves
 from series import RECIPE, SYSTEM, Series, write_samples
 
 from fasttune.analysis import diagnose
@@ -34,15 +34,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     documents.write(made.plan, replace(documents.read_plan(made), val_samples=20))
     write_curves(made, [3.0 - 0.1 * n for n in range(24)], [2.0, 1.5, 1.2, 1.0, 0.9, 0.85, 0.84, 0.839])
     return made
-
-
-def write_curves(run: Run, losses: Sequence[float], held_out: Sequence[float]) -> None:
-    """history.jsonl anew: a row a step, an evaluation every third."""
-    lines: list[dict[str, Any]] = []
-    for step, loss in enumerate(losses, 1):
-        lines.append({"step": step, "epoch": step / 3, "loss": loss, "mean_token_accuracy": 0.9})
-        lines += [{"step": step, "eval_loss": held_out[step // 3 - 1]}] if step % 3 == 0 and held_out else []
-    run.history.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def diagnosed(run: Run) -> Diagnosis:
