@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,10 +101,13 @@ def test_the_quick_start_teaches_the_persona(quickstart: Quickstart) -> None:
         assert Path(artifact["path"]).stat().st_size == artifact["bytes"]
 
 
-def test_the_same_result_as_a_table(quickstart: Quickstart, tmp_path: Path) -> None:
+def test_the_same_result_as_a_table(quickstart: Quickstart, fasttune: Cli, tmp_path: Path) -> None:
     """A second run, of two steps, is a run of its own and touches nothing of the first."""
-    before = {path: path.stat().st_mtime_ns for path in quickstart.folder.rglob("*") if path.is_file()}
-    done = quickstart.fasttune(
+    series = tmp_path / "runs" / "quickstart"  # a copy: other tests look at the one that all share, in any order
+    shutil.copytree(quickstart.folder.parent, series, symlinks=True)
+    first = series / quickstart.folder.name
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
+    done = fasttune(
         "run",
         "recipes/quickstart.toml",
         "--on-existing",
@@ -114,10 +118,11 @@ def test_the_same_result_as_a_table(quickstart: Quickstart, tmp_path: Path) -> N
         "export.gguf=['f16']",
     )
     assert done.returncode == 0, done.stderr
-    second = quickstart.folder.with_name("002-fresh")
+    second = series / "002-fresh"
     assert str(second / "exports" / "quickstart-F16.gguf") in done.stdout
     assert quickstart.result["probes"][0]["question"] in done.stdout
-    assert before == {path: path.stat().st_mtime_ns for path in quickstart.folder.rglob("*") if path.is_file()}
+    assert before == {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
+    assert [path.name for path in quickstart.folder.parent.glob("[0-9]*")] == ["001-fresh"]
 
 
 def test_runs_lists_what_there_is(quickstart: Quickstart) -> None:

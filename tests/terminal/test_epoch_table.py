@@ -128,7 +128,7 @@ def test_runs_show_what_is_picked_and_judge_it(run: Run, fasttune: Cli) -> None:
     assert "epoch 2 picked" in " ".join(fasttune("runs", "persona").stdout.split())
     epochs.pick(run, epochs.find_epoch(run, "1"))
     third = summary.read_figures(run)
-    assert (third.eval_loss, third.verdict) == (3.0, "over-fitting")
+    assert (third.eval_loss, third.verdict, third.verdict_reason) == (3.0, "not-enough", "before-best")
     epochs.pick(run, None)
     assert summary.read_figures(run) == before
 
