@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from series import Series
 from terminal import CTRL_C, answer
 from typed_commands import carried_out, commands_in
 
-from fasttune.analysis import advisor
+from fasttune.analysis import advisor, diagnose
 from fasttune.analysis.advisor import Advice
 from fasttune.runs import documents, store, summary
 from fasttune.runs.store import Run
@@ -188,3 +189,17 @@ def test_the_end_of_a_training_says_what_diagnose_says(folder: Path) -> None:
     assert told.verdict in done.stdout and f"`{told.command}`" in done.stdout and told.because in done.stdout
     assert told.command == json.loads(series("diagnose", run.id, "--json").stdout)["command"]
     carried_out(told.command)
+
+
+@pytest.mark.parametrize(("held_out", "advises"), [((2.0, 1.6, 1.59, 1.585), False), ((2.0, 1.8, 1.6, 1.4), True)])
+def test_the_bands_advise_no_more_epochs_where_a_few_held_out_samples_gain_nothing(
+    folder: Path, held_out: tuple[float, ...], advises: bool
+) -> None:
+    """The training loss is above the bands; five held-out samples tell no verdict, and yet that they stand still."""
+    run_states.in_folder(folder, "good")
+    run = run_states.write_state(held_out, [4.0 - 0.1 * step for step in range(12)], on_existing="new")
+    documents.write(run.plan, replace(documents.read_plan(run), val_samples=5))
+    found = diagnose.of_run(run)
+    assert found.verdict_line.startswith("verdict: cannot tell")
+    assert ("under-trained" in {one.code for one in found.findings}) == advises
+    assert ("--continue incremental" in found.command) == advises

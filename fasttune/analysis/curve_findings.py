@@ -175,9 +175,21 @@ def wants_fewer_epochs(training: Training) -> bool:
 
 def wants_more_epochs(training: Training) -> bool:
     """Whether the curves say that more epochs help: then no other finding advises fewer."""
-    verdict, means = training.judged.verdict if training.judged else None, training.means
-    by_bands = verdict == judgement.CANNOT_TELL and means is not None and judgement.is_under_trained(means)
-    return verdict == judgement.NOT_ENOUGH or by_bands
+    judged = training.judged
+    return judged is not None and (judged.reason == "still-falling" or is_under_trained_by_bands(training))
+
+
+def is_under_trained_by_bands(training: Training) -> bool:
+    """Whether the training loss is above the usual bands where the held-out loss can't decide, and doesn't stand still
+    either: of few samples it tells no verdict, but that more epochs bring nothing more."""
+    judged, means, evaluated = training.judged, training.means, training.curve.evaluations
+    if judged is None or judged.verdict != judgement.CANNOT_TELL or means is None:
+        return False
+    if len(evaluated) > 1 and (training.held_out_samples or 0) >= judgement.FEW_HELD_OUT:
+        before = judgement.an_epoch_before(evaluated, training.steps_per_epoch)
+        if not evaluated[-1].loss < judgement.FALL * before.loss:
+            return False
+    return judgement.is_under_trained(means)
 
 
 def plateau(training: Training) -> Found:
@@ -214,14 +226,14 @@ def under_trained(training: Training) -> Found:
         low = judgement.is_low_learning_rate(points, training.suiting_learning_rate)
         remedy = training.remedies.higher_learning_rate if low else training.remedies.look_at_mask
         return [finding(training, "under-trained", "warning", what, why, remedy)]
-    if judged.verdict == judgement.NOT_ENOUGH:
+    if judged.reason == "still-falling":
         evaluated = training.curve.evaluations
         before = judgement.an_epoch_before(evaluated, training.steps_per_epoch)
         what = _("under-trained: the held-out loss still falls fast, {first:.3f} at step {step}, {last:.3f} at step "
                  "{last_step}", first=before.loss, step=before.step, last=evaluated[-1].loss,
                  last_step=evaluated[-1].step)  # fmt: skip
         return [finding(training, "under-trained", "warning", what, why, training.remedies.more_epochs)]
-    if judged.verdict != judgement.CANNOT_TELL or not judgement.is_under_trained(means):
+    if not is_under_trained_by_bands(training):
         return []
     return [finding(training, "under-trained", "warning", by_bands(training), why, training.remedies.more_epochs)]
 
