@@ -80,8 +80,9 @@ class RunRemedies:
     def fewer_epochs(self) -> str:
         """Train anew up to where the held-out loss was at its best, or half as long; "" where that is the training that
         it had."""
-        override = f"train.epochs={self.best_epochs or max(1.0, self.plan.epochs / 2):.3g}"
-        return "" if self.is_as_trained(override) else self.retuned(override)
+        had, fewer = f"{self.plan.epochs:.3g}", f"{self.best_epochs or max(1.0, self.plan.epochs / 2):.3g}"
+        in_one_go = self.plan.strategy in ("fresh", "retune")
+        return "" if in_one_go and had == fewer else self.retuned(f"train.epochs={fewer}")
 
     @cached_property
     def higher_learning_rate(self) -> str:
@@ -182,13 +183,6 @@ class RunRemedies:
         """The run's training from the base with one override, as a continuation of it; a run of its own where that is
         refused, as for a run that was not finished."""
         return self.continued("retune", override) or self.anew(override)
-
-    def is_as_trained(self, override: str) -> bool:
-        """Whether the run was trained with that value already, in one go from the base."""
-        key, _sign, value = override.partition("=")
-        now = self.plan.epochs if key == "train.epochs" else self.plan.values.get(key)
-        from_base = self.plan.strategy in ("fresh", "retune")
-        return from_base and isinstance(now, int | float) and f"{now:.3g}" == f"{float(value):.3g}"
 
     def continued(self, strategy: str, override: str) -> str:
         """`fasttune run` of the run's recipe that continues from it with one override; "" where that is refused."""
