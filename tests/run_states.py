@@ -86,8 +86,8 @@ def picked() -> Run:
 
 
 def picked_too_early() -> Run:
-    """Its held-out loss fell to the end, and an epoch before is picked."""
-    run = write_state([2.0, 1.6, 1.3, 1.1], FALLING)
+    """Its held-out loss fell to the end, and an epoch before is picked; of that no file is to be made."""
+    run = write_state([2.0, 1.6, 1.3, 1.1], FALLING, 'export.gguf=["q8_0"]')
     write_epochs(run, (1, 2, 3, 4), (2.0, 1.6, 1.3, 1.1), steps_per_epoch=3)
     epochs.pick(run, epochs.find_epoch(run, "2"))
     return run
